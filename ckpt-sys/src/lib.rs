@@ -1,0 +1,12 @@
+//! The C and assembly shim: everything that cannot be said in ordinary Rust.
+//!
+//! * [`raw`]: system calls by number, without libc (no errno, no TLS, no
+//!   symbol that the preload library itself exports).
+//! * [`tls`]: the per-thread block of the agent, in the initial-exec TLS model
+//!   so that a signal handler may touch it.
+//!
+//! Called from every context: signal handlers, the stopped world, forked
+//! children. Nothing here allocates or takes a lock.
+
+pub mod raw;
+pub mod tls;

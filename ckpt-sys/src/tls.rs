@@ -1,0 +1,74 @@
+//! The agent's per-thread block.
+//!
+//! One zero-initialised block per thread in the static TLS area, reached by one
+//! `%fs`-relative access (initial-exec model): safe in signal handlers, in
+//! threads that have just been born and in threads that glibc knows nothing of,
+//! because nothing is ever allocated lazily. A vfork child and other CLONE_VM
+//! children without CLONE_SETTLS share their parent's block.
+
+use std::arch::global_asm;
+
+/// What the agent keeps for each thread. All-zero is the valid initial state.
+#[repr(C)]
+pub struct ThreadBlock {
+    /// Depth of agent hooks this thread is in; while non-zero a stop request is
+    /// put off until the outermost hook ends.
+    pub in_hook: u32,
+    /// A stop request arrived inside a hook: the hook's end raises it again.
+    pub stop_pending: u32,
+    /// Entry record of the last blocking system call: its number, or 0 for none.
+    /// Valid for a frame whose `rip` lies behind a patched call site.
+    pub call_nr: i64,
+    /// CLOCK_MONOTONIC at the entry of that call, nanoseconds.
+    pub call_start_ns: u64,
+    /// The relative timeout of that call as given by the program, nanoseconds;
+    /// `u64::MAX` when it has none.
+    pub call_timeout_ns: u64,
+    /// How many of the program's own signal handlers this thread has run; the
+    /// value at the entry of the call is in `call_handlers`.
+    pub handlers_run: u64,
+    pub call_handlers: u64,
+    /// The program's view of its alternate signal stack where the agent has
+    /// substituted a larger one (see `agent::hooks::signal`).
+    pub altstack_sp: u64,
+    pub altstack_size: u64,
+    pub altstack_flags: u32,
+    /// Non-zero in the agent's own helper thread.
+    pub is_helper: u32,
+    /// The program asked to have the agent's reserved signal blocked (its view).
+    pub reserved_blocked: u32,
+    pub spare: [u32; 9],
+}
+
+/// Size reserved in assembly; checked against the struct below.
+const BLOCK_SIZE: usize = 128;
+const _: () = assert!(size_of::<ThreadBlock>() <= BLOCK_SIZE);
+
+global_asm!(
+    r#"
+    .section .tbss,"awT",@nobits
+    .p2align 6
+    .globl ckpt_thread_block
+    .hidden ckpt_thread_block
+    .type ckpt_thread_block, @object
+    .size ckpt_thread_block, 128
+ckpt_thread_block: .zero 128
+    .text
+"#
+);
+
+/// The calling thread's block. Never null; valid for the life of the thread.
+#[inline(always)]
+pub fn thread_block() -> *mut ThreadBlock {
+    let p: *mut ThreadBlock;
+    // SAFETY: reads the thread pointer and adds the block's constant offset; the
+    // symbol is defined above in this crate's static TLS.
+    unsafe {
+        std::arch::asm!(
+            "mov {p}, qword ptr [rip + ckpt_thread_block@gottpoff]",
+            "add {p}, qword ptr fs:[0]",
+            p = out(reg) p, options(nostack, pure, readonly),
+        );
+    }
+    p
+}
