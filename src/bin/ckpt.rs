@@ -1,0 +1,3 @@
+//! The `ckpt` command: parses and dispatches to `ckpt::cli`.
+
+fn main() {}

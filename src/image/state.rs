@@ -1,0 +1,421 @@
+//! The plain state structs of a member's manifest: "live object -> plain
+//! `XxxState` -> bytes". Collectors (`agent::collect`) fill them inside the
+//! target, restorers (`agent::restore`) and the `ckpt` command read them.
+//!
+//! Only data here: no I/O, no system calls. Kernel names for kernel things.
+//! Paths are bytes (`Vec<u8>`), times are nanoseconds, addresses are `u64`.
+
+use serde::{Deserialize, Serialize};
+
+/// Everything a member's image holds beside its pages and checksums.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub identity: Identity,
+    pub process: ProcessState,
+    pub memory: MemoryState,
+    pub threads: Vec<ThreadState>,
+    pub signals: SignalState,
+    pub timers: TimerState,
+    pub descriptors: DescriptorTable,
+    /// Addresses inside the image that the restorer calls.
+    pub entry: EntryPoints,
+    /// Microseconds of each phase of the stop, in order: park, collect,
+    /// snapshot (fork or copy), release.
+    pub stop_phases_us: [u64; 4],
+}
+
+/// What must be the same where the image is restored.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Identity {
+    /// `x86_64`.
+    pub arch: String,
+    /// The executable (`/proc/self/exe`) first, then every mapped ELF file.
+    pub objects: Vec<ObjectId>,
+    /// CPUID feature words and XCR0 as `agent::collect::cpu` defines them.
+    pub cpu_features: Vec<u64>,
+    pub uid: u32,
+    pub gid: u32,
+    pub hostname: String,
+    pub boot_id: String,
+    pub kernel: String,
+    /// CLOCK_REALTIME and CLOCK_MONOTONIC at the stop.
+    pub realtime_ns: u64,
+    pub monotonic_ns: u64,
+}
+
+/// A build of an executable or library.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectId {
+    pub path: Vec<u8>,
+    /// ELF note NT_GNU_BUILD_ID; empty when the file has none, then size and
+    /// mtime decide.
+    pub build_id: Vec<u8>,
+    pub size: u64,
+    pub mtime_ns: i64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProcessState {
+    /// As the program sees it.
+    pub pid: i32,
+    pub ppid: i32,
+    pub pgid: i32,
+    pub sid: i32,
+    pub cwd: Vec<u8>,
+    pub umask: u32,
+    pub exe: Vec<u8>,
+    /// NUL-separated, as in /proc/self/cmdline.
+    pub cmdline: Vec<u8>,
+    /// `(resource, soft, hard)` for RLIMIT_* 0..16.
+    pub rlimits: Vec<(u32, u64, u64)>,
+    pub dumpable: i32,
+    pub no_new_privs: bool,
+    pub pdeathsig: i32,
+    pub child_subreaper: bool,
+    pub timer_slack_ns: u64,
+    pub thp_disable: bool,
+    pub personality: u32,
+    pub oom_score_adj: i32,
+    pub keepcaps: bool,
+    pub mm: MmFields,
+    /// The bytes of /proc/self/auxv.
+    pub auxv: Vec<u8>,
+    /// `mlockall` flags in force (MCL_*), 0 for none.
+    pub mlockall: u32,
+}
+
+/// `struct prctl_mm_map` without the auxv pointer (prctl(2), PR_SET_MM_MAP).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MmFields {
+    pub start_code: u64,
+    pub end_code: u64,
+    pub start_data: u64,
+    pub end_data: u64,
+    pub start_brk: u64,
+    pub brk: u64,
+    pub start_stack: u64,
+    pub arg_start: u64,
+    pub arg_end: u64,
+    pub env_start: u64,
+    pub env_end: u64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct MemoryState {
+    /// Ascending, disjoint.
+    pub vmas: Vec<VmaState>,
+    /// Where page data lies in the image, ascending by address, disjoint.
+    pub extents: Vec<Extent>,
+    /// Shared memory objects whose contents are ours to keep.
+    pub shared: Vec<SharedObject>,
+    pub vvar_start: u64,
+    pub vdso_start: u64,
+    pub vdso_end: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmaState {
+    pub start: u64,
+    pub end: u64,
+    /// PROT_*.
+    pub prot: u32,
+    pub kind: VmaKind,
+    /// VmFlags of /proc/self/smaps that `madvise`, `mlock` and `mmap` set, one
+    /// bit each (`vma_flag`).
+    pub flags: u32,
+}
+
+/// VmFlags that are restored.
+pub mod vma_flag {
+    pub const HUGEPAGE: u32 = 1; // hg
+    pub const NOHUGEPAGE: u32 = 1 << 1; // nh
+    pub const LOCKED: u32 = 1 << 2; // lo
+    pub const DONTFORK: u32 = 1 << 3; // dc
+    pub const DONTDUMP: u32 = 1 << 4; // dd
+    pub const NORESERVE: u32 = 1 << 5; // nr
+    pub const WIPEONFORK: u32 = 1 << 6; // wf
+    pub const MERGEABLE: u32 = 1 << 7; // mg
+    pub const RANDOM: u32 = 1 << 8; // rr
+    pub const SEQUENTIAL: u32 = 1 << 9; // sr
+    pub const LOCKONFAULT: u32 = 1 << 10; // lf
+    pub const GROWSDOWN: u32 = 1 << 11; // gd
+    pub const HUGETLB: u32 = 1 << 12; // ht
+    pub const MAYSHARE_WRITE: u32 = 1 << 13; // a shared mapping of a file opened for writing
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VmaKind {
+    /// Private anonymous; absent pages are zero.
+    Anon,
+    /// The main thread's stack (grows down).
+    Stack,
+    /// The brk heap.
+    Heap,
+    /// A private mapping of a named file; pages not in the image come from it.
+    FilePrivate { path: Vec<u8>, offset: u64 },
+    /// A shared mapping of a named file: contents belong to the persistent state.
+    FileShared { path: Vec<u8>, offset: u64, writable: bool },
+    /// A mapping of `MemoryState::shared[object]` at `offset`.
+    Shared { object: u32, offset: u64 },
+}
+
+/// `npages` pages of 4096 bytes at `addr` lie at `offset` in the image file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    pub addr: u64,
+    pub npages: u64,
+    pub offset: u64,
+}
+
+/// Anonymous shared memory, a memfd, SysV memory or a deleted file in a shared mapping.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedObject {
+    pub dev: u64,
+    pub ino: u64,
+    /// Bytes.
+    pub size: u64,
+    /// As /proc/self/maps shows it, without " (deleted)".
+    pub name: Vec<u8>,
+    pub kind: SharedKind,
+    /// Contents: `addr` is the offset in the object.
+    pub extents: Vec<Extent>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SharedKind {
+    /// MAP_SHARED|MAP_ANONYMOUS.
+    #[default]
+    Anonymous,
+    Memfd,
+    DeletedFile,
+    SysV,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ThreadState {
+    /// As the program sees it; equal to the pid for the main thread.
+    pub tid: i32,
+    /// The `ucontext_t` inside the image that rt_sigreturn takes.
+    pub ucontext: u64,
+    pub fs_base: u64,
+    pub gs_base: u64,
+    pub robust_list: u64,
+    pub robust_list_len: u64,
+    pub clear_child_tid: u64,
+    pub rseq: u64,
+    pub rseq_len: u32,
+    pub rseq_sig: u32,
+    pub name: Vec<u8>,
+    pub sched: SchedState,
+    /// Signals pending for this thread alone, in queue order.
+    pub pending: Vec<PendingSignal>,
+    /// Captured by `ckpt_capture` (the caller of `ckpt_checkpoint`), not by a signal.
+    pub inserted: bool,
+    /// Non-zero when the thread runs with SECCOMP or such: refused, kept for `show`.
+    pub cpu_time_ns: u64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SchedState {
+    pub policy: u32,
+    pub priority: i32,
+    pub nice: i32,
+    pub reset_on_fork: bool,
+    /// CPU mask, 64 CPUs a word; empty when equal to the process's default.
+    pub affinity: Vec<u64>,
+}
+
+/// A queued signal: its number and the 128 bytes of its `siginfo_t`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingSignal {
+    pub signo: i32,
+    pub info: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignalState {
+    /// Index = signal number - 1, for 1..=64; as the program sees them.
+    pub actions: Vec<KernelSigaction>,
+    /// Pending for the process, in queue order.
+    pub pending: Vec<PendingSignal>,
+}
+
+/// `struct kernel_sigaction` of rt_sigaction(2) on x86_64.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelSigaction {
+    pub handler: u64,
+    pub flags: u64,
+    pub restorer: u64,
+    pub mask: u64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimerState {
+    /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF: (remaining, interval) in ns; the
+    /// kernel's microsecond resolution.
+    pub itimers: [(u64, u64); 3],
+    pub posix: Vec<PosixTimer>,
+}
+
+/// A timer of timer_create(2), from /proc/self/timers and timer_gettime.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PosixTimer {
+    pub id: i32,
+    pub clock: i32,
+    /// SIGEV_*.
+    pub notify: i32,
+    pub signo: i32,
+    pub sigval: u64,
+    /// The thread for SIGEV_THREAD_ID, as the program sees it.
+    pub tid: i32,
+    pub remaining_ns: u64,
+    pub interval_ns: u64,
+    pub overrun: i32,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EntryPoints {
+    /// `extern "C" fn(*const HelperArgs) -> !`: the new helper thread.
+    pub after_restore: u64,
+    /// `extern "C" fn(*mut ucontext_t) -> !`: run by each thread on its own stack.
+    pub resume_thread: u64,
+    /// The agent's state block (`agent::state::Agent`).
+    pub agent: u64,
+}
+
+/// The open file table (FIG. 6, step 630): descriptors, and the open file
+/// descriptions they share.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DescriptorTable {
+    /// Ascending by `fd`.
+    pub fds: Vec<DescriptorState>,
+    /// Open file descriptions; several descriptors may name one (dup).
+    pub files: Vec<OpenFileState>,
+    /// Record and flock locks held.
+    pub locks: Vec<FileLock>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DescriptorState {
+    pub fd: i32,
+    pub cloexec: bool,
+    /// Index into [`DescriptorTable::files`].
+    pub file: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenFileState {
+    /// O_* as in fdinfo, without O_CLOEXEC.
+    pub flags: u32,
+    pub pos: i64,
+    /// F_SETOWN: (type F_OWNER_*, pid) and F_SETSIG; zero for none.
+    pub owner: (i32, i32),
+    pub owner_sig: i32,
+    pub kind: FileKind,
+}
+
+/// A message or byte run in flight, with descriptors passed in it refused.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueuedData {
+    /// Stream: one element. Datagram and seqpacket: one element a message.
+    pub messages: Vec<Vec<u8>>,
+    /// Sender address of each datagram (raw sockaddr bytes), empty when unnamed.
+    pub from: Vec<Vec<u8>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FileKind {
+    Regular { path: Vec<u8>, dev: u64, ino: u64, size: u64, mode: u32 },
+    /// Unlinked or O_TMPFILE: contents kept in the image at `extents`
+    /// (`addr` is the offset in the file), sparse.
+    Unlinked { path: Vec<u8>, dev: u64, ino: u64, size: u64, mode: u32, tmpfile: bool, extents: Vec<Extent> },
+    Directory { path: Vec<u8>, ino: u64 },
+    /// Character devices that can simply be opened again (/dev/null, zero, full,
+    /// random, urandom), block devices never.
+    Device { path: Vec<u8>, rdev: u64 },
+    /// A terminal other than a pty pair of our own; `termios` is the 36-byte
+    /// kernel `struct termios`, `winsize` the 8-byte `struct winsize`.
+    Tty { path: Vec<u8>, rdev: u64, termios: Vec<u8>, winsize: Vec<u8> },
+    /// A pty master opened by the process; its slave, when open too, is a `Tty`
+    /// with `/dev/pts/<index>`.
+    PtyMaster { index: u32, locked: bool, packet: bool, termios: Vec<u8>, winsize: Vec<u8> },
+    /// One end of a pipe; `pipe` is shared by both ends (its inode number).
+    Pipe { pipe: u64, write_end: bool, capacity: u32, packet: bool, data: QueuedData },
+    Fifo { path: Vec<u8>, ino: u64, capacity: u32, data: QueuedData },
+    Memfd { object_ino: u64, name: Vec<u8>, seals: u32, size: u64, hugetlb: bool, mode: u32, extents: Vec<Extent> },
+    EventFd { count: u64, semaphore: bool },
+    TimerFd { clock: i32, flags_ticks: u64, remaining_ns: u64, interval_ns: u64, absolute: bool, cancel_on_set: bool },
+    SignalFd { mask: u64 },
+    Epoll { entries: Vec<EpollEntry> },
+    Inotify { watches: Vec<InotifyWatch>, queued: bool },
+    /// A pidfd of the process itself.
+    PidFdSelf { nonblock: bool },
+    Socket(SocketState),
+    /// 0-2 and inherited descriptors of a kind that belongs to whoever starts
+    /// the program (terminal, pipe, socket to the outside): the new process's is
+    /// taken. `path` for messages.
+    Inherited { path: Vec<u8>, termios: Vec<u8> },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpollEntry {
+    pub fd: i32,
+    pub events: u32,
+    pub data: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InotifyWatch {
+    pub wd: i32,
+    pub path: Vec<u8>,
+    pub mask: u32,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketState {
+    pub ino: u64,
+    pub domain: i32,
+    pub ty: i32,
+    pub protocol: i32,
+    pub role: SocketRole,
+    /// Raw `sockaddr` bytes, empty when unbound.
+    pub local: Vec<u8>,
+    pub remote: Vec<u8>,
+    /// `(level, name, value bytes)` to be set again, in order.
+    pub options: Vec<(i32, i32, Vec<u8>)>,
+    /// Bytes received and not yet read.
+    pub receive: QueuedData,
+    /// SHUT_RD = 1, SHUT_WR = 2.
+    pub shutdown: u8,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SocketRole {
+    /// Created, perhaps bound, not connected.
+    #[default]
+    Idle,
+    Listening { backlog: i32 },
+    /// Both ends are in this process; the peer socket's inode.
+    Pair { peer_ino: u64 },
+    /// The other end is elsewhere (or gone): comes back as a reset connection.
+    Outside,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileLock {
+    pub kind: LockKind,
+    pub write: bool,
+    /// A descriptor through which it is taken again.
+    pub fd: i32,
+    /// Byte range for POSIX and OFD locks; `len` 0 means to the end.
+    pub start: u64,
+    pub len: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LockKind {
+    Flock,
+    Posix,
+    Ofd,
+}
