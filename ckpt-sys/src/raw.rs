@@ -25,7 +25,15 @@ pub fn check(ret: isize) -> SysResult {
 /// stack or return twice in a way the compiler cannot see (use dedicated
 /// assembly for `clone` with a new stack, `vfork`, `rt_sigreturn`).
 #[inline(always)]
-pub unsafe fn syscall6(nr: usize, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> isize {
+pub unsafe fn syscall6(
+    nr: usize,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+) -> isize {
     let ret: isize;
     // SAFETY: the caller vouches for the arguments; rcx and r11 are the only
     // registers that the `syscall` instruction clobbers besides rax.
@@ -41,11 +49,11 @@ pub unsafe fn syscall6(nr: usize, a: usize, b: usize, c: usize, d: usize, e: usi
 /// evaluates to the kernel's raw `isize`. Must stand in an `unsafe` block.
 #[macro_export]
 macro_rules! syscall {
-    ($nr:expr) => { $crate::raw::syscall6($nr as usize, 0, 0, 0, 0, 0, 0) };
-    ($nr:expr, $a:expr) => { $crate::raw::syscall6($nr as usize, $a as usize, 0, 0, 0, 0, 0) };
-    ($nr:expr, $a:expr, $b:expr) => { $crate::raw::syscall6($nr as usize, $a as usize, $b as usize, 0, 0, 0, 0) };
-    ($nr:expr, $a:expr, $b:expr, $c:expr) => { $crate::raw::syscall6($nr as usize, $a as usize, $b as usize, $c as usize, 0, 0, 0) };
-    ($nr:expr, $a:expr, $b:expr, $c:expr, $d:expr) => { $crate::raw::syscall6($nr as usize, $a as usize, $b as usize, $c as usize, $d as usize, 0, 0) };
-    ($nr:expr, $a:expr, $b:expr, $c:expr, $d:expr, $e:expr) => { $crate::raw::syscall6($nr as usize, $a as usize, $b as usize, $c as usize, $d as usize, $e as usize, 0) };
-    ($nr:expr, $a:expr, $b:expr, $c:expr, $d:expr, $e:expr, $f:expr) => { $crate::raw::syscall6($nr as usize, $a as usize, $b as usize, $c as usize, $d as usize, $e as usize, $f as usize) };
+    ($nr:expr) => { $crate::raw::syscall6(($nr) as usize, 0, 0, 0, 0, 0, 0) };
+    ($nr:expr, $a:expr) => { $crate::raw::syscall6(($nr) as usize, ($a) as usize, 0, 0, 0, 0, 0) };
+    ($nr:expr, $a:expr, $b:expr) => { $crate::raw::syscall6(($nr) as usize, ($a) as usize, ($b) as usize, 0, 0, 0, 0) };
+    ($nr:expr, $a:expr, $b:expr, $c:expr) => { $crate::raw::syscall6(($nr) as usize, ($a) as usize, ($b) as usize, ($c) as usize, 0, 0, 0) };
+    ($nr:expr, $a:expr, $b:expr, $c:expr, $d:expr) => { $crate::raw::syscall6(($nr) as usize, ($a) as usize, ($b) as usize, ($c) as usize, ($d) as usize, 0, 0) };
+    ($nr:expr, $a:expr, $b:expr, $c:expr, $d:expr, $e:expr) => { $crate::raw::syscall6(($nr) as usize, ($a) as usize, ($b) as usize, ($c) as usize, ($d) as usize, ($e) as usize, 0) };
+    ($nr:expr, $a:expr, $b:expr, $c:expr, $d:expr, $e:expr, $f:expr) => { $crate::raw::syscall6(($nr) as usize, ($a) as usize, ($b) as usize, ($c) as usize, ($d) as usize, ($e) as usize, ($f) as usize) };
 }

@@ -71,7 +71,12 @@ pub unsafe fn wake() -> Result<(), i32> {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
             page = check(syscall!(libc::SYS_mmap, 0, 4096, prot, flags, -1, 0))? as *mut AtomicU32;
         }
-        check(syscall!(libc::SYS_madvise, page, 4096, libc::MADV_WIPEONFORK))?;
+        check(syscall!(
+            libc::SYS_madvise,
+            page,
+            4096,
+            libc::MADV_WIPEONFORK
+        ))?;
         (*page).store(1, Ordering::SeqCst);
     }
     AGENT.awake.store(page, Ordering::SeqCst);

@@ -154,7 +154,11 @@ pub enum VmaKind {
     /// A private mapping of a named file; pages not in the image come from it.
     FilePrivate { path: Vec<u8>, offset: u64 },
     /// A shared mapping of a named file: contents belong to the persistent state.
-    FileShared { path: Vec<u8>, offset: u64, writable: bool },
+    FileShared {
+        path: Vec<u8>,
+        offset: u64,
+        writable: bool,
+    },
     /// A mapping of `MemoryState::shared[object]` at `offset`.
     Shared { object: u32, offset: u64 },
 }
@@ -326,36 +330,108 @@ pub struct QueuedData {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileKind {
-    Regular { path: Vec<u8>, dev: u64, ino: u64, size: u64, mode: u32 },
+    Regular {
+        path: Vec<u8>,
+        dev: u64,
+        ino: u64,
+        size: u64,
+        mode: u32,
+    },
     /// Unlinked or O_TMPFILE: contents kept in the image at `extents`
     /// (`addr` is the offset in the file), sparse.
-    Unlinked { path: Vec<u8>, dev: u64, ino: u64, size: u64, mode: u32, tmpfile: bool, extents: Vec<Extent> },
-    Directory { path: Vec<u8>, ino: u64 },
+    Unlinked {
+        path: Vec<u8>,
+        dev: u64,
+        ino: u64,
+        size: u64,
+        mode: u32,
+        tmpfile: bool,
+        extents: Vec<Extent>,
+    },
+    Directory {
+        path: Vec<u8>,
+        ino: u64,
+    },
     /// Character devices that can simply be opened again (/dev/null, zero, full,
     /// random, urandom), block devices never.
-    Device { path: Vec<u8>, rdev: u64 },
+    Device {
+        path: Vec<u8>,
+        rdev: u64,
+    },
     /// A terminal other than a pty pair of our own; `termios` is the 36-byte
     /// kernel `struct termios`, `winsize` the 8-byte `struct winsize`.
-    Tty { path: Vec<u8>, rdev: u64, termios: Vec<u8>, winsize: Vec<u8> },
+    Tty {
+        path: Vec<u8>,
+        rdev: u64,
+        termios: Vec<u8>,
+        winsize: Vec<u8>,
+    },
     /// A pty master opened by the process; its slave, when open too, is a `Tty`
     /// with `/dev/pts/<index>`.
-    PtyMaster { index: u32, locked: bool, packet: bool, termios: Vec<u8>, winsize: Vec<u8> },
+    PtyMaster {
+        index: u32,
+        locked: bool,
+        packet: bool,
+        termios: Vec<u8>,
+        winsize: Vec<u8>,
+    },
     /// One end of a pipe; `pipe` is shared by both ends (its inode number).
-    Pipe { pipe: u64, write_end: bool, capacity: u32, packet: bool, data: QueuedData },
-    Fifo { path: Vec<u8>, ino: u64, capacity: u32, data: QueuedData },
-    Memfd { object_ino: u64, name: Vec<u8>, seals: u32, size: u64, hugetlb: bool, mode: u32, extents: Vec<Extent> },
-    EventFd { count: u64, semaphore: bool },
-    TimerFd { clock: i32, flags_ticks: u64, remaining_ns: u64, interval_ns: u64, absolute: bool, cancel_on_set: bool },
-    SignalFd { mask: u64 },
-    Epoll { entries: Vec<EpollEntry> },
-    Inotify { watches: Vec<InotifyWatch>, queued: bool },
+    Pipe {
+        pipe: u64,
+        write_end: bool,
+        capacity: u32,
+        packet: bool,
+        data: QueuedData,
+    },
+    Fifo {
+        path: Vec<u8>,
+        ino: u64,
+        capacity: u32,
+        data: QueuedData,
+    },
+    Memfd {
+        object_ino: u64,
+        name: Vec<u8>,
+        seals: u32,
+        size: u64,
+        hugetlb: bool,
+        mode: u32,
+        extents: Vec<Extent>,
+    },
+    EventFd {
+        count: u64,
+        semaphore: bool,
+    },
+    TimerFd {
+        clock: i32,
+        flags_ticks: u64,
+        remaining_ns: u64,
+        interval_ns: u64,
+        absolute: bool,
+        cancel_on_set: bool,
+    },
+    SignalFd {
+        mask: u64,
+    },
+    Epoll {
+        entries: Vec<EpollEntry>,
+    },
+    Inotify {
+        watches: Vec<InotifyWatch>,
+        queued: bool,
+    },
     /// A pidfd of the process itself.
-    PidFdSelf { nonblock: bool },
+    PidFdSelf {
+        nonblock: bool,
+    },
     Socket(SocketState),
     /// 0-2 and inherited descriptors of a kind that belongs to whoever starts
     /// the program (terminal, pipe, socket to the outside): the new process's is
     /// taken. `path` for messages.
-    Inherited { path: Vec<u8>, termios: Vec<u8> },
+    Inherited {
+        path: Vec<u8>,
+        termios: Vec<u8>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -395,9 +471,13 @@ pub enum SocketRole {
     /// Created, perhaps bound, not connected.
     #[default]
     Idle,
-    Listening { backlog: i32 },
+    Listening {
+        backlog: i32,
+    },
     /// Both ends are in this process; the peer socket's inode.
-    Pair { peer_ino: u64 },
+    Pair {
+        peer_ino: u64,
+    },
     /// The other end is elsewhere (or gone): comes back as a reset connection.
     Outside,
 }
