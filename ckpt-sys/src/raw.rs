@@ -46,6 +46,7 @@ pub unsafe fn syscall6(
 }
 
 /// `syscall!(nr, args...)`: up to six arguments of any type castable to `usize`;
+/// (negative literals need a type: `-1i32`);
 /// evaluates to the kernel's raw `isize`. Must stand in an `unsafe` block.
 #[macro_export]
 macro_rules! syscall {

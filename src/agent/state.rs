@@ -69,7 +69,8 @@ pub unsafe fn wake() -> Result<(), i32> {
         if page.is_null() {
             let prot = libc::PROT_READ | libc::PROT_WRITE;
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            page = check(syscall!(libc::SYS_mmap, 0, 4096, prot, flags, -1, 0))? as *mut AtomicU32;
+            page =
+                check(syscall!(libc::SYS_mmap, 0, 4096, prot, flags, -1i32, 0))? as *mut AtomicU32;
         }
         check(syscall!(
             libc::SYS_madvise,
