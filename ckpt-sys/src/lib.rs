@@ -10,6 +10,7 @@
 
 pub mod blob;
 pub mod context;
+pub mod handler;
 pub mod raw;
 pub mod thread;
 

@@ -37,7 +37,16 @@ pub struct ThreadBlock {
     pub is_helper: u32,
     /// The program asked to have the agent's reserved signal blocked (its view).
     pub reserved_blocked: u32,
-    pub spare: [u32; 9],
+    /// The thread's id as the program sees it, where that is not the kernel's
+    /// (restored without set_tid); 0 = the kernel's is right.
+    pub virtual_tid: i32,
+    /// What the mask of the signal call in progress says about the reserved
+    /// signal (`agent::hooks::foreign`).
+    pub masked_call: u32,
+    /// 1 + index of the alternate stack the agent gave this thread
+    /// (`agent::hooks::altstack`), 0 for none.
+    pub altstack_slot: u32,
+    pub spare: [u32; 6],
 }
 
 /// Size reserved in assembly; checked against the struct below.
