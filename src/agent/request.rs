@@ -4,7 +4,7 @@
 //! All of it is async-signal-safe: atomics and futexes only. The mailbox is part of
 //! the image; `resume` empties it.
 
-use crate::agent::state::awake;
+use crate::agent::state::{AGENT, RESERVED_BIT, awake};
 use crate::agent::stop::{self, Slot};
 use crate::agent::{helper, refusal};
 use ckpt_sys::context::{CapturedContext, capture};
@@ -143,10 +143,13 @@ fn inserted(id: i32, mask: u64, altstack: [u64; 3]) -> i32 {
     // SAFETY: `call` lives in this frame, which stays alive: this function does not
     // return before the helper has answered or the image is resumed here.
     if unsafe { capture(&raw mut (*pointer).context) } != 0 {
-        return crate::agent::state::AGENT.return_value.load(Ordering::SeqCst).max(1);
+        return AGENT.return_value.load(Ordering::SeqCst).max(1);
     }
     // SAFETY: as above.
-    stop::report(unsafe { &mut (*pointer).slot });
+    unsafe {
+        (*pointer).slot.resume_stack = stop::free_stack_below((*pointer).context.stack_pointer());
+        stop::report(&mut (*pointer).slot);
+    }
     // One caller at a time; others queue here and can be stopped as they wait.
     while MAILBOX
         .inserted
@@ -154,7 +157,7 @@ fn inserted(id: i32, mask: u64, altstack: [u64; 3]) -> i32 {
         .is_err()
     {
         let pause = [0u64, 1_000_000];
-        let only_ours = !crate::agent::state::RESERVED_BIT;
+        let only_ours = !RESERVED_BIT;
         // SAFETY: valid pointers; the mask is set back right after.
         unsafe {
             let mut was = 0u64;

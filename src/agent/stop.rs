@@ -29,6 +29,8 @@ pub struct Slot {
     pub ucontext: u64,
     /// The restart record of an interrupted call, on the thread's own stack.
     pub interrupted: u64,
+    /// Free stack below everything that is alive when the thread goes on.
+    pub resume_stack: u64,
     pub fs_base: u64,
     pub gs_base: u64,
     pub robust_list: u64,
@@ -83,6 +85,10 @@ static STOP: StopControl = StopControl {
     wanted: AtomicU32::new(0),
     inside: AtomicU32::new(0),
 };
+
+/// CLOCK_MONOTONIC of the latest stop: after a restore, "now" for what remains of
+/// interrupted sleeps.
+pub static STOPPED_AT_NS: AtomicU64 = AtomicU64::new(0);
 
 /// The number's part of the stop word; the bits above are bumped to make parked
 /// threads look at their slots.
@@ -217,6 +223,7 @@ unsafe fn park(value: u64, uc: *mut libc::ucontext_t) {
     let interrupted = unsafe { restart::prepare(uc) };
     slot.ucontext = uc as u64;
     slot.interrupted = &raw const interrupted as u64;
+    slot.resume_stack = free_stack_below(slot.ucontext.min(slot.interrupted));
     report(slot);
     slot.state.store(PARKED, Ordering::Release);
     let parked = STOP.parked.fetch_add(1, Ordering::SeqCst) + 1;
@@ -239,6 +246,11 @@ unsafe fn park(value: u64, uc: *mut libc::ucontext_t) {
     }
     // SAFETY: the frame of this very handler, prepared above.
     unsafe { restart::finish(uc, &interrupted, now_ns()) };
+}
+
+/// A stack pointer below `address` and its red zone, aligned.
+pub fn free_stack_below(address: u64) -> u64 {
+    (address - 256) & !63
 }
 
 /// In the stop handler (all signals blocked): reads the thread's own pending signals.
@@ -381,6 +393,7 @@ fn empty_slot() -> Slot {
 /// Stops every thread but the caller and `inserted` (which waits for the helper
 /// with its context captured, its slot filled in).
 pub fn stop_all(inserted: Option<Slot>) -> Result<Stopped, StopError> {
+    STOPPED_AT_NS.store(now_ns(), Ordering::SeqCst);
     // SAFETY: gettid has no arguments.
     let own_tid = unsafe { syscall!(libc::SYS_gettid) } as i32;
     let mut tasks = TaskList::new();

@@ -38,6 +38,8 @@ pub struct Identity {
     pub hostname: String,
     pub boot_id: String,
     pub kernel: String,
+    /// Digest of the vdso's code (`agent::collect::identity::vdso_digest`).
+    pub vdso: u64,
     /// CLOCK_REALTIME and CLOCK_MONOTONIC at the stop.
     pub realtime_ns: u64,
     pub monotonic_ns: u64,
@@ -204,6 +206,9 @@ pub struct ThreadState {
     /// The restart record of an interrupted call, on the thread's own stack
     /// (`agent::callsites::restart`); 0 for an inserted caller.
     pub interrupted: u64,
+    /// Where a resume function may put its stack: below everything of the thread
+    /// that is still alive.
+    pub resume_stack: u64,
     pub fs_base: u64,
     pub gs_base: u64,
     pub robust_list: u64,

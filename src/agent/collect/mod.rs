@@ -4,6 +4,7 @@
 //! [`objects`]) run in the forked writer instead, to keep the stop short.
 
 pub mod cpu;
+pub mod identity;
 pub mod memory;
 pub mod objects;
 pub mod process;

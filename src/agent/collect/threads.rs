@@ -59,6 +59,7 @@ fn state(slot: &Slot, default_affinity: &[u64]) -> ThreadState {
         tid: crate::agent::hooks::ids::virtual_tid(tid),
         ucontext: slot.ucontext,
         interrupted: slot.interrupted,
+        resume_stack: slot.resume_stack,
         fs_base: slot.fs_base,
         gs_base: slot.gs_base,
         robust_list: slot.robust_list,
