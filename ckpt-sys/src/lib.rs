@@ -4,9 +4,11 @@
 //!   symbol that the preload library itself exports).
 //! * [`tls`]: the per-thread block of the agent, in the initial-exec TLS model
 //!   so that a signal handler may touch it.
+//! * [`callsite`]: the call-site net's slots, stages and restart stub.
 //!
 //! Called from every context: signal handlers, the stopped world, forked
 //! children. Nothing here allocates or takes a lock.
 
+pub mod callsite;
 pub mod raw;
 pub mod tls;
