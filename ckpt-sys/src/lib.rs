@@ -9,6 +9,10 @@
 //! Called from every context: signal handlers, the stopped world, forked
 //! children. Nothing here allocates or takes a lock.
 
+pub mod blob;
 pub mod callsite;
+pub mod context;
 pub mod raw;
+pub mod thread;
+
 pub mod tls;
