@@ -40,7 +40,9 @@ pub struct ThreadBlock {
     pub spare: u32,
     /// `si_value` of the stop request that was put off.
     pub put_off_value: u64,
-    pub spare2: [u64; 3],
+    /// Address behind the `syscall` of the site that made the recorded call.
+    pub call_after: u64,
+    pub spare2: [u64; 2],
 }
 
 /// Size reserved in assembly; checked against the struct below.
