@@ -37,16 +37,20 @@ pub struct ThreadBlock {
     pub is_helper: u32,
     /// The program asked to have the agent's reserved signal blocked (its view).
     pub reserved_blocked: u32,
-    /// The thread's id as the program sees it, where that is not the kernel's
-    /// (restored without set_tid); 0 = the kernel's is right.
+    /// The thread's id as the program sees it: positive = that id, else looked up
+    /// (`agent::hooks::ids`).
     pub virtual_tid: i32,
+    /// `si_value` of the stop request that was put off.
+    pub put_off_value: u64,
+    /// Address behind the `syscall` of the site that made the recorded call.
+    pub call_after: u64,
     /// What the mask of the signal call in progress says about the reserved
     /// signal (`agent::hooks::foreign`).
     pub masked_call: u32,
     /// 1 + index of the alternate stack the agent gave this thread
     /// (`agent::hooks::altstack`), 0 for none.
     pub altstack_slot: u32,
-    pub spare: [u32; 6],
+    pub spare2: u64,
 }
 
 /// Size reserved in assembly; checked against the struct below.

@@ -11,6 +11,9 @@
 //! 6. Nothing at all happens in a set-uid process.
 //! 7. No panics: an agent that meets the unexpected refuses and logs.
 
+pub mod callsites;
+pub mod exit;
 pub mod hooks;
+pub mod refusal;
 pub mod state;
 pub mod stop;
