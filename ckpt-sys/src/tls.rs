@@ -37,7 +37,12 @@ pub struct ThreadBlock {
     pub is_helper: u32,
     /// The program asked to have the agent's reserved signal blocked (its view).
     pub reserved_blocked: u32,
-    pub spare: [u32; 9],
+    pub spare: u32,
+    /// `si_value` of the stop request that was put off.
+    pub put_off_value: u64,
+    /// Address behind the `syscall` of the site that made the recorded call.
+    pub call_after: u64,
+    pub spare2: [u64; 2],
 }
 
 /// Size reserved in assembly; checked against the struct below.
