@@ -11,6 +11,8 @@
 //! 6. Nothing at all happens in a set-uid process.
 //! 7. No panics: an agent that meets the unexpected refuses and logs.
 
+pub mod collect;
 pub mod hooks;
+pub mod restore;
 pub mod state;
 pub mod stop;
