@@ -5,6 +5,9 @@
 //! thread's block and is read by [`super::restart`] when our stop interrupted the
 //! call. Calls that the kernel restarts by itself leave no record and cost nothing.
 
+// Call numbers keep the kernel's names.
+#![allow(non_upper_case_globals)]
+
 use super::{RECORDED as RECORDED_BIT, now_ns};
 use crate::agent::hooks::frame::CallFrame;
 use ckpt_sys::{callsite, syscall, tls::thread_block};
@@ -74,7 +77,11 @@ pub enum Timeout {
 pub fn timeout_of(nr: i64, args: &[u64; 6]) -> Option<Timeout> {
     use Timeout::{Milliseconds, Timespec, Timeval};
     let behind = |index: usize, kind: Timeout| {
-        Some(if args[index] == 0 { Timeout::None } else { kind })
+        Some(if args[index] == 0 {
+            Timeout::None
+        } else {
+            kind
+        })
     };
     match nr {
         SYS_nanosleep => Some(Timespec(0)),
