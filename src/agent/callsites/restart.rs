@@ -125,10 +125,7 @@ pub unsafe fn prepare(uc: *mut ucontext_t) -> Interrupted {
             }
             (record.back, record.rsp) = (old.back, old.rsp);
         } else if result == FAILED_EINTR {
-            if block.call_nr != 0
-                && block.call_after == rip
-                && block.call_handlers == block.handlers_run
-            {
+            if block.call_after == rip && block.call_handlers == block.handlers_run {
                 record.nr = block.call_nr;
                 found.what = What::Call;
             }
@@ -199,7 +196,7 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, now_ns: u64
         }
         if program_signal_waits(uc, record) {
             // The frame keeps its EINTR or its short count.
-            (*block).call_nr = 0;
+            (*block).call_after = 0;
             return;
         }
         let mut args = record.args;
@@ -213,7 +210,7 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, now_ns: u64
             _ if SOCKET_CALLS.contains(&record.nr) => {
                 let spent = now_ns.saturating_sub((*block).call_start_ns);
                 if !wait_for_socket(record, spent) {
-                    (*block).call_nr = 0;
+                    (*block).call_after = 0;
                     return;
                 }
                 executes = SYS_ppoll;
