@@ -167,6 +167,11 @@ pub fn retire_and_wait() {
     }
 }
 
+/// [`retire_and_wait`] for `refusal::set_wake`.
+pub fn retire_for_hook() {
+    retire_and_wait();
+}
+
 /// Ends the helper thread. Its region stays mapped: nobody can unmap the stack it
 /// stands on.
 fn retire() -> ! {

@@ -87,6 +87,20 @@ pub extern "C" fn on_trigger(_signo: i32) {
     }
 }
 
+/// Makes `signo` ask for a checkpoint, until the program takes the signal for itself.
+///
+/// # Safety
+/// Constructor only.
+pub unsafe fn install_trigger(signo: i32) {
+    // SAFETY: a valid struct; the handler is async-signal-safe.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_trigger as *const () as usize;
+        action.sa_flags = libc::SA_RESTART;
+        libc::sigaction(signo, &action, std::ptr::null_mut());
+    }
+}
+
 /// A thread that waits in `ckpt_checkpoint`, on its own stack.
 pub struct InsertedCall {
     pub id: i32,

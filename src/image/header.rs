@@ -166,7 +166,7 @@ impl ParsedHeader {
         }
         let follows = |offset: u64, len: u64, next: u64| offset.checked_add(len) == Some(next);
         let sound = self.data_offset == HEADER_LEN
-            && self.data_len % PAGE == 0
+            && self.data_len.is_multiple_of(PAGE)
             && follows(self.data_offset, self.data_len, self.manifest_offset)
             && follows(self.manifest_offset, self.manifest_len, self.sums_offset)
             && follows(self.sums_offset, self.sums_len, self.total_len)

@@ -116,7 +116,7 @@ impl<S: ImageSink> ImageWriter<S> {
     /// Writes whole pages, one after the other; returns the file offset of the first.
     pub fn write_pages(&mut self, pages: &[IoSlice<'_>]) -> Result<u64, WriteError> {
         let start = self.end;
-        if pages.iter().any(|p| p.len() as u64 % PAGE != 0) {
+        if pages.iter().any(|p| !(p.len() as u64).is_multiple_of(PAGE)) {
             return Err(WriteError::Unaligned);
         }
         let mut batch: [IoSlice<'_>; MAX_PIECES] = [IoSlice::new(&[]); MAX_PIECES];

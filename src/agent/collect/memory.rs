@@ -37,7 +37,7 @@ pub struct Piece {
 }
 
 /// Everything the writer needs to write the memory.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Plan {
     pub pieces: Vec<Piece>,
     pub shared: Vec<SharedObject>,

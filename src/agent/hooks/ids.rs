@@ -73,7 +73,8 @@ fn find(table: &AtomicPtr<Pair>, id: i32) -> Option<i32> {
 /// (the main thread's included). Sets the agent's pid words and turns translation
 /// on if any id differs.
 pub fn set_identity(pairs: &[(i32, i32)], old_pid: i32, new_pid: i32) -> Result<(), i32> {
-    let half = size_of_val(pairs).next_multiple_of(4096).max(4096);
+    let count = pairs.len() + 1;
+    let half = (count * size_of::<Pair>()).next_multiple_of(4096).max(4096);
     // SAFETY: a fresh mapping with room for both tables, filled before it is published.
     unsafe {
         let at = check(syscall!(
@@ -85,9 +86,11 @@ pub fn set_identity(pairs: &[(i32, i32)], old_pid: i32, new_pid: i32) -> Result<
             -1i32,
             0
         ))?;
-        let forth = std::slice::from_raw_parts_mut(at as *mut Pair, pairs.len());
-        let back = std::slice::from_raw_parts_mut((at + half) as *mut Pair, pairs.len());
-        for (i, &(old, new)) in pairs.iter().enumerate() {
+        let forth = std::slice::from_raw_parts_mut(at as *mut Pair, count);
+        let back = std::slice::from_raw_parts_mut((at + half) as *mut Pair, count);
+        // The process's own pair too, in case its first thread is gone.
+        let own = (old_pid, new_pid);
+        for (i, &(old, new)) in pairs.iter().chain([&own]).enumerate() {
             forth[i] = Pair { from: old, to: new };
             back[i] = Pair { from: new, to: old };
         }
@@ -95,7 +98,7 @@ pub fn set_identity(pairs: &[(i32, i32)], old_pid: i32, new_pid: i32) -> Result<
         back.sort_unstable_by_key(|p| p.from);
         TO_REAL.store(std::ptr::null_mut(), Release);
         TO_VIRTUAL.store(std::ptr::null_mut(), Release);
-        COUNT.store(pairs.len(), Release);
+        COUNT.store(count, Release);
         TO_REAL.store(forth.as_mut_ptr(), Release);
         TO_VIRTUAL.store(back.as_mut_ptr(), Release);
     }

@@ -136,13 +136,14 @@ pub struct Restored<'a> {
     pub sid: i32,
 }
 
-/// Sets the tables of [`ids`] and [`memory`]; the net's table must be set anew
-/// afterwards (`callsites::set_table(&hooks::table())`).
+/// Sets the tables of [`ids`] and [`memory`] and marks the calls that are of interest
+/// from now on in the net's table.
 ///
 /// # Safety
 /// In the restored process before the program's threads run.
 pub unsafe fn after_restore(restored: &Restored) {
-    use crate::agent::refusal;
+    use crate::agent::{callsites::HOOKED, refusal};
+    use ckpt_sys::callsite::hook_byte;
     use ckpt_sys::syscall;
     // SAFETY: no pointers.
     let (pgid, sid) = unsafe {
@@ -172,4 +173,14 @@ pub unsafe fn after_restore(restored: &Restored) {
     if ids.is_err() || ranges.is_err() || !known {
         refusal::disable("no memory for the tables of the restored process");
     }
+    for (nr, _) in table().iter().enumerate().filter(|(_, wanted)| **wanted != 0) {
+        if let Some(byte) = hook_byte(nr) {
+            byte.fetch_or(HOOKED, Relaxed);
+        }
+    }
+}
+
+/// Resolves the symbol net's real functions (constructor).
+pub fn touch_symbols() {
+    symbol::touch();
 }
