@@ -74,6 +74,11 @@ pub unsafe fn call(nr: libc::c_long, args: &[u64]) -> i64 {
     with_errno(kernel(nr, args))
 }
 
+/// -1 and errno for an error number, else 0.
+pub fn fail(error: i32) -> i32 {
+    with_errno(-i64::from(error)) as i32
+}
+
 /// The kernel's id for an argument of a function that is passed on.
 pub fn real_id(id: i32) -> i32 {
     if AGENT.ids_translated.load(Relaxed) {
