@@ -11,12 +11,16 @@ use super::{dispatch, foreign, ids, sigaction as action};
 use crate::agent::state::{AGENT, RESERVED_BIT, RESERVED_SIGNAL};
 use crate::image::state::KernelSigaction;
 use ckpt_sys::syscall;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::*};
+
+/// The constructor came as far as the stop handler: before, and in a process where the
+/// library does nothing, every name is libc's own.
+static STARTED: AtomicBool = AtomicBool::new(false);
 
 /// Does the symbol net have the word?
 #[inline]
 pub fn on_duty() -> bool {
-    !AGENT.net_installed.load(Relaxed)
+    STARTED.load(Relaxed) && !AGENT.net_installed.load(Relaxed)
 }
 
 static TOUCH: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
@@ -27,8 +31,10 @@ pub fn set_touch(touch: fn()) {
 }
 
 /// Resolves every real function behind the exports, so that none is looked up for
-/// the first time in a signal handler or a forked child. Constructor.
+/// the first time in a signal handler or a forked child, and lets the names act.
+/// Constructor, after the stop handler is installed.
 pub fn touch() {
+    STARTED.store(true, SeqCst);
     let at = TOUCH.load(Acquire);
     if !at.is_null() {
         // SAFETY: only `set_touch` stores here, from a `fn()`.
