@@ -165,7 +165,7 @@ unsafe extern "C" fn on_reserved_signal(signo: i32, info: *mut libc::siginfo_t, 
         // (ignored, blocked) must not end its call either.
         unsafe {
             let interrupted = restart::prepare(uc);
-            if !hooks::signal::deliver_foreign(signo, info, uc) {
+            if !hooks::foreign::deliver_foreign(signo, info, uc) {
                 restart::finish(uc, &interrupted, now_ns());
             }
         }
