@@ -111,6 +111,8 @@ impl Cache {
         let text = prepared.patched_text(object);
         prepared.header.text_sum = xxhash_rust::xxh3::xxh3_64(&text);
         prepared.write_head();
+        // There may be a damaged one. Processes that have a copy mapped keep it.
+        let _ = rustix::fs::unlinkat(&self.directory, &*name, AtFlags::empty());
         self.write_file(&name, &[&prepared.bytes, &text]).ok()?;
         let place = object
             .base
