@@ -49,6 +49,11 @@ impl CapturedContext {
         self.fpstate = &raw const self.fx as u64;
     }
 
+    /// The captured stack pointer.
+    pub fn stack_pointer(&self) -> u64 {
+        self.regs[15]
+    }
+
     /// The address that `rt_sigreturn` takes.
     pub fn ucontext(&self) -> u64 {
         &raw const self.uc_flags as u64
