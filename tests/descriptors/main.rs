@@ -47,4 +47,6 @@ tests! {
     eventfds timerfds signalfds inotify pidfds epoll_levels epoll_edges epoll_stale_entries
     epoll_oneshot refusals
     own_pty standard_descriptors
+    unix_pairs unix_names unix_datagrams tcp tcp_large_queue tcp_v6 udp outside socket_options
+    netlink descriptors_in_flight
 }

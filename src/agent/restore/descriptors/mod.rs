@@ -20,6 +20,7 @@ mod numbers;
 mod pipes;
 mod regular;
 mod sockets;
+mod sockpair;
 mod tty;
 
 use crate::agent::collect::descriptors::InheritedFd;
