@@ -249,6 +249,32 @@ fn unsent(c: &Collector, raw: &Raw) -> Result<i32, Refusal> {
     }
 }
 
+/// `struct tcp_info` of one end, as far as the kernel gives it.
+fn tcp_info(c: &Collector, raw: &Raw) -> Result<[u8; 232], Refusal> {
+    let dup = c.duplicate(raw)?;
+    let mut info = [0u8; 232];
+    sockopts::get_into(dup.raw(), libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)
+        .map_err(|e| raw.refuse("does not tell its state", e))?;
+    Ok(info)
+}
+
+/// Is everything that one end has sent in the other one's receive queue? (Being
+/// acknowledged may take 40 ms more, so SIOCOUTQ is of no use.)
+fn arrived(c: &Collector, from: &Raw, to: &Raw) -> Result<bool, Refusal> {
+    if unsent(c, from)? == 0 {
+        return Ok(true);
+    }
+    let (sender, receiver) = (tcp_info(c, from)?, tcp_info(c, to)?);
+    let word = |info: &[u8], at: usize| {
+        u64::from_ne_bytes(info[at..at + 8].try_into().unwrap_or_default())
+    };
+    // tcpi_notsent_bytes, tcpi_bytes_sent less tcpi_bytes_retrans, tcpi_bytes_received
+    // (which may count the end of file as one).
+    let not_sent = word(&sender, 144) as u32;
+    let sent = word(&sender, 200).saturating_sub(word(&sender, 208));
+    Ok(not_sent == 0 && word(&receiver, 128) >= sent)
+}
+
 fn tcp_role(
     c: &Collector,
     raw: &Raw,
@@ -267,8 +293,13 @@ fn tcp_role(
     if let Some((_, peer)) = peer {
         // Nobody can look at what has not arrived at the other end yet; over the
         // loopback that is only so when its window is full.
+        let at_peer = c
+            .raws
+            .iter()
+            .find(|r| r.stat.st_ino == peer.ino)
+            .unwrap_or(raw);
         for _ in 0..20 {
-            if unsent(c, raw)? == 0 {
+            if arrived(c, raw, at_peer)? {
                 return Ok(SocketRole::Pair { peer_ino: peer.ino });
             }
             let pause = [0u64, 200_000];
@@ -285,13 +316,8 @@ fn tcp_role(
         listening(l) && address.is_some_and(|(port, a)| port == remote.0 && any(&a))
     });
     if let (true, Some((_, listener)), SocketRole::Outside) = (own, listener, &s.role) {
-        let dup = c.duplicate(raw)?;
-        let mut info = [0u8; 232];
-        let n = sockopts::get_into(dup.raw(), libc::IPPROTO_TCP, libc::TCP_INFO, &mut info);
-        // tcpi_bytes_acked at 120 counts the SYN.
-        let mut acked = [0; 8];
-        acked.copy_from_slice(&info[120..128]);
-        if n.is_ok_and(|n| n >= 128) && u64::from_ne_bytes(acked) > 1 {
+        // tcpi_bytes_sent
+        if tcp_info(c, raw)?[200..208] != [0; 8] {
             return Err(raw.refuse_kind("has sent bytes to a connection not accepted yet"));
         }
         return Ok(SocketRole::Queued {
