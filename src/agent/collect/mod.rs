@@ -1,7 +1,17 @@
-//! Kernel state -> `image::state` structs. Run by the helper thread while all the
-//! program's threads are stopped.
+//! Collectors: kernel state of the stopped program -> `image::state` structs.
+//!
+//! Helper thread, all program threads stopped; some parts ([`memory::complete`],
+//! [`objects`]) run in the forked writer instead, to keep the stop short.
 
+pub mod cpu;
 pub mod descriptors;
+pub mod identity;
+pub mod memory;
+pub mod objects;
+pub mod process;
+pub mod signals;
+pub mod threads;
+pub mod timers;
 
 /// Why a checkpoint cannot be taken now, in words for the log and `ckpt status`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
