@@ -105,7 +105,7 @@ fn unix(a: &SocketState, b: &SocketState) -> Result<(Fd, Fd, bool), i32> {
         return Ok((one, other, exact));
     }
     let made = if named(&a.local) && b.remote == a.local {
-        accepted_unix(a, b).map(|(server, client)| (server, client))
+        accepted_unix(a, b)
     } else if named(&b.local) && a.remote == b.local {
         accepted_unix(b, a).map(|(server, client)| (client, server))
     } else {
