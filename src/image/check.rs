@@ -145,6 +145,7 @@ pub(crate) mod tests {
             fd: 0,
             cloexec: false,
             file: 0,
+            inherited: false,
         });
         manifest
     }

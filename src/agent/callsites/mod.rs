@@ -39,7 +39,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 /// In stage 1's table: the call goes to `hooks::dispatch`.
-const HOOKED: u8 = 1;
+pub const HOOKED: u8 = 1;
 /// The call leaves an entry record.
 const RECORDED: u8 = 2;
 

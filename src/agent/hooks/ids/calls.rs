@@ -336,18 +336,3 @@ fn getsockopt(f: &mut CallFrame) -> Verdict {
     }
     result(f, value)
 }
-
-/// `si_pid` of a signal that the process sent itself, before a handler sees it.
-///
-/// # Safety
-/// `info` is the information the kernel gave with a signal.
-pub unsafe extern "C" fn filter_info(info: *mut libc::siginfo_t) {
-    const SI_TKILL: i32 = -6;
-    // SAFETY: by contract; word 4 is si_pid for these codes.
-    unsafe {
-        if matches!((*info).si_code, libc::SI_USER | SI_TKILL) {
-            let pid = info.cast::<i32>().add(4);
-            *pid = to_virtual(*pid);
-        }
-    }
-}
