@@ -35,11 +35,14 @@ pub mod job;
 pub mod journal;
 pub mod lock;
 pub mod publish;
+pub mod report;
 pub mod retention;
 pub mod start;
 
 #[cfg(test)]
 mod crash_tests;
+#[cfg(test)]
+mod damage_tests;
 #[cfg(test)]
 mod fault_fs;
 
