@@ -6,10 +6,7 @@
 use std::arch::{global_asm, x86_64::__cpuid_count};
 use std::sync::atomic::{AtomicU8, Ordering};
 
-global_asm!(
-    include_str!("../asm/callsites.S"),
-    options(att_syntax)
-);
+global_asm!(include_str!("../asm/callsites.S"), options(att_syntax));
 
 /// The assembly's source: part of what a cached copy of patched text depends on.
 pub const SOURCE: &str = include_str!("../asm/callsites.S");
@@ -72,7 +69,7 @@ address_of!(/// `sa_restorer` for the program's handlers; counts them in `Thread
 #[inline]
 pub fn hook_byte(nr: usize) -> Option<&'static AtomicU8> {
     // SAFETY: the table lives in .bss for ever and its elements are atomics.
-    unsafe { (*&raw const ckpt_hook_table).get(nr) }
+    unsafe { ckpt_hook_table.get(nr) }
 }
 
 /// Sets what stage 2 calls and how it saves vector registers.

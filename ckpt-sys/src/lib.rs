@@ -14,6 +14,7 @@
 pub mod blob;
 pub mod callsite;
 pub mod context;
+pub mod handler;
 pub mod raw;
 pub mod thread;
 pub mod tls;

@@ -51,7 +51,7 @@ impl Drop for OwnFd {
 /// The whole of a /proc file.
 pub fn read_file(path: &[u8]) -> Result<Vec<u8>, i32> {
     let fd = OwnFd::open(path)?;
-    let mut data = Vec::with_capacity(4096);
+    let mut data: Vec<u8> = Vec::with_capacity(4096);
     loop {
         if data.capacity() - data.len() < 2048 {
             data.reserve(data.capacity());

@@ -39,6 +39,14 @@ pub fn own_ranges() -> impl Iterator<Item = (u64, u64)> {
     (base != 0).then_some((base, base + len)).into_iter()
 }
 
+/// The descriptor that the helper was born with (the job's lock), if any. Taken once.
+pub fn kept_fd() -> Option<i32> {
+    let base = REGION.load(Ordering::Relaxed) as *mut Region;
+    // SAFETY: the helper's own region, published before it runs.
+    let fd = unsafe { std::mem::replace(&mut (*base).keep_fds[0], -1) };
+    (fd >= 0).then_some(fd)
+}
+
 /// Maps a region of its own with a guard page at either end. A size that
 /// RLIMIT_AS does not allow is halved until it fits.
 pub fn map() -> Result<u64, i32> {

@@ -10,23 +10,21 @@ use crate::agent::{helper, refusal};
 use ckpt_sys::context::{CapturedContext, capture};
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 /// Tag of a request by the `ckpt` command in `si_value`: tag, kind (16 bits), nonce (32 bits).
 pub const COMMAND_TAG: u64 = 0xC4B7;
 
 pub const CHECKPOINT: u32 = 1;
 pub const REPORT: u32 = 2;
-/// The helper shall end (a sandbox or a new namespace is about to be entered).
-pub const RETIRE: u32 = 4;
 
 pub struct Mailbox {
     /// Futex: grows with every request.
     pub bell: AtomicU32,
     /// Wanted things, or-ed.
     pub wanted: AtomicU32,
-    /// Nonce of the last request by the command.
-    pub nonce: AtomicU32,
+    /// Requests of the command that are not taken up yet: kind << 32 | nonce, 0 = free.
+    asked: [AtomicU64; 8],
     /// The thread that waits in `ckpt_checkpoint`; null = none.
     pub inserted: AtomicPtr<InsertedCall>,
     /// Depth of `ckpt_hold`.
@@ -36,7 +34,7 @@ pub struct Mailbox {
 pub static MAILBOX: Mailbox = Mailbox {
     bell: AtomicU32::new(0),
     wanted: AtomicU32::new(0),
-    nonce: AtomicU32::new(0),
+    asked: [const { AtomicU64::new(0) }; 8],
     inserted: AtomicPtr::new(std::ptr::null_mut()),
     holds: AtomicU32::new(0),
 };
@@ -47,6 +45,11 @@ const FUTEX_WAKE_PRIVATE: i32 = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
 /// Adds a request and wakes the helper (which must exist).
 pub fn post(what: u32) {
     MAILBOX.wanted.fetch_or(what, Ordering::SeqCst);
+    wake();
+}
+
+/// Wakes the helper without a request (it looks at `refusal::RETIRE` and `holds`).
+pub fn wake() {
     MAILBOX.bell.fetch_add(1, Ordering::SeqCst);
     // SAFETY: a futex word of ours.
     unsafe { syscall!(libc::SYS_futex, &MAILBOX.bell, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0) };
@@ -69,21 +72,54 @@ pub fn wait(timeout_ns: Option<u64>) -> u32 {
 
 /// A request of the `ckpt` command arrived by signal.
 pub fn from_command(value: u64) {
-    MAILBOX.nonce.store(value as u32, Ordering::SeqCst);
     let what = match value >> 32 & 0xffff {
         1 => CHECKPOINT,
         2 => REPORT,
         _ => return,
     };
+    // Signal handler: no lock. With all places taken the request is carried out, but
+    // not answered by its nonce.
+    let entry = value & 0xffff_ffff_ffff;
+    let free = |place: &&AtomicU64| {
+        place.compare_exchange(0, entry, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    };
+    let _ = MAILBOX.asked.iter().find(free);
     if helper::ensure().is_ok() {
         post(what);
     }
+}
+
+/// Takes up the command's requests of one kind; returns their nonces.
+pub fn take_asked(what: u32) -> Vec<u32> {
+    let mut nonces = Vec::new();
+    for place in &MAILBOX.asked {
+        let entry = place.load(Ordering::SeqCst);
+        if entry >> 32 == u64::from(what) {
+            place.store(0, Ordering::SeqCst);
+            nonces.push(entry as u32);
+        }
+    }
+    nonces
 }
 
 /// The handler of the signal named in `CKPT_TRIGGER`.
 pub extern "C" fn on_trigger(_signo: i32) {
     if awake() && helper::ensure().is_ok() {
         post(CHECKPOINT);
+    }
+}
+
+/// Makes `signo` ask for a checkpoint, until the program takes the signal for itself.
+///
+/// # Safety
+/// Constructor only.
+pub unsafe fn install_trigger(signo: i32) {
+    // SAFETY: a valid struct; the handler is async-signal-safe.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_trigger as *const () as usize;
+        action.sa_flags = libc::SA_RESTART;
+        libc::sigaction(signo, &action, std::ptr::null_mut());
     }
 }
 
@@ -230,9 +266,7 @@ pub fn release() -> i32 {
     match was {
         Ok(1) => {
             // A checkpoint may have been put off meanwhile: let the helper look.
-            MAILBOX.bell.fetch_add(1, Ordering::SeqCst);
-            // SAFETY: a futex word of ours.
-            unsafe { syscall!(libc::SYS_futex, &MAILBOX.bell, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0) };
+            wake();
             0
         }
         Ok(_) => 0,

@@ -163,6 +163,8 @@ struct Pages<'w, S> {
     extents: Vec<Extent>,
     runs: Vec<(u64, u64)>,
     pages: u64,
+    /// The next extent stands by itself: an extent never crosses a VMA's end.
+    barrier: bool,
 }
 
 /// Runs handed over at once.
@@ -171,7 +173,8 @@ const MAX_RUNS: usize = 256;
 impl<S: ImageSink> Pages<'_, S> {
     fn extent(&mut self, addr: u64, npages: u64, offset: u64) {
         self.pages += npages;
-        if let Some(last) = self.extents.last_mut()
+        if !std::mem::replace(&mut self.barrier, false)
+            && let Some(last) = self.extents.last_mut()
             && last.addr + last.npages * PAGE == addr
             && last.offset + last.npages * PAGE == offset
         {
@@ -263,7 +266,7 @@ pub fn write<S: ImageSink>(
     }
     let mut scanner = PageScanner::new()?;
     let mem = OwnFd::open(b"/proc/self/mem").map_err(|errno| SnapshotError::Open { path: "/proc/self/mem", errno })?;
-    let mut out = Pages { writer: &mut writer, extents: Vec::new(), runs: Vec::with_capacity(MAX_RUNS), pages: 0 };
+    let mut out = Pages { writer: &mut writer, extents: Vec::new(), runs: Vec::with_capacity(MAX_RUNS), pages: 0, barrier: false };
     let mut logical = 0;
     for piece in &plan.pieces {
         let (start, end) = (piece.vma.start, piece.vma.end);
@@ -278,8 +281,9 @@ pub fn write<S: ImageSink>(
                 if readable { out.memory(at, n) } else { out.through(&mem, at, n) }
             })?,
         }
+        out.flush()?;
+        out.barrier = true;
     }
-    out.flush()?;
     let mut extents = std::mem::take(&mut out.extents);
     let pages = out.pages;
     extents.extend(plan.copied.iter().map(|e| Extent { offset: e.offset + base, ..*e }));

@@ -11,13 +11,11 @@ use crate::agent::collect::process::credentials;
 use crate::agent::recover;
 use crate::agent::settings::{self, Settings};
 use crate::agent::state::{self, AGENT};
-use crate::agent::{exit, helper, hooks, log, refusal, request, stop};
+use crate::agent::{exit, helper, log, refusal, request, stop};
 use crate::config::{Config, RestoreMethod};
-use crate::store::job;
+use crate::store::{self, JobKey};
 use ckpt_sys::syscall;
-use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 /// Exit status of a failure of our own (env(1) uses 125 as well).
@@ -28,7 +26,7 @@ unsafe extern "C" {
 }
 
 /// One line on standard error and the documented exit status.
-fn give_up(message: std::fmt::Arguments<'_>) -> ! {
+pub fn give_up(message: std::fmt::Arguments<'_>) -> ! {
     log::complain(message);
     loop {
         // SAFETY: ends the process before main; nothing of the program has run.
@@ -87,7 +85,7 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
     AGENT.rseq_offset.store(rseq.0, Ordering::SeqCst);
     AGENT.rseq_size.store(rseq.1, Ordering::SeqCst);
 
-    let root = match job::root(&config) {
+    let root = match store::store_root(&config) {
         Ok(root) => root,
         Err(error) => give_up(format_args!("{error}")),
     };
@@ -97,7 +95,7 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
     let settings = Settings {
         config: config.clone(),
         env: own_env,
-        job_key: key.clone().into_bytes(),
+        job_key: key.as_str().as_bytes().to_vec(),
         store_root: root.as_os_str().as_bytes().to_vec(),
         restored: None,
         credentials: credentials(pid),
@@ -107,7 +105,7 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
     unsafe { settings::publish(Box::new(settings)) };
 
     // A recovery replaces all memory: it needs none of what follows.
-    let lock = recover::try_recover(&config, &root, &key);
+    recover::try_recover(&config, &root, &key);
 
     // SAFETY: constructor, one thread.
     unsafe {
@@ -116,27 +114,25 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
             state::sleep();
             return;
         }
-        hooks::touch_symbols();
     }
-    let report = callsites::install(&callsites::InstallOptions { cache_dir: Some(root.join("cache")) });
-    AGENT.net_installed.store(report.installed(), Ordering::SeqCst);
-    if !report.installed() {
-        log::line(format_args!("call-site net not laid: {}", report.reason()));
+    // SAFETY: constructor, once.
+    let report = unsafe { callsites::install(&callsites::InstallOptions { cache: Some(root.join("cache")) }) };
+    AGENT.net_installed.store(report.covers_libc(), Ordering::SeqCst);
+    if !report.covers_libc() {
+        log::line(format_args!("call-site net not laid: {:?}", report.objects));
     }
-    refusal::set_wake(Some(helper::retire_for_hook));
+    refusal::set_wake(Some(request::wake));
     exit::configure(config.keep_on_exit);
     if let Some(signo) = config.trigger {
         // SAFETY: constructor, one thread.
         unsafe { request::install_trigger(signo) };
     }
     mark_owner(pid);
-    if config.interval.is_some() || lock.is_some() {
-        let keep: Vec<i32> = lock.iter().map(|fd| fd.as_raw_fd()).collect();
-        if let Err(errno) = helper::start(&keep) {
+    if config.interval.is_some() {
+        if let Err(errno) = helper::ensure() {
             log::line(format_args!("no checkpoints: cannot start the helper thread, errno {errno}"));
         }
     }
-    // `lock` closes here: the helper has its own copy of the descriptor.
 }
 
 /// Does this start map images lazily? Only where madvise and mremap are seen.
@@ -144,13 +140,16 @@ pub fn lazy(config: &Config) -> bool {
     config.restore == RestoreMethod::Lazy
 }
 
-fn job_key(config: &Config) -> String {
+fn job_key(config: &Config) -> JobKey {
     let exe = crate::agent::procfs::read_link(b"/proc/self/exe").unwrap_or_default();
     let cmdline = crate::agent::procfs::read_file(b"/proc/self/cmdline").unwrap_or_default();
     let cwd = crate::agent::procfs::read_link(b"/proc/self/cwd").unwrap_or_default();
     // SAFETY: no arguments.
     let uid = unsafe { syscall!(libc::SYS_getuid) } as u32;
-    job::key(config.job.as_deref(), &exe, &cmdline, &cwd, uid)
+    match &config.job {
+        Some(name) => JobKey::named(name),
+        None => JobKey::of_command(&exe, &cmdline, &cwd, uid),
+    }
 }
 
 /// Adds `CKPT_OWNER=<pid>` to the environment that children will get. The array is
@@ -171,9 +170,4 @@ fn mark_owner(pid: i32) {
         entries.push(std::ptr::null_mut());
         environ = Box::leak(entries.into_boxed_slice()).as_mut_ptr();
     }
-}
-
-/// The directory of all jobs under a store root.
-pub fn jobs_dir(root: &Path) -> PathBuf {
-    root.join("jobs")
 }

@@ -6,7 +6,7 @@
 
 use super::{Cli, NO_ANSWER, exit, select};
 use crate::config::Config;
-use crate::store::report::{Report, encode_request};
+use crate::store::report::{Report, RequestResult, encode_request};
 use crate::store::store_root;
 use anyhow::{Context, bail};
 use procfs::process::Process;
@@ -109,21 +109,29 @@ impl Target {
     }
 
     /// Waits for the report that answers `nonce`.
-    pub fn wait(&self, nonce: u32, timeout: Option<Duration>) -> anyhow::Result<Report> {
+    pub fn wait(
+        &self,
+        nonce: u32,
+        timeout: Option<Duration>,
+    ) -> anyhow::Result<(Report, RequestResult)> {
         let begun = Instant::now();
         let mut pause = Duration::from_millis(1);
         loop {
             if let Ok(report) = read_report(&self.root, self.pid)
                 && report.start_time == self.start_time
-                && report.last_request.as_ref().is_some_and(|r| r.nonce == nonce)
+                && let Some(answer) = report.requests.iter().find(|r| r.nonce == nonce)
             {
-                return Ok(report);
+                let answer = answer.clone();
+                return Ok((report, answer));
             }
             if !self.is_alive() {
                 bail!("process {} ended before it answered", self.pid);
             }
             if timeout.is_some_and(|timeout| begun.elapsed() >= timeout) {
-                let message = format!("process {} has not answered in time", self.pid);
+                let refusal = read_report(&self.root, self.pid).ok();
+                let refusal = refusal.and_then(|report| report.last_refusal);
+                let reason = refusal.map_or(String::new(), |r| format!(": {}", r.reason));
+                let message = format!("process {} has not answered in time{reason}", self.pid);
                 return Err(exit(NO_ANSWER, message));
             }
             std::thread::sleep(pause);

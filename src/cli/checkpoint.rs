@@ -39,8 +39,7 @@ pub fn run(cli: &Cli, args: &Args) -> Outcome {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let report = target.wait(nonce, args.timeout)?;
-    let result = report.last_request.clone().unwrap_or_default();
+    let (report, result) = target.wait(nonce, args.timeout)?;
     if cli.json {
         print_json(&json!({
             "pid": target.pid,

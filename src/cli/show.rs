@@ -180,7 +180,7 @@ fn kind_of(manifest: &Manifest, vma: &VmaState) -> String {
 }
 
 fn threads(manifest: &Manifest) -> Table {
-    let mut table = Table::new(&[">TID", "NAME", "POLICY", ">NICE", ">CPU TIME", "PENDING"]);
+    let mut table = Table::new(&[">TID", "NAME", "POLICY", ">NICE", "PENDING"]);
     for thread in &manifest.threads {
         let pending = thread.pending.iter().map(|p| p.signo.to_string());
         table.row(vec![
@@ -188,7 +188,6 @@ fn threads(manifest: &Manifest) -> Table {
             output::text(&thread.name),
             policy(thread.sched.policy).to_owned(),
             thread.sched.nice.to_string(),
-            output::micros(thread.cpu_time_ns / 1000),
             pending.collect::<Vec<_>>().join(" "),
         ]);
     }
@@ -274,14 +273,17 @@ fn describe(kind: &FileKind) -> (&'static str, String) {
             ("timerfd", format!("{} left", output::micros(remaining_ns / 1000)))
         }
         FileKind::SignalFd { mask } => ("signalfd", format!("mask {mask:#x}")),
-        FileKind::Epoll { entries } => ("epoll", format!("{} entries", entries.len())),
+        FileKind::Epoll { entries, .. } => ("epoll", format!("{} entries", entries.len())),
         FileKind::Inotify { watches, .. } => ("inotify", format!("{} watches", watches.len())),
         FileKind::PidFdSelf { .. } => ("pidfd", "of itself".to_owned()),
+        FileKind::PidFdDead { .. } => ("pidfd", "of a process that is gone".to_owned()),
         FileKind::Socket(socket) => {
             let role = match socket.role {
                 SocketRole::Idle => "idle",
                 SocketRole::Listening { .. } => "listening",
                 SocketRole::Pair { .. } => "both ends here",
+                SocketRole::Queued { .. } => "not accepted yet",
+                SocketRole::Ended => "ended by the other side",
                 SocketRole::Outside => "to the outside: comes back reset",
             };
             ("socket", format!("family {}, {role}", socket.domain))
@@ -364,7 +366,6 @@ fn member_json(args: &Args, manifest: &Manifest) -> Value {
                 "name": output::text(&thread.name),
                 "policy": policy(thread.sched.policy),
                 "nice": thread.sched.nice,
-                "cpu_time_ns": thread.cpu_time_ns,
                 "pending": thread.pending.iter().map(|p| p.signo).collect::<Vec<_>>(),
             })
         });

@@ -94,7 +94,7 @@ impl State {
             .send(REQUEST_REPORT)
             .and_then(|nonce| target.wait(nonce, Some(PATIENCE)));
         let fresh = answer.is_ok();
-        let report = answer.or_else(|_| ask::read_report(&target.root, target.pid));
+        let report = answer.map(|(report, _)| report).or_else(|_| ask::read_report(&target.root, target.pid));
         let report = report.unwrap_or_else(|_| Report {
             pid: target.pid,
             program_pid: target.pid,

@@ -324,6 +324,9 @@ pub struct DescriptorState {
     pub cloexec: bool,
     /// Index into [`DescriptorTable::files`].
     pub file: u32,
+    /// The program was started with this descriptor and never put another file
+    /// at its number: a new start's redirection of it is respected.
+    pub inherited: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -408,11 +411,13 @@ pub enum FileKind {
         data: QueuedData,
     },
     Memfd {
+        object_dev: u64,
         object_ino: u64,
         name: Vec<u8>,
         seals: u32,
         size: u64,
-        hugetlb: bool,
+        /// 0, or log2 of the huge page size.
+        hugetlb: u32,
         mode: u32,
         extents: Vec<Extent>,
     },
@@ -422,7 +427,8 @@ pub enum FileKind {
     },
     TimerFd {
         clock: i32,
-        flags_ticks: u64,
+        /// Expirations not read yet.
+        ticks: u64,
         remaining_ns: u64,
         interval_ns: u64,
         absolute: bool,
@@ -433,6 +439,9 @@ pub enum FileKind {
     },
     Epoll {
         entries: Vec<EpollEntry>,
+        /// `epoll_wait` would have returned something at the stop. When false,
+        /// every edge had been consumed.
+        pending: bool,
     },
     Inotify {
         watches: Vec<InotifyWatch>,
@@ -440,6 +449,10 @@ pub enum FileKind {
     },
     /// A pidfd of the process itself.
     PidFdSelf {
+        nonblock: bool,
+    },
+    /// A pidfd of a process that is gone.
+    PidFdDead {
         nonblock: bool,
     },
     Socket(SocketState),
@@ -454,7 +467,10 @@ pub enum FileKind {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EpollEntry {
+    /// The number under which it was added; it may be closed or reused since.
     pub fd: i32,
+    /// The open file description watched: index into [`DescriptorTable::files`].
+    pub file: u32,
     pub events: u32,
     pub data: u64,
 }
@@ -496,8 +512,14 @@ pub enum SocketRole {
     Pair {
         peer_ino: u64,
     },
-    /// The other end is elsewhere (or gone): comes back as a reset connection.
+    /// Connected to a listening socket of this process and not accepted yet.
+    Queued {
+        listener_ino: u64,
+    },
+    /// The other end is elsewhere: comes back as a reset connection.
     Outside,
+    /// The other end had closed in order: comes back at its end of file.
+    Ended,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

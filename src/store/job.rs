@@ -93,6 +93,11 @@ impl JobKey {
         sound.then(|| JobKey(text.to_owned()))
     }
 
+    /// A key that was made by this module before.
+    pub fn from_dir_name(name: &str) -> JobKey {
+        JobKey(name.to_owned())
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -42,7 +42,8 @@ pub struct Report {
     pub state: String,
     /// Milliseconds; 0 when the clock is off.
     pub interval_ms: u64,
-    pub last_request: Option<RequestResult>,
+    /// Answers to the command's latest requests, the newest last.
+    pub requests: Vec<RequestResult>,
     pub last_generation: Option<u64>,
     /// Wall clock, nanoseconds since 1970.
     pub last_checkpoint_ns: u64,
@@ -57,7 +58,7 @@ pub struct Report {
     pub snapshot: String,
 }
 
-/// How the last request of the command ended.
+/// How a request of the command ended; a report that was asked for has neither.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestResult {
     pub nonce: u32,
@@ -83,7 +84,22 @@ pub struct NetReport {
     pub note: String,
 }
 
+/// Answers kept in the report.
+const ANSWERS: usize = 16;
+
 impl Report {
+    /// Notes the answer to a request, for the next [`Report::write`].
+    pub fn answer(&mut self, nonce: u32, generation: Option<u64>, error: Option<String>) {
+        if self.requests.len() >= ANSWERS {
+            self.requests.remove(0);
+        }
+        self.requests.push(RequestResult {
+            nonce,
+            generation,
+            error,
+        });
+    }
+
     pub fn path(root: &Path, pid: i32) -> PathBuf {
         root.join("run").join(format!("{pid}.json"))
     }
@@ -119,13 +135,19 @@ impl Report {
         json.text("job_dir", &self.job_dir);
         json.text("state", &self.state);
         json.unsigned("interval_ms", self.interval_ms);
-        json.optional("last_request", self.last_request.as_ref(), |json, request| {
+        json.key("requests");
+        json.bytes.push(b'[');
+        for (index, request) in self.requests.iter().enumerate() {
+            if index > 0 {
+                json.bytes.push(b',');
+            }
             json.open();
             json.unsigned("nonce", u64::from(request.nonce));
             json.optional_number("generation", request.generation);
             json.optional("error", request.error.as_ref(), |json, e| json.string(e));
             json.close();
-        });
+        }
+        json.raw("]");
         json.optional_number("last_generation", self.last_generation);
         json.unsigned("last_checkpoint_ns", self.last_checkpoint_ns);
         json.optional("last_refusal", self.last_refusal.as_ref(), |json, refusal| {
@@ -241,11 +263,14 @@ mod tests {
             pid: 12,
             start_time: u64::MAX,
             job: "a\"b\\c\n\u{e9}\u{1}".into(),
-            last_request: Some(RequestResult {
-                nonce: u32::MAX,
-                generation: None,
-                error: Some("no".into()),
-            }),
+            requests: vec![
+                RequestResult {
+                    nonce: u32::MAX,
+                    generation: None,
+                    error: Some("no".into()),
+                },
+                RequestResult::default(),
+            ],
             last_generation: Some(7),
             net: NetReport {
                 installed: true,

@@ -157,7 +157,7 @@ impl Functions<'_> {
         // relative to the table), and is 4-byte aligned.
         let entries = unsafe {
             let head = (header as *const [u8; 4]).read();
-            if head[0] != 1 || head[2] != 0x03 || head[3] != 0x3b || header % 4 != 0 {
+            if head[0] != 1 || head[2] != 0x03 || head[3] != 0x3b || !header.is_multiple_of(4) {
                 return None;
             }
             let count = ((header + 8) as *const u32).read() as usize;
@@ -174,7 +174,9 @@ impl Functions<'_> {
         let next = self
             .entries
             .partition_point(|entry| entry[0] as isize <= relative);
-        let start = self.header.wrapping_add_signed(self.entries[next.checked_sub(1)?][0] as isize);
+        let start = self
+            .header
+            .wrapping_add_signed(self.entries[next.checked_sub(1)?][0] as isize);
         let end = match self.entries.get(next) {
             Some(entry) => self.header.wrapping_add_signed(entry[0] as isize),
             None => address + 64,
@@ -201,7 +203,9 @@ impl Function {
             match instruction.flow_control() {
                 FlowControl::IndirectBranch => computed_jump = true,
                 FlowControl::Next | FlowControl::Return => {}
-                _ if instruction.op_count() > 0 && instruction.op0_kind() == OpKind::NearBranch64 => {
+                _ if instruction.op_count() > 0
+                    && instruction.op0_kind() == OpKind::NearBranch64 =>
+                {
                     targets.push(instruction.near_branch64() as usize);
                 }
                 _ => {}
@@ -262,7 +266,9 @@ impl Function {
         for instruction in self.instructions[..index].iter().rev().take(24) {
             let in_eax = instruction.op_count() > 0 && instruction.op0_register() == Register::EAX;
             match instruction.code() {
-                Code::Mov_r32_imm32 if in_eax => return u16::try_from(instruction.immediate32()).ok(),
+                Code::Mov_r32_imm32 if in_eax => {
+                    return u16::try_from(instruction.immediate32()).ok();
+                }
                 Code::Mov_rm64_imm32 if instruction.op0_register() == Register::RAX => {
                     return u16::try_from(instruction.immediate32to64()).ok();
                 }
@@ -363,12 +369,19 @@ fn movable(info: &mut InstructionInfoFactory, instruction: &Instruction) -> bool
         && !writes(info, instruction, Register::R11)
 }
 
-fn writes(info: &mut InstructionInfoFactory, instruction: &Instruction, register: Register) -> bool {
+fn writes(
+    info: &mut InstructionInfoFactory,
+    instruction: &Instruction,
+    register: Register,
+) -> bool {
     info.info(instruction).used_registers().iter().any(|used| {
         used.register().full_register() == register
             && matches!(
                 used.access(),
-                OpAccess::Write | OpAccess::ReadWrite | OpAccess::CondWrite | OpAccess::ReadCondWrite
+                OpAccess::Write
+                    | OpAccess::ReadWrite
+                    | OpAccess::CondWrite
+                    | OpAccess::ReadCondWrite
             )
     })
 }
@@ -387,8 +400,7 @@ fn drop_jumped_into(code: &[u8], at: usize, found: &mut Found) {
         };
         let mut relative = [0; 4];
         relative.copy_from_slice(&code[operand..operand + 4]);
-        let target =
-            (at + operand + 4).wrapping_add_signed(i32::from_le_bytes(relative) as isize);
+        let target = (at + operand + 4).wrapping_add_signed(i32::from_le_bytes(relative) as isize);
         if target.wrapping_sub(at) >= code.len() {
             continue;
         }

@@ -81,7 +81,8 @@ impl Cache {
             opened => opened.ok()?,
         };
         let stat = rustix::fs::fstat(&directory).ok()?;
-        let private = stat.st_uid == rustix::process::geteuid().as_raw() && stat.st_mode & 0o022 == 0;
+        let private =
+            stat.st_uid == rustix::process::geteuid().as_raw() && stat.st_mode & 0o022 == 0;
         private.then_some(Cache { directory })
     }
 
@@ -101,7 +102,9 @@ impl Cache {
         prepared.header.text_sum = xxhash_rust::xxh3::xxh3_64(&text);
         prepared.write_head();
         self.write_file(&name, &[&prepared.bytes, &text]).ok()?;
-        let place = object.base.wrapping_add_signed(prepared.header.distance as isize);
+        let place = object
+            .base
+            .wrapping_add_signed(prepared.header.distance as isize);
         let copy = self.find(object, place)?;
         let stored = read_exactly(&copy.fd, copy.text_offset(), text.len())?;
         (stored == text).then_some(copy)
@@ -172,7 +175,7 @@ fn verify(fd: OwnedFd, object: &Object, distance: i64) -> Option<Copy> {
         && header.distance == distance
         && header.text_start == (text - object.base) as u64
         && header.text_len == text_len as u64
-        && head % PAGE == 0
+        && head.is_multiple_of(PAGE)
         && head + PAGE <= super::patch::ROOM
         && stat.st_size as u64 == (head + text_len) as u64
         && size_of::<Header>() + header.sites as usize * size_of::<SiteEntry>()

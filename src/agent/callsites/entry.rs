@@ -5,6 +5,9 @@
 //! thread's block and is read by [`super::restart`] when our stop interrupted the
 //! call. Calls that the kernel restarts by itself leave no record and cost nothing.
 
+// Call numbers keep the kernel's names.
+#![allow(non_upper_case_globals)]
+
 use super::{RECORDED as RECORDED_BIT, now_ns};
 use crate::agent::hooks::frame::CallFrame;
 use ckpt_sys::{callsite, syscall, tls::thread_block};
@@ -74,7 +77,11 @@ pub enum Timeout {
 pub fn timeout_of(nr: i64, args: &[u64; 6]) -> Option<Timeout> {
     use Timeout::{Milliseconds, Timespec, Timeval};
     let behind = |index: usize, kind: Timeout| {
-        Some(if args[index] == 0 { Timeout::None } else { kind })
+        Some(if args[index] == 0 {
+            Timeout::None
+        } else {
+            kind
+        })
     };
     match nr {
         SYS_nanosleep => Some(Timespec(0)),
@@ -151,18 +158,18 @@ pub fn note(frame: &CallFrame) {
         _ => now_ns(),
     };
     // SAFETY: the slot's data holds the distance of the address behind the `syscall`; the
-    // block is this thread's own. The number is written last: a stop in
-    // between sees the old call or the new one.
+    // block is this thread's own. The address is written last: a stop in between finds
+    // no record.
     unsafe {
         let after = frame.slot.wrapping_add(*((frame.slot + 24) as *const u64));
         let block = thread_block();
-        (&raw mut (*block).call_nr).write_volatile(0);
-        (&raw mut (*block).call_after).write_volatile(after);
+        (&raw mut (*block).call_after).write_volatile(0);
+        (&raw mut (*block).call_nr).write_volatile(frame.rax);
         (&raw mut (*block).call_start_ns).write_volatile(start);
         (&raw mut (*block).call_timeout_ns).write_volatile(nanoseconds);
         let handlers = (&raw const (*block).handlers_run).read_volatile();
         (&raw mut (*block).call_handlers).write_volatile(handlers);
-        (&raw mut (*block).call_nr).write_volatile(frame.rax);
+        (&raw mut (*block).call_after).write_volatile(after);
     }
 }
 

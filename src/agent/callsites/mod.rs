@@ -107,7 +107,10 @@ pub unsafe fn install(options: &InstallOptions) -> Report {
     let mut report = Report::default();
     let mut session = Session {
         options,
-        cache: options.cache.as_deref().and_then(|path| Cache::open(path, false)),
+        cache: options
+            .cache
+            .as_deref()
+            .and_then(|path| Cache::open(path, false)),
         alone: alone(),
         placed: Vec::new(),
     };
@@ -129,7 +132,11 @@ pub unsafe fn install(options: &InstallOptions) -> Report {
 pub fn set_table(hooked: &[u8; 512]) {
     for (nr, &wanted) in hooked.iter().enumerate() {
         let bits = if wanted != 0 { HOOKED } else { 0 };
-        let recorded = if entry::RECORDED.contains(&(nr as i64)) { RECORDED } else { 0 };
+        let recorded = if entry::RECORDED.contains(&(nr as i64)) {
+            RECORDED
+        } else {
+            0
+        };
         callsite::set_hook_byte(nr, bits | recorded);
     }
 }
@@ -178,7 +185,11 @@ impl Session<'_> {
                 };
                 for (why, &number) in LeftAlone::ALL.iter().zip(&header.left_alone) {
                     let number = usize::from(number)
-                        + left.iter().filter(|(w, _)| w == why).map(|(_, n)| n).sum::<usize>();
+                        + left
+                            .iter()
+                            .filter(|(w, _)| w == why)
+                            .map(|(_, n)| n)
+                            .sum::<usize>();
                     if number > 0 {
                         report.left_alone.push((why.reason(), number));
                     }
@@ -207,7 +218,10 @@ impl Session<'_> {
     /// # Safety
     /// As for [`install`]; `place` is reserved.
     unsafe fn install_at(&mut self, object: &Object, place: usize) -> Result<Done, &'static str> {
-        let copy = self.cache.as_ref().and_then(|cache| cache.find(object, place));
+        let copy = self
+            .cache
+            .as_ref()
+            .and_then(|cache| cache.find(object, place));
         if let Some(copy) = copy {
             // SAFETY: a verified copy for this very place.
             return unsafe { self.use_copy(object, place, &copy) };
@@ -221,9 +235,16 @@ impl Session<'_> {
             return Err("too many sites");
         }
         if self.cache.is_none() {
-            self.cache = self.options.cache.as_deref().and_then(|path| Cache::open(path, true));
+            self.cache = self
+                .options
+                .cache
+                .as_deref()
+                .and_then(|path| Cache::open(path, true));
         }
-        let published = self.cache.as_ref().and_then(|cache| cache.publish(object, &mut prepared));
+        let published = self
+            .cache
+            .as_ref()
+            .and_then(|cache| cache.publish(object, &mut prepared));
         if let Some(copy) = published {
             // SAFETY: as above.
             let used = unsafe { self.use_copy(object, place, &copy) };
@@ -234,7 +255,8 @@ impl Session<'_> {
         }
         // SAFETY: `place` is reserved; the slots were made for it.
         unsafe {
-            patch::copy_slots(&prepared.bytes, place).map_err(|_| "slots cannot be made executable")?;
+            patch::copy_slots(&prepared.bytes, place)
+                .map_err(|_| "slots cannot be made executable")?;
             self.patch(object, place, prepared.header, Way::Analysed)
         }
     }
@@ -291,7 +313,10 @@ type Done = (Way, Header, Table, Vec<(LeftAlone, usize)>);
 
 /// The site table of a head in place.
 fn table(place: usize, header: &Header) -> Table {
-    ((place + size_of::<Header>()) as *const SiteEntry, header.sites as usize)
+    (
+        (place + size_of::<Header>()) as *const SiteEntry,
+        header.sites as usize,
+    )
 }
 
 /// Does only one thread run? (A task directory has two links besides the threads'.)
@@ -353,6 +378,15 @@ unsafe extern "C" fn stage2(frame: *mut u8) -> u64 {
 
 /// Handles one intercepted call. Any thread, any state of the program.
 pub fn dispatch(frame: &mut CallFrame) -> Verdict {
+    let bits = record_entry(frame);
+    if bits & HOOKED != 0 {
+        return hooks::dispatch(frame);
+    }
+    Verdict::Forward
+}
+
+/// Leaves the entry record of a call that wants one; returns the call's table byte.
+pub fn record_entry(frame: &CallFrame) -> u8 {
     let bits = usize::try_from(frame.rax)
         .ok()
         .and_then(callsite::hook_byte)
@@ -360,10 +394,7 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
     if bits & RECORDED != 0 {
         entry::note(frame);
     }
-    if bits & HOOKED != 0 {
-        return hooks::dispatch(frame);
-    }
-    Verdict::Forward
+    bits
 }
 
 /// CLOCK_MONOTONIC in nanoseconds. Async-signal-safe.
@@ -371,7 +402,11 @@ pub fn now_ns() -> u64 {
     let mut time = [0_u64; 2];
     // SAFETY: the kernel writes two words into `time`.
     unsafe {
-        ckpt_sys::syscall!(libc::SYS_clock_gettime, libc::CLOCK_MONOTONIC, time.as_mut_ptr());
+        ckpt_sys::syscall!(
+            libc::SYS_clock_gettime,
+            libc::CLOCK_MONOTONIC,
+            time.as_mut_ptr()
+        );
     }
     time[0] * 1_000_000_000 + time[1]
 }

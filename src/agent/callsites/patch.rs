@@ -25,7 +25,15 @@ pub fn reserve_near(base: usize) -> Option<usize> {
             let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
             // SAFETY: a fresh mapping that replaces nothing.
             let mapped = unsafe {
-                check(syscall!(libc::SYS_mmap, place, ROOM, libc::PROT_NONE, flags, -1i32, 0))
+                check(syscall!(
+                    libc::SYS_mmap,
+                    place,
+                    ROOM,
+                    libc::PROT_NONE,
+                    flags,
+                    -1i32,
+                    0
+                ))
             };
             match mapped {
                 Ok(at) if at == place && within_jump(base, at) => return Some(at),
@@ -50,7 +58,15 @@ pub unsafe fn map_slots(fd: i32, place: usize, len: usize) -> Result<(), i32> {
     let flags = MAP_PRIVATE | MAP_FIXED;
     // SAFETY: the range is ours (the caller's promise).
     unsafe {
-        check(syscall!(libc::SYS_mmap, place, len, PROT_READ | PROT_EXEC, flags, fd, 0))?;
+        check(syscall!(
+            libc::SYS_mmap,
+            place,
+            len,
+            PROT_READ | PROT_EXEC,
+            flags,
+            fd,
+            0
+        ))?;
         set_pointer(place + len)
     }
 }
@@ -64,9 +80,22 @@ pub unsafe fn copy_slots(bytes: &[u8], place: usize) -> Result<(), i32> {
     // SAFETY: the range is ours and nobody executes it yet.
     unsafe {
         let len = bytes.len();
-        check(syscall!(libc::SYS_mmap, place, len, PROT_READ | PROT_WRITE, flags, -1i32, 0))?;
+        check(syscall!(
+            libc::SYS_mmap,
+            place,
+            len,
+            PROT_READ | PROT_WRITE,
+            flags,
+            -1i32,
+            0
+        ))?;
         std::ptr::copy_nonoverlapping(bytes.as_ptr(), place as *mut u8, len);
-        check(syscall!(libc::SYS_mprotect, place, len, PROT_READ | PROT_EXEC))?;
+        check(syscall!(
+            libc::SYS_mprotect,
+            place,
+            len,
+            PROT_READ | PROT_EXEC
+        ))?;
         set_pointer(place + len)
     }
 }
@@ -76,7 +105,15 @@ unsafe fn set_pointer(page: usize) -> Result<(), i32> {
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
     // SAFETY: the page lies behind the slots, in the same reserved range.
     unsafe {
-        check(syscall!(libc::SYS_mmap, page, PAGE, PROT_READ | PROT_WRITE, flags, -1i32, 0))?;
+        check(syscall!(
+            libc::SYS_mmap,
+            page,
+            PAGE,
+            PROT_READ | PROT_WRITE,
+            flags,
+            -1i32,
+            0
+        ))?;
         (page as *mut usize).write(callsite::stage1());
         check(syscall!(libc::SYS_mprotect, page, PAGE, PROT_READ))?;
     }
@@ -93,7 +130,15 @@ pub unsafe fn map_text(object: &Object, fd: i32, offset: usize) -> Result<(), i3
     // SAFETY: replaces pages by pages with the same contents but for the patches; the
     // kernel does it in one step.
     unsafe {
-        check(syscall!(libc::SYS_mmap, start, len, PROT_READ | PROT_EXEC, flags, fd, offset))
+        check(syscall!(
+            libc::SYS_mmap,
+            start,
+            len,
+            PROT_READ | PROT_EXEC,
+            flags,
+            fd,
+            offset
+        ))
     }
     .map(drop)
 }
@@ -133,11 +178,16 @@ pub unsafe fn in_place(
     let opened = unsafe { check(syscall!(libc::SYS_mprotect, start, len, writable)) }.is_ok();
     // Sealed text, or a security module's objection: the kernel still writes through
     // /proc/self/mem.
-    let memory = if opened { Memory::Mapped } else { Memory::open()? };
+    let memory = if opened {
+        Memory::Mapped
+    } else {
+        Memory::open()?
+    };
     let mut patched = Patched::default();
     for site in sites {
         let at = object.base + site.start as usize;
-        if !alone && !(site.is(Kind::Immediate) && at / 64 == (at + 7) / 64) {
+        let one_store = site.is(Kind::Immediate) && at / 64 == (at + 7) / 64;
+        if !alone && !one_store {
             patched.other_threads += 1;
             continue;
         }
@@ -154,7 +204,12 @@ pub unsafe fn in_place(
     match memory {
         // SAFETY: gives the text back its protection.
         Memory::Mapped => unsafe {
-            check(syscall!(libc::SYS_mprotect, start, len, PROT_READ | PROT_EXEC))?;
+            check(syscall!(
+                libc::SYS_mprotect,
+                start,
+                len,
+                PROT_READ | PROT_EXEC
+            ))?;
         },
         // SAFETY: closes our own descriptor.
         Memory::File(fd) => unsafe {

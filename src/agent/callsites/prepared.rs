@@ -65,8 +65,8 @@ impl SiteEntry {
     /// The bytes that go to `start`: a jump to the slot, then filler that is never run.
     pub fn patch(&self, header: &Header) -> [u8; 24] {
         let mut bytes = [0x90; 24];
-        let slot = header.distance + i64::from(header.head_len)
-            + i64::from(self.slot) * SLOT_SIZE as i64;
+        let slot =
+            header.distance + i64::from(header.head_len) + i64::from(self.slot) * SLOT_SIZE as i64;
         let relative = (slot - (i64::from(self.start) + 5)) as i32;
         bytes[0] = 0xe9;
         bytes[1..5].copy_from_slice(&relative.to_le_bytes());
@@ -280,8 +280,9 @@ fn moved(object: &Object, start: usize, end: usize, at: usize) -> Option<Vec<u8>
     if code.is_empty() {
         return Some(Vec::new());
     }
-    let instructions: Vec<_> =
-        Decoder::with_ip(64, code, start as u64, DecoderOptions::NONE).into_iter().collect();
+    let instructions: Vec<_> = Decoder::with_ip(64, code, start as u64, DecoderOptions::NONE)
+        .into_iter()
+        .collect();
     let block = InstructionBlock::new(&instructions, at as u64);
     BlockEncoder::encode(64, block, BlockEncoderOptions::NONE)
         .ok()

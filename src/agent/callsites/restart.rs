@@ -14,6 +14,9 @@
 //!    caused it. The count of handlers must be that of the entry record.
 //! 3. Timeouts are counted from the entry record, never from what the kernel wrote back.
 
+// Call numbers keep the kernel's names.
+#![allow(non_upper_case_globals)]
+
 use super::entry::{self, FOREVER, SOCKET_CALLS, Timeout};
 use super::{now_ns, site_after};
 use crate::agent::state::RESERVED_BIT;
@@ -122,7 +125,7 @@ pub unsafe fn prepare(uc: *mut ucontext_t) -> Interrupted {
             }
             (record.back, record.rsp) = (old.back, old.rsp);
         } else if result == FAILED_EINTR {
-            if block.call_nr != 0 && block.call_after == rip && block.call_handlers == block.handlers_run {
+            if block.call_after == rip && block.call_handlers == block.handlers_run {
                 record.nr = block.call_nr;
                 found.what = What::Call;
             }
@@ -193,7 +196,7 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, now_ns: u64
         }
         if program_signal_waits(uc, record) {
             // The frame keeps its EINTR or its short count.
-            (*block).call_nr = 0;
+            (*block).call_after = 0;
             return;
         }
         let mut args = record.args;
@@ -207,7 +210,7 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, now_ns: u64
             _ if SOCKET_CALLS.contains(&record.nr) => {
                 let spent = now_ns.saturating_sub((*block).call_start_ns);
                 if !wait_for_socket(record, spent) {
-                    (*block).call_nr = 0;
+                    (*block).call_after = 0;
                     return;
                 }
                 executes = SYS_ppoll;
@@ -220,7 +223,8 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, now_ns: u64
         }
         record.executes = executes;
         let stack = (*uc).uc_mcontext.gregs[REG_RSP as usize] as usize;
-        let in_stub = (*uc).uc_mcontext.gregs[REG_RIP as usize] as usize == callsite::restart_after();
+        let in_stub =
+            (*uc).uc_mcontext.gregs[REG_RIP as usize] as usize == callsite::restart_after();
         let at = if in_stub {
             // In the old record's place, or every stop would take more of the stack.
             stack
@@ -274,7 +278,11 @@ unsafe fn recompute(
 ) {
     // SAFETY: the thread's own block.
     let whole = unsafe { (*block).call_timeout_ns };
-    let left = if whole == FOREVER { FOREVER } else { whole.saturating_sub(spent) };
+    let left = if whole == FOREVER {
+        FOREVER
+    } else {
+        whole.saturating_sub(spent)
+    };
     // SAFETY: as above. The next stop counts from here.
     unsafe {
         (*block).call_timeout_ns = left;
@@ -310,8 +318,7 @@ fn time_argument(record: &RestartRecord, index: usize) -> u64 {
     // SAFETY: the kernel writes a signal set to both words, or says EFAULT; after
     // that they are known to be writable.
     unsafe {
-        let writable =
-            |word: *mut i64| syscall!(SYS_rt_sigprocmask, SIG_BLOCK, 0, word, 8) == 0;
+        let writable = |word: *mut i64| syscall!(SYS_rt_sigprocmask, SIG_BLOCK, 0, word, 8) == 0;
         if writes_back && writable(at) && writable(at.wrapping_add(1)) {
             at.write_unaligned(record.time[0]);
             at.add(1).write_unaligned(record.time[1]);
@@ -358,7 +365,14 @@ unsafe fn socket_timeout(fd: i32, option: i32) -> Option<u64> {
     let mut len = 16_u32;
     // SAFETY: the kernel writes at most `len` bytes into `time`.
     let done = unsafe {
-        syscall!(SYS_getsockopt, fd, SOL_SOCKET, option, time.as_mut_ptr(), &raw mut len)
+        syscall!(
+            SYS_getsockopt,
+            fd,
+            SOL_SOCKET,
+            option,
+            time.as_mut_ptr(),
+            &raw mut len
+        )
     };
     let whole = time[0] * 1_000_000_000 + time[1] * 1000;
     (done == 0 && whole != 0).then_some(whole)

@@ -41,6 +41,11 @@ fn clock(id: i32) -> u64 {
     ts[0] * 1_000_000_000 + ts[1]
 }
 
+/// CLOCK_REALTIME in nanoseconds.
+pub fn realtime_ns() -> u64 {
+    clock(libc::CLOCK_REALTIME)
+}
+
 /// Everything but the mapped objects, which the writer adds.
 pub fn collect() -> Identity {
     // SAFETY: no arguments.

@@ -4,6 +4,7 @@
 //! [`objects`]) run in the forked writer instead, to keep the stop short.
 
 pub mod cpu;
+pub mod descriptors;
 pub mod identity;
 pub mod memory;
 pub mod objects;
@@ -11,3 +12,10 @@ pub mod process;
 pub mod signals;
 pub mod threads;
 pub mod timers;
+
+/// Why a checkpoint cannot be taken now, in words for the log and `ckpt status`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Refusal {
+    pub reason: String,
+}

@@ -4,7 +4,6 @@
 //! the helper takes those of the process, each thread (in its stop handler, at the
 //! helper's request) those of its own; all are put back in the same order at once.
 
-use crate::agent::hooks;
 use crate::agent::state::{AGENT, RESERVED_BIT};
 use crate::agent::stop::{self, Stopped};
 use crate::agent::procfs;
@@ -83,6 +82,5 @@ pub fn collect(stopped: &Stopped, threads: &mut [ThreadState]) -> SignalState {
     for signal in &state.pending {
         put_back(signal, 0);
     }
-    hooks::signal::restore_view(&mut state);
     state
 }

@@ -10,13 +10,13 @@ pub mod descriptors;
 pub mod proxy;
 pub mod tape;
 
-use crate::agent::procfs;
+use crate::agent::{log, procfs};
 use crate::agent::region::{self, Region};
 use crate::agent::resume::{HelperArgs, Payload, ThreadRecord};
 use crate::agent::stop::rseq_area;
 use crate::image::codec;
-use crate::image::reader::Image;
-use crate::image::state::{Extent, Manifest, SharedObject};
+use crate::image::Image;
+use crate::image::state::{Extent, FileKind, Manifest, SharedObject};
 use area::Area;
 use ckpt_sys::blob::{BLOB_THREAD_STACK, RESTORER, RestorerArgs, RestorerThread};
 use ckpt_sys::syscall;
@@ -76,7 +76,7 @@ pub fn restore(
     // From here on the numbers in `keep` count; the owners must not close them.
     std::mem::forget(file);
     std::mem::forget(lock);
-    let restored = restore_descriptors(&manifest, &mut keep, &mut payload)?;
+    let late = restore_descriptors(&manifest, &mut keep, &mut payload)?;
     let image_fd = keep[0];
     let lock_fd = keep.get(1).copied();
     // SAFETY: no pointers.
@@ -84,7 +84,7 @@ pub fn restore(
 
     let mut shared_fds: Vec<Option<i32>> = Vec::new();
     for (k, object) in manifest.memory.shared.iter().enumerate() {
-        let fd = match restored.object_fd(object.dev, object.ino) {
+        let fd = match descriptor_of(&manifest, object.dev, object.ino) {
             Some(fd) => Some(fd),
             None if tape::needs_file(&manifest, k) => {
                 let fd = rebuild_object(object, image_fd)?;
@@ -127,6 +127,9 @@ pub fn restore(
     let shared_fd = |k: usize| shared_fds[k];
     let writable = |path: &[u8]| can_write(path);
     let mut tape = tape::memory(&manifest, &options, &mut area, &shared_fd, &writable);
+    for work in &late {
+        tape::late(&mut tape, work);
+    }
     tape::process(&mut tape, &manifest, &mut area);
     payload.mapped = std::mem::take(&mut tape.mapped);
 
@@ -221,9 +224,50 @@ pub fn restore(
     }
 }
 
+/// Contents of unlinked files and memfds, read from a mapping of the image: its
+/// descriptor may change its number meanwhile.
+struct ImageSource(memmap2::Mmap);
+
+impl descriptors::ContentSource for ImageSource {
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), i32> {
+        let start = offset as usize;
+        let bytes = self.0.get(start..start + buf.len()).ok_or(libc::EIO)?;
+        buf.copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// The open file table; descriptors in `keep` may get other numbers.
+fn restore_descriptors(
+    manifest: &Manifest,
+    keep: &mut [RawFd],
+    payload: &mut Payload,
+) -> Result<Vec<descriptors::Late>, RestoreError> {
+    // SAFETY: published images are never changed or truncated.
+    let map = unsafe { memmap2::Mmap::map(keep[0]) }
+        .map_err(|error| RestoreError::Shared { name: "image".into(), error })?;
+    let source = ImageSource(map);
+    let mut warn = |line: &str| log::line(format_args!("{line}"));
+    let mut ctx = descriptors::Context { keep, program_pid: manifest.process.pid, warn: &mut warn };
+    let restored = descriptors::restore(&manifest.descriptors, &source, &mut ctx)?;
+    payload.inherited = restored.inherited.iter().map(|i| (i.fd, i.dev, i.ino)).collect();
+    Ok(restored.late)
+}
+
 fn os(bytes: &[u8]) -> std::path::PathBuf {
     use std::os::unix::ffi::OsStrExt;
     std::path::PathBuf::from(std::ffi::OsStr::from_bytes(bytes))
+}
+
+/// A descriptor of the program through which a shared object is open.
+fn descriptor_of(manifest: &Manifest, dev: u64, ino: u64) -> Option<i32> {
+    let table = &manifest.descriptors;
+    let file = table.files.iter().position(|file| match &file.kind {
+        FileKind::Memfd { object_dev, object_ino, .. } => (*object_dev, *object_ino) == (dev, ino),
+        FileKind::Unlinked { dev: d, ino: i, .. } => (*d, *i) == (dev, ino),
+        _ => false,
+    })?;
+    table.fds.iter().find(|d| d.file as usize == file).map(|d| d.fd)
 }
 
 fn codec_len(payload: &Payload) -> Result<u64, RestoreError> {

@@ -5,6 +5,7 @@
 //! (lazy) or read (eager, and small or special ranges).
 
 use super::area::Area;
+use super::descriptors::Late;
 use crate::agent::collect::memory::PAGE;
 use crate::image::state::{Extent, Manifest, SharedKind, VmaKind, VmaState, vma_flag};
 use ckpt_sys::blob::{OP_FIXED_RESULT, OP_KEEP_FD, OP_MAY_FAIL, OP_READ_FULL, TapeOp, op_fd_arg};
@@ -228,6 +229,21 @@ pub fn process(tape: &mut Tape, manifest: &Manifest, area: &mut Area) {
         }
         let at = area.put_slice(&[*action]);
         tape.op(libc::SYS_rt_sigaction, 0, [signo, at, 0, 8, 0, 0]);
+    }
+}
+
+/// Work on descriptors that had to wait for the memory map: it needs the program's
+/// own descriptor table, which the helper does not share.
+pub fn late(tape: &mut Tape, work: &Late) {
+    const F_ADD_SEALS: u64 = libc::F_ADD_SEALS as u64;
+    match work {
+        Late::Seals { fd, seals } => {
+            tape.op(libc::SYS_fcntl, OP_MAY_FAIL, [*fd as u64, F_ADD_SEALS, *seals as u64, 0, 0, 0]);
+        }
+        // The thread does not exist yet: the process is the owner.
+        Late::Owner { fd, owner } => {
+            tape.op(libc::SYS_fcntl, OP_MAY_FAIL, [*fd as u64, libc::F_SETOWN as u64, owner.1 as u64, 0, 0, 0]);
+        }
     }
 }
 
