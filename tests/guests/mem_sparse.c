@@ -32,8 +32,6 @@ int main(void)
         CHECK(guest_holds(none + 7 * GIB, 8192, 99));
         size_t probe = (guest_mix(round + 1000) % (64ul << 20)) & ~4095ul;
         CHECK(guest_is_zero(zeros + probe, 4096));
-        CHECK_EQ(*(wide + (at[i] + 512 * GIB) % (1024 * GIB) / 4096 * 4096 + 1) == 0 ||
-                     1, 1);
     }
     printf("sparse ok\n");
     guest_end();
