@@ -28,7 +28,7 @@ static void *sender(void *argument)
 int main(void)
 {
     guest_begin();
-    total = guest_rounds() * 100;
+    total = guest_rounds() * 200;
     struct sigaction act = {.sa_handler = on_rt, .sa_flags = SA_RESTART};
     for (int i = 0; i < 20; i++)
         CHECK(sigaction(SIGRTMIN + i, &act, NULL) == 0);

@@ -10,7 +10,7 @@ static void *child(void *argument)
 }
 static void *storm(void *argument)
 {
-    for (long i = 0, n = guest_rounds() * 35; i < n; i++) {
+    for (long i = 0, n = guest_rounds() * 80; i < n; i++) {
         void *result;
         pthread_t thread = guest_thread(child, (void *)i);
         if (i % 8 == 0) {
@@ -31,7 +31,7 @@ int main(void)
         threads[i] = guest_thread(storm, NULL);
     for (int i = 0; i < 3; i++)
         guest_join(threads[i]);
-    while (__atomic_load_n(&born, __ATOMIC_SEQ_CST) < 3 * guest_rounds() * 35)
+    while (__atomic_load_n(&born, __ATOMIC_SEQ_CST) < 3 * guest_rounds() * 80)
         guest_sleep_ms(1);
     printf("thread storm ok\n");
     guest_end();
