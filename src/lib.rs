@@ -9,10 +9,12 @@
 //! | [`image`] | the volatile checkpoint's format | target and command |
 //! | [`store`] | where checkpoints live, publish, journal, locks | target and command |
 //! | [`config`] | the environment variables | target and command |
+//! | [`errno`] | kernel error numbers and their texts | target and command |
 //! | [`cli`] | the verbs of the `ckpt` command | command only |
 
 pub mod agent;
 pub mod cli;
 pub mod config;
+pub mod errno;
 pub mod image;
 pub mod store;

@@ -1,1 +1,51 @@
-//! libckpt.so.
+//! libckpt.so: the exported names and the constructor. No logic: every item is one
+//! call into the `ckpt` crate.
+
+use ckpt::agent;
+
+#[global_allocator]
+static ALLOCATOR: agent::heap::AgentAllocator = agent::heap::AgentAllocator;
+
+/// Pre-execution (FIG. 5).
+#[ctor::ctor(unsafe)]
+fn start() {
+    // SAFETY: the constructor of the library, before any other thread exists.
+    unsafe { agent::start::pre_execution(rseq()) }
+}
+
+/// glibc's `__rseq_offset` and `__rseq_size` (glibc 2.35 and later).
+fn rseq() -> (i64, u32) {
+    // SAFETY: the symbols are read-only data when they exist.
+    unsafe {
+        let offset = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr()) as *const i64;
+        let size = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_size".as_ptr()) as *const u32;
+        if offset.is_null() || size.is_null() { (0, 0) } else { (*offset, *size) }
+    }
+}
+
+fn status(result: i32) -> i32 {
+    if result >= 0 {
+        return result;
+    }
+    // SAFETY: errno of the calling thread.
+    unsafe { *libc::__errno_location() = -result };
+    -1
+}
+
+/// `ckpt_checkpoint(3)`: 0 taken, > 0 back from a restore, -1 and errno.
+#[unsafe(no_mangle)]
+pub extern "C" fn ckpt_checkpoint(id: i32) -> i32 {
+    status(agent::request::checkpoint_from_program(id))
+}
+
+/// `ckpt_hold(3)`: no checkpoint until the matching `ckpt_release`.
+#[unsafe(no_mangle)]
+pub extern "C" fn ckpt_hold() -> i32 {
+    status(agent::request::hold())
+}
+
+/// `ckpt_release(3)`.
+#[unsafe(no_mangle)]
+pub extern "C" fn ckpt_release() -> i32 {
+    status(agent::request::release())
+}

@@ -4,9 +4,17 @@
 //!   symbol that the preload library itself exports).
 //! * [`tls`]: the per-thread block of the agent, in the initial-exec TLS model
 //!   so that a signal handler may touch it.
+//! * [`callsite`]: the call-site net's slots, stages and restart stub.
+//! * [`context`], [`thread`]: context capture, threads without glibc, sigreturn.
+//! * [`blob`]: the restorer that replaces a process's memory.
 //!
 //! Called from every context: signal handlers, the stopped world, forked
 //! children. Nothing here allocates or takes a lock.
 
+pub mod blob;
+pub mod callsite;
+pub mod context;
+pub mod handler;
 pub mod raw;
+pub mod thread;
 pub mod tls;

@@ -45,16 +45,77 @@ pub unsafe fn syscall6(
     ret
 }
 
-/// `syscall!(nr, args...)`: up to six arguments of any type castable to `usize`;
-/// (negative literals need a type: `-1i32`);
-/// evaluates to the kernel's raw `isize`. Must stand in an `unsafe` block.
+/// What may be an argument of a system call: integers (sign-extended), pointers and
+/// references.
+pub trait Argument {
+    fn argument(self) -> usize;
+}
+
+macro_rules! integer_arguments {
+    ($($t:ty)*) => {
+        $(impl Argument for $t {
+            #[inline(always)]
+            fn argument(self) -> usize {
+                self as usize
+            }
+        })*
+    };
+}
+
+integer_arguments!(i8 u8 i16 u16 i32 u32 i64 u64 isize usize bool);
+
+impl<T> Argument for *const T {
+    #[inline(always)]
+    fn argument(self) -> usize {
+        self as usize
+    }
+}
+
+impl<T> Argument for *mut T {
+    #[inline(always)]
+    fn argument(self) -> usize {
+        self as usize
+    }
+}
+
+impl<T> Argument for &T {
+    #[inline(always)]
+    fn argument(self) -> usize {
+        self as *const T as usize
+    }
+}
+
+impl<T> Argument for &mut T {
+    #[inline(always)]
+    fn argument(self) -> usize {
+        self as *mut T as usize
+    }
+}
+
+/// `syscall!(nr, args...)`: up to six arguments of any type that is an
+/// [`Argument`](raw::Argument); evaluates to the kernel's raw `isize`. Must stand in
+/// an `unsafe` block.
 #[macro_export]
 macro_rules! syscall {
-    ($nr:expr) => { $crate::raw::syscall6(($nr) as usize, 0, 0, 0, 0, 0, 0) };
-    ($nr:expr, $a:expr) => { $crate::raw::syscall6(($nr) as usize, ($a) as usize, 0, 0, 0, 0, 0) };
-    ($nr:expr, $a:expr, $b:expr) => { $crate::raw::syscall6(($nr) as usize, ($a) as usize, ($b) as usize, 0, 0, 0, 0) };
-    ($nr:expr, $a:expr, $b:expr, $c:expr) => { $crate::raw::syscall6(($nr) as usize, ($a) as usize, ($b) as usize, ($c) as usize, 0, 0, 0) };
-    ($nr:expr, $a:expr, $b:expr, $c:expr, $d:expr) => { $crate::raw::syscall6(($nr) as usize, ($a) as usize, ($b) as usize, ($c) as usize, ($d) as usize, 0, 0) };
-    ($nr:expr, $a:expr, $b:expr, $c:expr, $d:expr, $e:expr) => { $crate::raw::syscall6(($nr) as usize, ($a) as usize, ($b) as usize, ($c) as usize, ($d) as usize, ($e) as usize, 0) };
-    ($nr:expr, $a:expr, $b:expr, $c:expr, $d:expr, $e:expr, $f:expr) => { $crate::raw::syscall6(($nr) as usize, ($a) as usize, ($b) as usize, ($c) as usize, ($d) as usize, ($e) as usize, ($f) as usize) };
+    ($nr:expr $(, $arg:expr)* $(,)?) => {
+        $crate::syscall_padded!($nr; $($crate::raw::Argument::argument($arg)),*)
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! syscall_padded {
+    ($nr:expr;) => { $crate::raw::syscall6($nr as usize, 0, 0, 0, 0, 0, 0) };
+    ($nr:expr; $a:expr) => { $crate::raw::syscall6($nr as usize, $a, 0, 0, 0, 0, 0) };
+    ($nr:expr; $a:expr, $b:expr) => { $crate::raw::syscall6($nr as usize, $a, $b, 0, 0, 0, 0) };
+    ($nr:expr; $a:expr, $b:expr, $c:expr) => { $crate::raw::syscall6($nr as usize, $a, $b, $c, 0, 0, 0) };
+    ($nr:expr; $a:expr, $b:expr, $c:expr, $d:expr) => {
+        $crate::raw::syscall6($nr as usize, $a, $b, $c, $d, 0, 0)
+    };
+    ($nr:expr; $a:expr, $b:expr, $c:expr, $d:expr, $e:expr) => {
+        $crate::raw::syscall6($nr as usize, $a, $b, $c, $d, $e, 0)
+    };
+    ($nr:expr; $a:expr, $b:expr, $c:expr, $d:expr, $e:expr, $f:expr) => {
+        $crate::raw::syscall6($nr as usize, $a, $b, $c, $d, $e, $f)
+    };
 }

@@ -16,8 +16,8 @@ pub struct ThreadBlock {
     pub in_hook: u32,
     /// A stop request arrived inside a hook: the hook's end raises it again.
     pub stop_pending: u32,
-    /// Entry record of the last blocking system call: its number, or 0 for none.
-    /// Valid for a frame whose `rip` lies behind a patched call site.
+    /// Entry record of the last call that can end with EINTR: its number. The record is
+    /// that of a frame whose `rip` equals `call_after`.
     pub call_nr: i64,
     /// CLOCK_MONOTONIC at the entry of that call, nanoseconds.
     pub call_start_ns: u64,
@@ -37,7 +37,20 @@ pub struct ThreadBlock {
     pub is_helper: u32,
     /// The program asked to have the agent's reserved signal blocked (its view).
     pub reserved_blocked: u32,
-    pub spare: [u32; 9],
+    /// The thread's id as the program sees it, where that is not the kernel's
+    /// (restored without set_tid); 0 = the kernel's is right.
+    pub virtual_tid: i32,
+    /// What the mask of the signal call in progress says about the reserved
+    /// signal (`agent::hooks::foreign`).
+    pub masked_call: u32,
+    /// 1 + index of the alternate stack the agent gave this thread
+    /// (`agent::hooks::altstack`), 0 for none.
+    pub altstack_slot: u32,
+    /// `si_value` of the stop request that was put off.
+    pub put_off_value: u64,
+    /// Address behind the `syscall` of the site that made the recorded call; 0: no record.
+    pub call_after: u64,
+    pub spare: [u64; 3],
 }
 
 /// Size reserved in assembly; checked against the struct below.

@@ -11,6 +11,26 @@
 //! 6. Nothing at all happens in a set-uid process.
 //! 7. No panics: an agent that meets the unexpected refuses and logs.
 
+pub mod callsites;
+pub mod checkpoint;
+pub mod children;
+pub mod collect;
+pub mod exit;
+pub mod heap;
+pub mod helper;
 pub mod hooks;
+pub mod log;
+pub mod procfs;
+pub mod recover;
+pub mod refusal;
+pub mod region;
+pub mod request;
+pub mod restore;
+pub mod resume;
+pub mod settings;
+pub mod side;
+pub mod snapshot;
+pub mod start;
 pub mod state;
 pub mod stop;
+pub mod writer;

@@ -5,7 +5,7 @@
 //! thread exists) or by `resume` (while all threads are held).
 
 use ckpt_sys::{syscall, tls::thread_block};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, Ordering};
 
 /// The reserved signal: the highest real-time signal, which the kernel dequeues last.
 pub const RESERVED_SIGNAL: i32 = 64;
@@ -29,6 +29,18 @@ pub struct Agent {
     /// At least one checkpoint was committed or restored in this process's life, so
     /// that the clean-up at exit has something to remove.
     pub has_store: AtomicBool,
+    /// glibc's `__rseq_offset` and `__rseq_size`; size 0 = glibc does not register.
+    pub rseq_offset: AtomicI64,
+    pub rseq_size: AtomicU32,
+    /// What `ckpt_checkpoint` returns after a recovery.
+    pub return_value: AtomicI32,
+}
+
+impl Agent {
+    /// Where glibc's rseq area lies from the thread pointer, and its size.
+    pub fn rseq(&self) -> (i64, u32) {
+        (self.rseq_offset.load(Ordering::Relaxed), self.rseq_size.load(Ordering::Relaxed))
+    }
 }
 
 pub static AGENT: Agent = Agent {
@@ -38,6 +50,9 @@ pub static AGENT: Agent = Agent {
     ids_translated: AtomicBool::new(false),
     net_installed: AtomicBool::new(false),
     has_store: AtomicBool::new(false),
+    rseq_offset: AtomicI64::new(0),
+    rseq_size: AtomicU32::new(0),
+    return_value: AtomicI32::new(1),
 };
 
 /// Is the agent awake in this process? False in forked children (also vfork and

@@ -1,7 +1,546 @@
 //! Stopping and releasing the program's threads.
+//!
+//! The helper sends the reserved signal to every task; each thread's registers are
+//! the kernel's signal frame on its own stack. The handler notes what only the
+//! thread itself can read, reports and sleeps on the stop word until it changes.
+//! A request that arrives inside a hook is put off to the hook's end (law 3).
+//!
+//! Runs in: the helper thread ([`stop_all`], [`release`]) and, async-signal-safe, in
+//! any thread ([`on_reserved_signal`]).
+
+use crate::agent::callsites::restart;
+use crate::agent::collect::signals;
+use crate::agent::hooks;
+use crate::agent::procfs::{self, TaskList};
+use crate::agent::request;
+use crate::agent::state::{AGENT, RESERVED_SIGNAL, awake};
+use crate::image::state::PendingSignal;
+use ckpt_sys::raw::check;
+use ckpt_sys::{syscall, tls::thread_block};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// What a stopped thread reports about itself.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Slot {
+    pub tid: AtomicU32,
+    /// [`NEW`], [`PARKED`] or [`GONE`].
+    pub state: AtomicU32,
+    pub ucontext: u64,
+    /// The restart record of an interrupted call, on the thread's own stack.
+    pub interrupted: u64,
+    /// Free stack below everything that is alive when the thread goes on.
+    pub resume_stack: u64,
+    pub fs_base: u64,
+    pub gs_base: u64,
+    pub robust_list: u64,
+    pub robust_list_len: u64,
+    pub clear_child_tid: u64,
+    pub rseq: u64,
+    pub rseq_len: u32,
+    pub pdeathsig: i32,
+    pub timer_slack_ns: u64,
+    pub name: [u8; 16],
+    /// rt_sigpending: this thread's and the process's.
+    pub pending: u64,
+    /// Captured by its own call of `ckpt_checkpoint`.
+    pub inserted: bool,
+    /// Signals that the helper wants this thread to take off its own queue, read and
+    /// put back; 0 when there is nothing to do (or it is done).
+    pub drain: AtomicU64,
+    /// Where they go: room for [`DRAIN_MAX`] `siginfo_t`, in the helper's memory.
+    pub drain_to: AtomicU64,
+    pub drained: AtomicU32,
+}
+
+/// More signals than this in one thread's own queue are left where they are.
+pub const DRAIN_MAX: usize = 256;
+
+pub const NEW: u32 = 0;
+pub const PARKED: u32 = 1;
+pub const GONE: u32 = 2;
+
+/// The stop in progress. Written by the helper, read by the handler.
+struct StopControl {
+    /// Futex: the number of the stop in progress, 0 when there is none.
+    word: AtomicU32,
+    /// Ever growing number of stops.
+    number: AtomicU32,
+    /// The slot array (in the helper's region) and its length.
+    slots: AtomicU64,
+    nslots: AtomicU32,
+    /// Futex: threads parked so far, and how many the helper waits for.
+    parked: AtomicU32,
+    wanted: AtomicU32,
+    /// Handlers between their look at the stop word and their last use of a slot.
+    inside: AtomicU32,
+}
+
+static STOP: StopControl = StopControl {
+    word: AtomicU32::new(0),
+    number: AtomicU32::new(0),
+    slots: AtomicU64::new(0),
+    nslots: AtomicU32::new(0),
+    parked: AtomicU32::new(0),
+    wanted: AtomicU32::new(0),
+    inside: AtomicU32::new(0),
+};
+
+/// CLOCK_MONOTONIC of the latest stop: after a restore, "now" for what remains of
+/// interrupted sleeps.
+pub static STOPPED_AT_NS: AtomicU64 = AtomicU64::new(0);
+
+/// The number's part of the stop word; the bits above are bumped to make parked
+/// threads look at their slots.
+const NUMBER_MASK: u32 = 0xff_ffff;
+
+/// Tag of a stop request in `si_value`: tag, number of the stop (24 bits), slot (24 bits).
+const STOP_TAG: u64 = 0xC4B6;
+
+const FUTEX_WAIT_PRIVATE: i32 = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+const FUTEX_WAKE_PRIVATE: i32 = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
+
+/// The first 32 bytes of a queued signal's `siginfo_t`.
+#[repr(C)]
+struct QueuedInfo {
+    signo: i32,
+    errno: i32,
+    code: i32,
+    pad: i32,
+    pid: i32,
+    uid: u32,
+    value: u64,
+    rest: [u64; 12],
+}
+
+const SI_QUEUE: i32 = -1;
+
+/// `struct kernel_sigaction`.
+#[repr(C)]
+struct KernelAction {
+    handler: u64,
+    flags: u64,
+    restorer: u64,
+    mask: u64,
+}
+
+const SA_RESTORER: u64 = 0x0400_0000;
+
+/// Installs the handler of the reserved signal and unblocks it.
+///
+/// # Safety
+/// Constructor only.
+pub unsafe fn install_handler() -> Result<(), i32> {
+    let action = KernelAction {
+        handler: on_reserved_signal as *const () as u64,
+        flags: libc::SA_SIGINFO as u64 | libc::SA_RESTART as u64 | libc::SA_ONSTACK as u64 | SA_RESTORER,
+        restorer: ckpt_sys::thread::restorer as *const () as u64,
+        mask: u64::MAX,
+    };
+    let set = crate::agent::state::RESERVED_BIT;
+    // SAFETY: valid structs; the handler is async-signal-safe.
+    unsafe {
+        check(syscall!(libc::SYS_rt_sigaction, RESERVED_SIGNAL, &action, 0, 8))?;
+        check(syscall!(libc::SYS_rt_sigprocmask, libc::SIG_UNBLOCK, &set, 0, 8))?;
+    }
+    Ok(())
+}
+
+/// The handler of the reserved signal.
+unsafe extern "C" fn on_reserved_signal(signo: i32, info: *mut libc::siginfo_t, uc: *mut libc::ucontext_t) {
+    // SAFETY: the kernel passes a valid siginfo.
+    let queued = unsafe { &*(info as *const QueuedInfo) };
+    let value = queued.value;
+    if queued.code == SI_QUEUE && value >> 48 == STOP_TAG {
+        // SAFETY: only our own process sends this tag (checked in `park`).
+        unsafe { on_stop_request(value, uc) };
+    } else if queued.code == SI_QUEUE && value >> 48 == request::COMMAND_TAG && awake() {
+        // SAFETY: same frame.
+        let interrupted = unsafe { restart::prepare(uc) };
+        request::from_command(value);
+        // SAFETY: as above.
+        unsafe { restart::finish(uc, &interrupted, now_ns()) };
+    } else {
+        // SAFETY: the handler's own arguments.
+        unsafe { hooks::signal::deliver_foreign(signo, info, uc) };
+    }
+}
 
 /// A stop request was put off by a hook: raise it again, now that the hook is over.
 ///
 /// # Safety
 /// Called by the outermost hook guard's end, in the thread concerned.
-pub unsafe fn park_put_off() {}
+pub unsafe fn park_put_off() {
+    // SAFETY: the block is this thread's own; the signal goes to this very thread.
+    unsafe {
+        let block = thread_block();
+        let value = (*block).put_off_value;
+        (*block).stop_pending = 0;
+        send(syscall!(libc::SYS_gettid) as i32, value);
+    }
+}
+
+/// CLOCK_MONOTONIC in nanoseconds, by system call (the vdso may be foreign).
+pub fn now_ns() -> u64 {
+    let mut ts = [0u64; 2];
+    // SAFETY: the kernel fills two words.
+    unsafe { syscall!(libc::SYS_clock_gettime, libc::CLOCK_MONOTONIC, &mut ts) };
+    ts[0] * 1_000_000_000 + ts[1]
+}
+
+unsafe fn on_stop_request(value: u64, uc: *mut libc::ucontext_t) {
+    let number = (value >> 24) as u32 & 0xff_ffff;
+    STOP.inside.fetch_add(1, Ordering::SeqCst);
+    if STOP.word.load(Ordering::SeqCst) & NUMBER_MASK == number && number != 0 && awake() {
+        // SAFETY: forwarded.
+        unsafe { park(value, uc) };
+    } // else stale: that stop is over, or this is a forked child
+    STOP.inside.fetch_sub(1, Ordering::SeqCst);
+}
+
+unsafe fn park(value: u64, uc: *mut libc::ucontext_t) {
+    let number = (value >> 24) as u32 & 0xff_ffff;
+    let index = value as u32 & 0xff_ffff;
+    // SAFETY: the block is this thread's own.
+    let block = unsafe { &mut *thread_block() };
+    if block.in_hook != 0 {
+        block.put_off_value = value;
+        block.stop_pending = 1;
+        return;
+    }
+    if index >= STOP.nslots.load(Ordering::Acquire) {
+        return;
+    }
+    // SAFETY: the slot array stays mapped while the stop word holds this number,
+    // and the helper does not touch a slot in state NEW that it has signalled.
+    let slot = unsafe { &mut *(STOP.slots.load(Ordering::Acquire) as *mut Slot).add(index as usize) };
+    // SAFETY: gettid has no arguments.
+    let tid = unsafe { syscall!(libc::SYS_gettid) } as u32;
+    if slot.tid.load(Ordering::Acquire) != tid || slot.state.load(Ordering::Acquire) != NEW {
+        return;
+    }
+    // SAFETY: the frame of this very handler.
+    let interrupted = unsafe { restart::prepare(uc) };
+    slot.ucontext = uc as u64;
+    slot.interrupted = &raw const interrupted as u64;
+    slot.resume_stack = free_stack_below(slot.ucontext.min(slot.interrupted));
+    report(slot);
+    slot.state.store(PARKED, Ordering::Release);
+    let parked = STOP.parked.fetch_add(1, Ordering::SeqCst) + 1;
+    if parked >= STOP.wanted.load(Ordering::SeqCst) {
+        // SAFETY: a futex word of ours.
+        unsafe { syscall!(libc::SYS_futex, &STOP.parked, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0) };
+    }
+    loop {
+        let word = STOP.word.load(Ordering::Acquire);
+        if word & NUMBER_MASK != number {
+            break;
+        }
+        let set = slot.drain.load(Ordering::Acquire);
+        if set != 0 {
+            drain_own(slot, set, tid as i32);
+            continue;
+        }
+        // SAFETY: a futex word of ours.
+        unsafe { syscall!(libc::SYS_futex, &STOP.word, FUTEX_WAIT_PRIVATE, word, 0, 0, 0) };
+    }
+    // SAFETY: the frame of this very handler, prepared above.
+    unsafe { restart::finish(uc, &interrupted, now_ns()) };
+}
+
+/// A stack pointer below `address` and its red zone, aligned.
+pub fn free_stack_below(address: u64) -> u64 {
+    (address - 256) & !63
+}
+
+/// In the stop handler (all signals blocked): reads the thread's own pending signals.
+fn drain_own(slot: &Slot, set: u64, tid: i32) {
+    let room = slot.drain_to.load(Ordering::Acquire) as *mut [u8; signals::SIGINFO_LEN];
+    let at_once = [0u64; 2];
+    let pid = AGENT.real_pid.load(Ordering::Relaxed);
+    let mut count = 0;
+    // SAFETY: the helper keeps DRAIN_MAX elements alive until `drain` is 0 again;
+    // the signals go back to this very thread, in the order they came.
+    unsafe {
+        while count < DRAIN_MAX {
+            let info = room.add(count);
+            if syscall!(libc::SYS_rt_sigtimedwait, &set, info, &at_once, 8) <= 0 {
+                break;
+            }
+            count += 1;
+        }
+        for k in 0..count {
+            let info = room.add(k);
+            let signo = *(info as *const i32);
+            syscall!(libc::SYS_rt_tgsigqueueinfo, pid, tid, signo, info);
+        }
+    }
+    slot.drained.store(count as u32, Ordering::Release);
+    slot.drain.store(0, Ordering::Release);
+    // SAFETY: a futex word of ours (the low half of the set).
+    unsafe { syscall!(libc::SYS_futex, &slot.drain, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0) };
+}
+
+/// Helper thread: the signals of `set` pending for this stopped thread alone. An
+/// inserted caller is not in the handler; its signals stay where they are.
+pub fn drain(slot: &Slot, set: u64) -> Vec<PendingSignal> {
+    if slot.inserted {
+        return Vec::new();
+    }
+    let mut room = vec![[0u8; signals::SIGINFO_LEN]; DRAIN_MAX];
+    slot.drain_to.store(room.as_mut_ptr() as u64, Ordering::Release);
+    slot.drain.store(set, Ordering::Release);
+    STOP.word.fetch_add(NUMBER_MASK + 1, Ordering::SeqCst);
+    // SAFETY: futex words of ours and a valid timespec.
+    unsafe { syscall!(libc::SYS_futex, &STOP.word, FUTEX_WAKE_PRIVATE, i32::MAX, 0, 0, 0) };
+    while slot.drain.load(Ordering::Acquire) != 0 {
+        let timeout = [0u64, 1_000_000];
+        // SAFETY: as above.
+        unsafe { syscall!(libc::SYS_futex, &slot.drain, FUTEX_WAIT_PRIVATE, set as u32, &timeout, 0, 0) };
+    }
+    let count = slot.drained.load(Ordering::Acquire) as usize;
+    room.truncate(count);
+    room.iter()
+        .map(|info| PendingSignal {
+            signo: i32::from_ne_bytes([info[0], info[1], info[2], info[3]]),
+            info: info.to_vec(),
+        })
+        .collect()
+}
+
+/// Fills in what only the calling thread can read of itself.
+pub fn report(slot: &mut Slot) {
+    // SAFETY: each call writes into the fields given, all of the right size.
+    unsafe {
+        syscall!(libc::SYS_arch_prctl, 0x1003, &mut slot.fs_base); // ARCH_GET_FS
+        syscall!(libc::SYS_arch_prctl, 0x1004, &mut slot.gs_base); // ARCH_GET_GS
+        syscall!(libc::SYS_get_robust_list, 0, &mut slot.robust_list, &mut slot.robust_list_len);
+        syscall!(libc::SYS_prctl, libc::PR_GET_TID_ADDRESS, &mut slot.clear_child_tid);
+        syscall!(libc::SYS_prctl, libc::PR_GET_NAME, &mut slot.name);
+        syscall!(libc::SYS_prctl, libc::PR_GET_PDEATHSIG, &mut slot.pdeathsig);
+        slot.timer_slack_ns = syscall!(libc::SYS_prctl, libc::PR_GET_TIMERSLACK).max(0) as u64;
+        syscall!(libc::SYS_rt_sigpending, &mut slot.pending, 8);
+    }
+    let rseq = rseq_area(slot.fs_base);
+    slot.rseq = rseq.0;
+    slot.rseq_len = rseq.1;
+}
+
+/// The rseq area that glibc has registered for the thread with this thread pointer:
+/// (address, registered length), (0, 0) for none.
+pub fn rseq_area(fs_base: u64) -> (u64, u32) {
+    let (offset, size) = AGENT.rseq();
+    if size == 0 || fs_base == 0 {
+        return (0, 0);
+    }
+    let area = fs_base.wrapping_add(offset as u64);
+    // cpu_id is negative while the area is not registered (rseq(2)).
+    // SAFETY: glibc keeps the area in every thread's control block.
+    let cpu = unsafe { ((area + 4) as *const i32).read_volatile() };
+    if cpu < 0 { (0, 0) } else { (area, 32) }
+}
+
+unsafe fn send(tid: i32, value: u64) -> isize {
+    let pid = AGENT.real_pid.load(Ordering::Relaxed);
+    let info = QueuedInfo {
+        signo: RESERVED_SIGNAL,
+        errno: 0,
+        code: SI_QUEUE,
+        pad: 0,
+        pid,
+        uid: 0,
+        value,
+        rest: [0; 12],
+    };
+    // SAFETY: a full siginfo; the target is a thread of this process.
+    unsafe { syscall!(libc::SYS_rt_tgsigqueueinfo, pid, tid, RESERVED_SIGNAL, &info) }
+}
+
+/// Why the threads could not be stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum StopError {
+    #[error("cannot list the threads: errno {0}")]
+    List(i32),
+    #[error("cannot signal thread {tid}: errno {errno} (RLIMIT_SIGPENDING of this user used up?)")]
+    Signal { tid: i32, errno: i32 },
+    #[error("thread {tid} ({name}) does not stop: it waits in {wchan}")]
+    Stuck { tid: i32, name: String, wchan: String },
+    #[error("more than {0} threads")]
+    TooMany(usize),
+}
+
+/// All threads of the program, stopped. [`release`] must follow.
+pub struct Stopped {
+    slots: Vec<Slot>,
+    used: usize,
+}
+
+impl Stopped {
+    /// The slots of the threads that are alive and parked.
+    pub fn threads(&self) -> impl Iterator<Item = &Slot> {
+        self.slots[..self.used].iter().filter(|slot| slot.state.load(Ordering::Acquire) == PARKED)
+    }
+}
+
+/// How long a thread may take to park before the stop is given up, ns.
+const PATIENCE_NS: u64 = 1_000_000_000;
+
+fn empty_slot() -> Slot {
+    // SAFETY: all-zero is a valid Slot.
+    unsafe { std::mem::zeroed() }
+}
+
+/// Stops every thread but the caller and `inserted` (which waits for the helper
+/// with its context captured, its slot filled in).
+pub fn stop_all(inserted: Option<Slot>) -> Result<Stopped, StopError> {
+    STOPPED_AT_NS.store(now_ns(), Ordering::SeqCst);
+    // SAFETY: gettid has no arguments.
+    let own_tid = unsafe { syscall!(libc::SYS_gettid) } as i32;
+    let mut tasks = TaskList::new();
+    let first = tasks.read().map_err(StopError::List)?;
+    // Room for threads that are born while we stop the others.
+    let capacity = first * 2 + 64;
+    let mut slots: Vec<Slot> = Vec::with_capacity(capacity);
+    slots.resize_with(capacity, empty_slot);
+    let mut used = 0;
+    let mut known: Vec<i32> = Vec::with_capacity(capacity);
+    if let Some(slot) = inserted {
+        known.push(slot.tid.load(Ordering::Relaxed) as i32);
+        slot.state.store(PARKED, Ordering::Relaxed);
+        slots[used] = slot;
+        used += 1;
+    }
+    let already = used as u32;
+    let number = STOP.number.fetch_add(1, Ordering::SeqCst).wrapping_add(1) & 0xff_ffff;
+    let number = number.max(1);
+    STOP.slots.store(slots.as_mut_ptr() as u64, Ordering::SeqCst);
+    STOP.nslots.store(capacity as u32, Ordering::SeqCst);
+    STOP.parked.store(already, Ordering::SeqCst);
+    STOP.wanted.store(u32::MAX, Ordering::SeqCst);
+    STOP.word.store(number, Ordering::SeqCst);
+
+    let mut stopped = Stopped { slots, used };
+    let mut pass = 0;
+    loop {
+        let mut added = 0;
+        let ids: &[i32] = tasks.ids();
+        for &tid in ids {
+            if tid == own_tid || known.binary_search(&tid).is_ok() {
+                continue;
+            }
+            if stopped.used == capacity {
+                release(stopped);
+                return Err(StopError::TooMany(capacity));
+            }
+            let slot = &mut stopped.slots[stopped.used];
+            slot.tid.store(tid as u32, Ordering::SeqCst);
+            slot.state.store(NEW, Ordering::SeqCst);
+            let value = STOP_TAG << 48 | (number as u64) << 24 | stopped.used as u64;
+            // SAFETY: a thread of this process, or one that has just gone.
+            match check(unsafe { send(tid, value) }) {
+                Ok(_) => {
+                    stopped.used += 1;
+                    added += 1;
+                }
+                Err(libc::ESRCH) => {}
+                Err(errno) => {
+                    release(stopped);
+                    return Err(StopError::Signal { tid, errno });
+                }
+            }
+        }
+        if let Err(error) = wait_parked(&mut stopped) {
+            release(stopped);
+            return Err(error);
+        }
+        // A pass that adds nothing proves that the set is stable: nobody is left who
+        // could give birth (readdir may end early when a thread exits: hence two).
+        if added == 0 && pass > 0 {
+            return Ok(stopped);
+        }
+        pass += 1;
+        known.clear();
+        known.extend(stopped.slots[..stopped.used].iter().map(|s| s.tid.load(Ordering::Relaxed) as i32));
+        known.sort_unstable();
+        if let Err(errno) = tasks.read() {
+            release(stopped);
+            return Err(StopError::List(errno));
+        }
+    }
+}
+
+fn wait_parked(stopped: &mut Stopped) -> Result<(), StopError> {
+    let started = now_ns();
+    loop {
+        let gone = stopped.slots[..stopped.used]
+            .iter()
+            .filter(|slot| slot.state.load(Ordering::Relaxed) == GONE)
+            .count() as u32;
+        let wanted = stopped.used as u32 - gone;
+        STOP.wanted.store(wanted, Ordering::SeqCst);
+        let parked = STOP.parked.load(Ordering::SeqCst);
+        if parked >= wanted {
+            return Ok(());
+        }
+        let timeout = [0u64, 10_000_000];
+        // SAFETY: a futex word of ours and a valid timespec.
+        let ret =
+            unsafe { syscall!(libc::SYS_futex, &STOP.parked, FUTEX_WAIT_PRIVATE, parked, &timeout, 0, 0) };
+        if ret != -(libc::ETIMEDOUT as isize) {
+            continue;
+        }
+        let late = now_ns() - started > PATIENCE_NS;
+        for slot in &stopped.slots[..stopped.used] {
+            if slot.state.load(Ordering::Acquire) != NEW {
+                continue;
+            }
+            let tid = slot.tid.load(Ordering::Relaxed) as i32;
+            match procfs::task_state(tid) {
+                None | Some(b'Z') | Some(b'X') => slot.state.store(GONE, Ordering::Release),
+                Some(_) if late => {
+                    return Err(StopError::Stuck {
+                        tid,
+                        name: procfs::task_text(tid, "comm"),
+                        wchan: procfs::task_text(tid, "wchan"),
+                    });
+                }
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+/// Lets all stopped threads go on.
+pub fn release(stopped: Stopped) {
+    STOP.word.store(0, Ordering::SeqCst);
+    // SAFETY: a futex word of ours.
+    unsafe { syscall!(libc::SYS_futex, &STOP.word, FUTEX_WAKE_PRIVATE, i32::MAX, 0, 0, 0) };
+    // The slots may only go when no handler is left that could write to one (a late
+    // thread of a stop that was given up). They leave as soon as they see the word.
+    for _ in 0..2000 {
+        if STOP.inside.load(Ordering::SeqCst) == 0 {
+            drop(stopped);
+            return;
+        }
+        let pause = [0u64, 500_000];
+        // SAFETY: a valid timespec.
+        unsafe { syscall!(libc::SYS_nanosleep, &pause, 0) };
+    }
+    std::mem::forget(stopped);
+}
+
+/// Lets the threads go after a panic in the helper: no list, no memory.
+pub fn emergency_release() {
+    if STOP.word.swap(0, Ordering::SeqCst) != 0 {
+        // SAFETY: a futex word of ours.
+        unsafe { syscall!(libc::SYS_futex, &STOP.word, FUTEX_WAKE_PRIVATE, i32::MAX, 0, 0, 0) };
+    }
+}
+
+/// After a restore: no stop is in progress (the image was taken during one).
+pub fn reset_after_restore() {
+    STOP.word.store(0, Ordering::SeqCst);
+    STOP.inside.store(0, Ordering::SeqCst);
+    STOP.nslots.store(0, Ordering::SeqCst);
+    STOP.slots.store(0, Ordering::SeqCst);
+}

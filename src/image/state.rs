@@ -38,6 +38,8 @@ pub struct Identity {
     pub hostname: String,
     pub boot_id: String,
     pub kernel: String,
+    /// Digest of the vdso's code (`agent::collect::identity::vdso_digest`).
+    pub vdso: u64,
     /// CLOCK_REALTIME and CLOCK_MONOTONIC at the stop.
     pub realtime_ns: u64,
     pub monotonic_ns: u64,
@@ -70,9 +72,7 @@ pub struct ProcessState {
     pub rlimits: Vec<(u32, u64, u64)>,
     pub dumpable: i32,
     pub no_new_privs: bool,
-    pub pdeathsig: i32,
     pub child_subreaper: bool,
-    pub timer_slack_ns: u64,
     pub thp_disable: bool,
     pub personality: u32,
     pub oom_score_adj: i32,
@@ -82,6 +82,8 @@ pub struct ProcessState {
     pub auxv: Vec<u8>,
     /// `mlockall` flags in force (MCL_*), 0 for none.
     pub mlockall: u32,
+    /// Dynamic XSAVE features the program was permitted (ARCH_GET_XCOMP_PERM).
+    pub xcomp_perm: u64,
 }
 
 /// `struct prctl_mm_map` without the auxv pointer (prctl(2), PR_SET_MM_MAP).
@@ -201,6 +203,12 @@ pub struct ThreadState {
     pub tid: i32,
     /// The `ucontext_t` inside the image that rt_sigreturn takes.
     pub ucontext: u64,
+    /// The restart record of an interrupted call, on the thread's own stack
+    /// (`agent::callsites::restart`); 0 for an inserted caller.
+    pub interrupted: u64,
+    /// Where a resume function may put its stack: below everything of the thread
+    /// that is still alive.
+    pub resume_stack: u64,
     pub fs_base: u64,
     pub gs_base: u64,
     pub robust_list: u64,
@@ -215,8 +223,8 @@ pub struct ThreadState {
     pub pending: Vec<PendingSignal>,
     /// Captured by `ckpt_capture` (the caller of `ckpt_checkpoint`), not by a signal.
     pub inserted: bool,
-    /// Non-zero when the thread runs with SECCOMP or such: refused, kept for `show`.
-    pub cpu_time_ns: u64,
+    pub pdeathsig: i32,
+    pub timer_slack_ns: u64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -300,12 +308,25 @@ pub struct DescriptorTable {
     pub locks: Vec<FileLock>,
 }
 
+impl DescriptorTable {
+    /// The extents of every open file whose contents are in the image.
+    pub fn content_extents(&mut self) -> impl Iterator<Item = &mut Vec<Extent>> {
+        self.files.iter_mut().filter_map(|file| match &mut file.kind {
+            FileKind::Unlinked { extents, .. } | FileKind::Memfd { extents, .. } => Some(extents),
+            _ => None,
+        })
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DescriptorState {
     pub fd: i32,
     pub cloexec: bool,
     /// Index into [`DescriptorTable::files`].
     pub file: u32,
+    /// The program was started with this descriptor and never put another file
+    /// at its number: a new start's redirection of it is respected.
+    pub inherited: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -390,11 +411,13 @@ pub enum FileKind {
         data: QueuedData,
     },
     Memfd {
+        object_dev: u64,
         object_ino: u64,
         name: Vec<u8>,
         seals: u32,
         size: u64,
-        hugetlb: bool,
+        /// 0, or log2 of the huge page size.
+        hugetlb: u32,
         mode: u32,
         extents: Vec<Extent>,
     },
@@ -404,7 +427,8 @@ pub enum FileKind {
     },
     TimerFd {
         clock: i32,
-        flags_ticks: u64,
+        /// Expirations not read yet.
+        ticks: u64,
         remaining_ns: u64,
         interval_ns: u64,
         absolute: bool,
@@ -415,6 +439,9 @@ pub enum FileKind {
     },
     Epoll {
         entries: Vec<EpollEntry>,
+        /// `epoll_wait` would have returned something at the stop. When false,
+        /// every edge had been consumed.
+        pending: bool,
     },
     Inotify {
         watches: Vec<InotifyWatch>,
@@ -422,6 +449,10 @@ pub enum FileKind {
     },
     /// A pidfd of the process itself.
     PidFdSelf {
+        nonblock: bool,
+    },
+    /// A pidfd of a process that is gone.
+    PidFdDead {
         nonblock: bool,
     },
     Socket(SocketState),
@@ -436,7 +467,10 @@ pub enum FileKind {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EpollEntry {
+    /// The number under which it was added; it may be closed or reused since.
     pub fd: i32,
+    /// The open file description watched: index into [`DescriptorTable::files`].
+    pub file: u32,
     pub events: u32,
     pub data: u64,
 }
@@ -478,8 +512,14 @@ pub enum SocketRole {
     Pair {
         peer_ino: u64,
     },
-    /// The other end is elsewhere (or gone): comes back as a reset connection.
+    /// Connected to a listening socket of this process and not accepted yet.
+    Queued {
+        listener_ino: u64,
+    },
+    /// The other end is elsewhere: comes back as a reset connection.
     Outside,
+    /// The other end had closed in order: comes back at its end of file.
+    Ended,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

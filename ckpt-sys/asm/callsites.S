@@ -1,0 +1,327 @@
+# Common code of the call-site net (x86_64, AT&T syntax).
+#
+# A patched site is   jmp slot ; syscall   and a slot is 64 bytes:
+#
+#    0  moved instructions (if any); lea data(%rip), %r11; jmp *stage1_pointer(%rip)
+#   32  data: resume  i64   where the call goes on (the `syscall`), relative to the data
+#   40        unwind  i64   where an unwinder believes us to be, relative to the data
+#   48        number  i32   what `mov $number, %eax` said; -1: %rax holds it already
+#   52        flags   u32
+#   56        after   i64   behind the `syscall`, relative to the data
+#
+# At a site %rax is about to be written, %rcx and %r11 die in the `syscall`: three free
+# registers, so nothing touches the stack unless a hook wants the call.
+#
+# The unwind information is right at every instruction: glibc cancels threads by a signal
+# that may arrive anywhere here, and without it destructors would be skipped silently. All of it is
+# marked as signal frame, because the address given is the next instruction at the site, not the one
+# behind a call. In the escapes 0x0f is DW_CFA_def_cfa_expression, 0x10 DW_CFA_expression, 0x16
+# DW_CFA_val_expression; register 7 is rsp, 6 rbp, 2 rcx, 11 r11, 16 the return address.
+
+# ------------------------------------------------------------------------------------------
+# The hole: address space for slots. The slots of a library are put at the one place in it that is
+# a multiple of HOLE_SPAN away from the library, so that a prepared copy of the library's text, with
+# its 32-bit jumps, fits nearly every program.
+    .set HOLE_SPAN, 16 << 20
+    .set HOLE_MARGIN, 256 << 10
+
+    .section ckpt_hole,"ax",@nobits
+    .p2align 12
+    .globl ckpt_hole_start, ckpt_hole_end
+    .hidden ckpt_hole_start, ckpt_hole_end
+ckpt_hole_start:
+    .cfi_startproc
+    .cfi_signal_frame
+    .cfi_def_cfa 7, 0
+    # return address: data + *(data + 8), with data = (rip & -64) + 32
+    .cfi_escape 0x16, 16, 12, 0x80, 0, 0x09, 0xc0, 0x1a, 0x23, 32, 0x12, 0x23, 8, 0x06, 0x22
+    .skip HOLE_SPAN + HOLE_MARGIN
+    .cfi_endproc
+ckpt_hole_end:
+
+# ------------------------------------------------------------------------------------------
+    .text
+    .globl ckpt_stage1, ckpt_callsites_text, ckpt_callsites_text_end
+    .hidden ckpt_stage1, ckpt_callsites_text, ckpt_callsites_text_end
+    .p2align 6
+ckpt_callsites_text:
+ckpt_stage1:
+    .cfi_startproc
+    .cfi_signal_frame
+    .cfi_def_cfa 7, 0
+    .cfi_escape 0x16, 16, 6, 0x7b, 0, 0x7b, 8, 0x06, 0x22   # r11 + *(r11 + 8)
+    movslq 16(%r11), %rcx
+    test %rcx, %rcx
+    cmovns %rcx, %rax                   # what the replaced `mov` did
+    cmp $512, %rax                      # unsigned: garbage numbers too
+    jae 1f
+    lea ckpt_hook_table(%rip), %rcx
+    cmpb $0, (%rcx,%rax)
+    jne ckpt_stage2
+1:  mov (%r11), %rcx
+    add %r11, %rcx
+    jmp *%rcx                           # to the `syscall`
+    .cfi_endproc
+
+# Stage 2: a hook wants the call. Saves everything that Rust code may change.
+    .p2align 6
+ckpt_stage2:
+    .cfi_startproc
+    .cfi_signal_frame
+    .cfi_def_cfa 7, 0
+    .cfi_escape 0x16, 16, 6, 0x7b, 0, 0x7b, 8, 0x06, 0x22
+    lea -128(%rsp), %rsp                # the red zone stays the site's
+    .cfi_def_cfa_offset 128
+    push %r11                           # CallFrame::slot
+    .cfi_def_cfa_offset 136
+    push %rbp                           # CallFrame::rbp
+    .cfi_def_cfa_offset 144
+    .cfi_offset 6, -144
+    mov %rsp, %rbp
+    .cfi_def_cfa_register 6
+    # return address: slot + *(slot + 8), with slot = *(rbp + 8)
+    .cfi_escape 0x16, 16, 8, 0x76, 8, 0x06, 0x12, 0x23, 8, 0x06, 0x22
+    push %r9                            # CallFrame::args, last to first
+    push %r8
+    push %r10
+    push %rdx
+    push %rsi
+    push %rdi
+    push %rax                           # CallFrame::rax
+    cld                                 # the ABI's state for the callee
+    mov %rsp, %rdi
+    mov ckpt_vector_way(%rip), %ecx     # VectorWay in callsite.rs
+    cmp $1, %ecx
+    ja 13f
+    jb 12f
+
+    # Way 1: when neither AVX nor AVX-512 state is in use (the common case: compilers end AVX code by
+    # vzeroupper), the upper halves are all zero and sixteen stores save the rest.
+    mov $1, %ecx
+    xgetbv
+    test $0xe4, %al
+    jnz 12f
+    sub $256, %rsp
+    and $-64, %rsp
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    movaps %xmm\n, 16*\n(%rsp)
+    .endr
+    call *ckpt_dispatch_pointer(%rip)
+    mov %rax, %rsi
+    mov $1, %ecx
+    xgetbv
+    test $0xe4, %al
+    jz 11f
+    mov $0xe4, %eax                     # the hook left upper halves: back to zero
+    xor %edx, %edx
+    xrstor64 ckpt_initial_state(%rip)
+11: .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    movaps 16*\n(%rsp), %xmm\n
+    .endr
+    jmp 20f
+
+    # Way 0: xsavec of x87, SSE, AVX and AVX-512 state.
+12: sub ckpt_vector_size(%rip), %rsp
+    and $-64, %rsp
+    .irp n, 0, 8, 16, 24, 32, 40, 48, 56
+    movq $0, 512+\n(%rsp)               # xrstor insists on a clean header
+    .endr
+    mov $0xe7, %eax
+    xor %edx, %edx
+    xsavec64 (%rsp)
+    call *ckpt_dispatch_pointer(%rip)
+    mov %rax, %rsi
+    mov $0xe7, %eax
+    xor %edx, %edx
+    xrstor64 (%rsp)
+    jmp 20f
+
+13: cmp $2, %ecx
+    ja 14f
+    # Way 2: the same by xsave (no compaction on this processor).
+    sub ckpt_vector_size(%rip), %rsp
+    and $-64, %rsp
+    .irp n, 0, 8, 16, 24, 32, 40, 48, 56
+    movq $0, 512+\n(%rsp)
+    .endr
+    mov $0xe7, %eax
+    xor %edx, %edx
+    xsave64 (%rsp)
+    call *ckpt_dispatch_pointer(%rip)
+    mov %rax, %rsi
+    mov $0xe7, %eax
+    xor %edx, %edx
+    xrstor64 (%rsp)
+    jmp 20f
+
+    # Way 3: no xsave: x87 and SSE only.
+14: sub $512, %rsp
+    and $-64, %rsp
+    fxsave64 (%rsp)
+    call *ckpt_dispatch_pointer(%rip)
+    mov %rax, %rsi
+    fxrstor64 (%rsp)
+
+20: mov %rsi, %rcx                      # the verdict
+    lea -56(%rbp), %rsp
+    pop %rax
+    pop %rdi
+    pop %rsi
+    pop %rdx
+    pop %r10
+    pop %r8
+    pop %r9
+    mov 8(%rbp), %r11
+    pop %rbp
+    .cfi_restore 6
+    .cfi_def_cfa 7, 136
+    .cfi_escape 0x16, 16, 6, 0x7b, 0, 0x7b, 8, 0x06, 0x22
+    lea 136(%rsp), %rsp
+    .cfi_def_cfa_offset 0
+    test %rcx, %rcx
+    jnz 21f
+    mov (%r11), %rcx                    # Verdict::Forward: to the `syscall`
+    add %r11, %rcx
+    jmp *%rcx
+21: mov 24(%r11), %rcx                  # Verdict::Done: behind it
+    add %r11, %rcx
+    jmp *%rcx
+    .cfi_endproc
+
+# ------------------------------------------------------------------------------------------
+# The restart stub: executes an interrupted call again with changed arguments and gives the
+# site its registers back. %rsp -> RestartRecord (callsite.rs), which lies on the thread's stack below
+# all that is in use; %rax = number.
+    .globl ckpt_restart, ckpt_restart_call, ckpt_restart_after
+    .hidden ckpt_restart, ckpt_restart_call, ckpt_restart_after
+    .p2align 5
+ckpt_restart:
+    .cfi_startproc
+    .cfi_signal_frame
+    .cfi_escape 0x0f, 3, 0x77, 56, 0x06         # CFA: record.rsp
+    .cfi_escape 0x10, 16, 2, 0x77, 48           # return address: record.back
+    # A handler of the program that ran since the decision to restart must end the call.
+    # ckpt_program_sigreturn sends a thread that it finds before the `syscall` through here again.
+    mov 64(%rsp), %rcx
+    mov (%rcx), %rcx
+    cmp 72(%rsp), %rcx
+    jne 7f
+ckpt_restart_call:
+    syscall
+ckpt_restart_after:
+    cmpl $0, 80(%rsp)
+    jne 3f
+2:  mov 0(%rsp), %rdi
+    mov 8(%rsp), %rsi
+    mov 16(%rsp), %rdx
+    mov 24(%rsp), %r10
+    mov 32(%rsp), %r8
+    mov 40(%rsp), %r9
+    mov 48(%rsp), %rcx
+    mov 56(%rsp), %rsp
+    .cfi_remember_state
+    .cfi_def_cfa 7, 0
+    .cfi_escape 0x16, 16, 2, 0x72, 0            # return address: rcx
+    jmp *%rcx
+    .cfi_restore_state
+3:  cmpl $1, 80(%rsp)
+    jne 5f
+    # Mode 1: this was a poll for the rest of a socket's timeout.
+    test %rax, %rax
+    js 2b
+    jnz 4f
+    mov 96(%rsp), %rax                          # timed out: what the call would have returned
+    jmp 2b
+4:  mov 88(%rsp), %rax                          # ready: the call itself, at its site
+    subq $2, 48(%rsp)
+    jmp 2b
+    # Mode 2: this was the rest of a transfer of which `value` bytes were done before.
+5:  test %rax, %rax
+    js 6f
+    add 96(%rsp), %rax
+    jmp 2b
+6:  mov 96(%rsp), %rax
+    jmp 2b
+7:  mov $-4, %rax                               # -EINTR
+    jmp ckpt_restart_after
+    .cfi_endproc
+
+# ------------------------------------------------------------------------------------------
+# Signal restorer for the program's own handlers: counts the handler that just ended, so that an EINTR
+# that it caused is never taken for ours, then rt_sigreturn. %rsp -> ucontext.
+    .macro IN_UCONTEXT reg, offset              # register saved at rsp + offset (two-byte SLEB128)
+    .cfi_escape 0x10, \reg, 3, 0x77, (\offset & 0x7f) | 0x80, \offset >> 7
+    .endm
+    .globl ckpt_program_sigreturn
+    .hidden ckpt_program_sigreturn
+    .p2align 4
+    .cfi_startproc
+    .cfi_signal_frame
+    .cfi_escape 0x0f, 4, 0x77, (160 & 0x7f) | 0x80, 160 >> 7, 0x06
+    IN_UCONTEXT 8, 40
+    IN_UCONTEXT 9, 48
+    IN_UCONTEXT 10, 56
+    IN_UCONTEXT 11, 64
+    IN_UCONTEXT 12, 72
+    IN_UCONTEXT 13, 80
+    IN_UCONTEXT 14, 88
+    IN_UCONTEXT 15, 96
+    IN_UCONTEXT 5, 104
+    IN_UCONTEXT 4, 112
+    IN_UCONTEXT 6, 120
+    IN_UCONTEXT 3, 128
+    IN_UCONTEXT 1, 136
+    IN_UCONTEXT 0, 144
+    IN_UCONTEXT 2, 152
+    IN_UCONTEXT 16, 168
+    nop                                         # an unwinder looks up the address before
+ckpt_program_sigreturn:
+    mov ckpt_thread_block@gottpoff(%rip), %rax
+    incq %fs:32(%rax)                           # ThreadBlock::handlers_run
+    mov 168(%rsp), %rcx                         # the interrupted rip
+    lea ckpt_restart(%rip), %rdx
+    lea ckpt_restart_call(%rip), %rax
+    cmp %rdx, %rcx
+    jb 1f
+    cmp %rax, %rcx
+    ja 1f
+    mov %rdx, 168(%rsp)                         # compare the counts again
+1:  mov $15, %rax
+    syscall
+    hlt
+    .cfi_endproc
+
+# Signal restorer for the agent's own handlers. Unwinders know these very bytes, so it has
+# no unwind information, and neither has the byte before it.
+    .globl ckpt_sigreturn
+    .hidden ckpt_sigreturn
+    .p2align 4
+    nop
+ckpt_sigreturn:
+    mov $15, %rax
+    syscall
+    hlt
+ckpt_callsites_text_end:
+
+# ------------------------------------------------------------------------------------------
+    .data
+    .globl ckpt_dispatch_pointer, ckpt_vector_size, ckpt_vector_way
+    .hidden ckpt_dispatch_pointer, ckpt_vector_size, ckpt_vector_way
+    .p2align 3
+ckpt_dispatch_pointer: .quad 0
+ckpt_vector_size: .quad 0
+ckpt_vector_way: .quad 0
+
+    .section .rodata
+    .p2align 6
+ckpt_initial_state:                             # xstate image "all in initial state", compacted form
+    .zero 520
+    .quad 1 << 63
+    .zero 48
+
+    .bss
+    .globl ckpt_hook_table
+    .hidden ckpt_hook_table
+    .p2align 6
+ckpt_hook_table: .zero 512
+    .text

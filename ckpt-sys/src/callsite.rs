@@ -1,0 +1,200 @@
+//! The call-site net's assembly (`asm/callsites.S`) as seen from Rust.
+//!
+//! Owns the declarations of its symbols, the layout of the restart record and the
+//! choice of how vector registers are saved. `agent::callsites` is the only user.
+
+use std::arch::{global_asm, x86_64::__cpuid_count};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+global_asm!(include_str!("../asm/callsites.S"), options(att_syntax));
+
+/// The assembly's source: part of what a cached copy of patched text depends on.
+pub const SOURCE: &str = include_str!("../asm/callsites.S");
+
+/// Slots of a library lie a multiple of this away from the library's base.
+pub const HOLE_SPAN: usize = 16 << 20;
+pub const SLOT_SIZE: usize = 64;
+/// Offset of the data in a slot; the code before it must fit.
+pub const SLOT_DATA: usize = 32;
+
+unsafe extern "C" {
+    static ckpt_hole_start: u8;
+    static ckpt_hole_end: u8;
+    static ckpt_callsites_text: u8;
+    static ckpt_callsites_text_end: u8;
+    static ckpt_stage1: u8;
+    static ckpt_restart: u8;
+    static ckpt_restart_call: u8;
+    static ckpt_restart_after: u8;
+    static ckpt_sigreturn: u8;
+    static ckpt_program_sigreturn: u8;
+    static ckpt_hook_table: [AtomicU8; 512];
+    static mut ckpt_dispatch_pointer: usize;
+    static mut ckpt_vector_size: usize;
+    static mut ckpt_vector_way: usize;
+}
+
+macro_rules! address_of {
+    ($(#[$doc:meta])* $name:ident, $symbol:ident) => {
+        $(#[$doc])*
+        #[inline]
+        pub fn $name() -> usize {
+            &raw const $symbol as usize
+        }
+    };
+}
+
+address_of!(/// First byte of the hole in which slots are mapped.
+    hole_start, ckpt_hole_start);
+address_of!(/// End of the hole.
+    hole_end, ckpt_hole_end);
+address_of!(/// Start of the net's common code.
+    text_start, ckpt_callsites_text);
+address_of!(/// End of the net's common code.
+    text_end, ckpt_callsites_text_end);
+address_of!(/// Where slots jump to.
+    stage1, ckpt_stage1);
+address_of!(/// The restart stub.
+    restart, ckpt_restart);
+address_of!(/// The stub's `syscall` instruction.
+    restart_call, ckpt_restart_call);
+address_of!(/// Behind the stub's `syscall` instruction.
+    restart_after, ckpt_restart_after);
+address_of!(/// `sa_restorer` for the agent's own handlers.
+    sigreturn, ckpt_sigreturn);
+address_of!(/// `sa_restorer` for the program's handlers; counts them in `ThreadBlock::handlers_run`.
+    program_sigreturn, ckpt_program_sigreturn);
+
+/// Stage 1's table: the byte of a call number; 0 = straight to the kernel.
+#[inline]
+pub fn hook_byte(nr: usize) -> Option<&'static AtomicU8> {
+    // SAFETY: the table lives in .bss for ever and its elements are atomics.
+    unsafe { ckpt_hook_table.get(nr) }
+}
+
+/// Sets what stage 2 calls and how it saves vector registers.
+///
+/// # Safety
+/// Before the first site is patched, or with all other threads held.
+pub unsafe fn set_dispatch(dispatch: unsafe extern "C" fn(*mut u8) -> u64) {
+    let (way, size) = vector_way();
+    // SAFETY: nobody executes stage 2 yet (the caller's promise).
+    unsafe {
+        ckpt_vector_way = way as usize;
+        ckpt_vector_size = size;
+        ckpt_dispatch_pointer = dispatch as usize;
+    }
+}
+
+/// Marks call number `nr` (bits of the caller's choice; 0 = not hooked).
+pub fn set_hook_byte(nr: usize, bits: u8) {
+    if let Some(byte) = hook_byte(nr) {
+        byte.store(bits, Ordering::Relaxed);
+    }
+}
+
+/// How stage 2 saves vector registers; the numbers are those of the assembly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum VectorWay {
+    /// Always `xsavec`.
+    Compact = 0,
+    /// Sixteen stores when the upper halves are not in use, else `xsavec`.
+    InUse = 1,
+    /// Always `xsave`.
+    Standard = 2,
+    /// `fxsave`.
+    Legacy = 3,
+}
+
+/// x87, SSE, AVX, and the three AVX-512 components.
+const VECTOR_COMPONENTS: u64 = 0xe7;
+
+/// The way for this processor, and the size of the save area.
+fn vector_way() -> (VectorWay, usize) {
+    const OSXSAVE: u32 = 1 << 27;
+    if __cpuid_count(1, 0).ecx & OSXSAVE == 0 {
+        return (VectorWay::Legacy, 512);
+    }
+    let enabled = {
+        let leaf = __cpuid_count(0xd, 0);
+        (u64::from(leaf.edx) << 32 | u64::from(leaf.eax)) & VECTOR_COMPONENTS
+    };
+    let features = __cpuid_count(0xd, 1).eax;
+    let (compact, in_use) = (features & 2 != 0, features & 4 != 0);
+    // The legacy area and the header; then each extended component, packed or at its
+    // standard offset.
+    let mut size = 576;
+    for component in 2..8 {
+        if enabled & (1 << component) == 0 {
+            continue;
+        }
+        let leaf = __cpuid_count(0xd, component);
+        if compact {
+            if leaf.ecx & 2 != 0 {
+                size = (size + 63) & !63;
+            }
+            size += leaf.eax as usize;
+        } else {
+            size = size.max(leaf.ebx as usize + leaf.eax as usize);
+        }
+    }
+    let way = match (compact, in_use) {
+        (true, true) => VectorWay::InUse,
+        (true, false) => VectorWay::Compact,
+        (false, _) => VectorWay::Standard,
+    };
+    (way, size)
+}
+
+/// What the restart stub needs; `%rsp` points at it while the stub runs. The offsets
+/// are known to the assembly.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct RestartRecord {
+    /// rdi, rsi, rdx, r10, r8, r9 as the site had them.
+    pub args: [u64; 6],
+    /// Where to go on.
+    pub back: u64,
+    /// The site's stack pointer.
+    pub rsp: u64,
+    /// Address of the thread's `handlers_run`, and the value it must still have.
+    pub handlers_run: u64,
+    pub handlers: u64,
+    /// A `RestartMode`.
+    pub mode: u32,
+    pub pad: u32,
+    /// The call that the site made.
+    pub nr: i64,
+    /// Mode `Poll`: the result when the time is over. Mode `Rest`: bytes done before.
+    pub value: i64,
+    /// Own copies that changed arguments point at.
+    pub time: [i64; 2],
+    pub poll_fd: i32,
+    pub poll_events: u32,
+    /// The call that the stub executes.
+    pub executes: i64,
+}
+
+/// What the stub does with the result of the call it executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum RestartMode {
+    Plain = 0,
+    /// It was a poll: go on to the call itself when ready.
+    Poll = 1,
+    /// It was the rest of a transfer: add what was done before.
+    Rest = 2,
+}
+
+const _: () = {
+    use std::mem::offset_of;
+    assert!(offset_of!(RestartRecord, back) == 48);
+    assert!(offset_of!(RestartRecord, rsp) == 56);
+    assert!(offset_of!(RestartRecord, handlers_run) == 64);
+    assert!(offset_of!(RestartRecord, handlers) == 72);
+    assert!(offset_of!(RestartRecord, mode) == 80);
+    assert!(offset_of!(RestartRecord, nr) == 88);
+    assert!(offset_of!(RestartRecord, value) == 96);
+    assert!(offset_of!(crate::tls::ThreadBlock, handlers_run) == 32);
+};

@@ -1,0 +1,193 @@
+//! Entry records: what must be known about a call that can end with EINTR although
+//! handlers are installed with SA_RESTART (signal(7) lists them).
+//!
+//! [`note`] runs at the entry of such a call, in any thread; the record lies in the
+//! thread's block and is read by [`super::restart`] when our stop interrupted the
+//! call. Calls that the kernel restarts by itself leave no record and cost nothing.
+
+// Call numbers keep the kernel's names.
+#![allow(non_upper_case_globals)]
+
+use super::{RECORDED as RECORDED_BIT, now_ns};
+use crate::agent::hooks::frame::CallFrame;
+use ckpt_sys::{callsite, syscall, tls::thread_block};
+use libc::*;
+use std::sync::atomic::Ordering;
+
+/// No timeout.
+pub const FOREVER: u64 = u64::MAX;
+
+/// Calls that leave a record; `setsockopt` is among them because socket timeouts make
+/// [`SOCKET_CALLS`] join.
+pub const RECORDED: &[i64] = &[
+    SYS_nanosleep,
+    SYS_clock_nanosleep,
+    SYS_poll,
+    SYS_ppoll,
+    SYS_select,
+    SYS_pselect6,
+    SYS_epoll_wait,
+    SYS_epoll_pwait,
+    SYS_epoll_pwait2,
+    SYS_rt_sigtimedwait,
+    SYS_rt_sigsuspend,
+    SYS_pause,
+    SYS_futex,
+    SYS_semop,
+    SYS_semtimedop,
+    SYS_msgsnd,
+    SYS_msgrcv,
+    SYS_io_getevents,
+    SYS_io_pgetevents,
+    SYS_setsockopt,
+];
+
+const SYS_io_pgetevents: i64 = 333;
+
+/// Calls that wait no longer than the timeout of their socket.
+pub const SOCKET_CALLS: &[i64] = &[
+    SYS_read,
+    SYS_readv,
+    SYS_recvfrom,
+    SYS_recvmsg,
+    SYS_accept,
+    SYS_accept4,
+    SYS_write,
+    SYS_writev,
+    SYS_sendto,
+    SYS_sendmsg,
+    SYS_connect,
+];
+
+/// How a call was told its timeout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Timeout {
+    /// It waits for ever, or until an absolute time: nothing to recompute.
+    None,
+    /// Milliseconds in this argument.
+    Milliseconds(usize),
+    /// A `timespec` behind this argument.
+    Timespec(usize),
+    /// A `timeval` behind this argument.
+    Timeval(usize),
+}
+
+/// The relative timeout of a call, or `None` if the call cannot end with EINTR (or the
+/// kernel restarts it).
+pub fn timeout_of(nr: i64, args: &[u64; 6]) -> Option<Timeout> {
+    use Timeout::{Milliseconds, Timespec, Timeval};
+    let behind = |index: usize, kind: Timeout| {
+        Some(if args[index] == 0 {
+            Timeout::None
+        } else {
+            kind
+        })
+    };
+    match nr {
+        SYS_nanosleep => Some(Timespec(0)),
+        SYS_clock_nanosleep if args[1] & TIMER_ABSTIME as u64 != 0 => Some(Timeout::None),
+        SYS_clock_nanosleep => Some(Timespec(2)),
+        SYS_poll => Some(Milliseconds(2)),
+        SYS_ppoll | SYS_rt_sigtimedwait => behind(2, Timespec(2)),
+        SYS_epoll_wait | SYS_epoll_pwait => Some(Milliseconds(3)),
+        SYS_epoll_pwait2 | SYS_semtimedop => behind(3, Timespec(3)),
+        SYS_select => behind(4, Timeval(4)),
+        SYS_pselect6 | SYS_io_getevents | SYS_io_pgetevents => behind(4, Timespec(4)),
+        SYS_rt_sigsuspend | SYS_pause | SYS_semop | SYS_msgsnd | SYS_msgrcv => Some(Timeout::None),
+        SYS_futex => match (args[1] as i32) & FUTEX_CMD_MASK {
+            // Without a timeout the kernel restarts them.
+            FUTEX_WAIT if args[3] != 0 => Some(Timespec(3)),
+            FUTEX_WAIT_BITSET if args[3] != 0 => Some(Timeout::None),
+            _ => None,
+        },
+        _ if SOCKET_CALLS.contains(&nr) => Some(Timeout::None),
+        _ => None,
+    }
+}
+
+/// Nanoseconds of a timeout; [`FOREVER`] for none and for one that cannot be read
+/// (the kernel will refuse the call).
+pub fn nanoseconds(timeout: Timeout, args: &[u64; 6]) -> u64 {
+    let pair = |index: usize, unit: u64| {
+        let at = args[index] as *const u64;
+        if !readable(at) {
+            return FOREVER;
+        }
+        // SAFETY: the kernel has just read both words.
+        let (seconds, rest) = unsafe { (at.read_unaligned(), at.add(1).read_unaligned()) };
+        seconds
+            .saturating_mul(1_000_000_000)
+            .saturating_add(rest.saturating_mul(unit))
+    };
+    match timeout {
+        Timeout::None => FOREVER,
+        Timeout::Milliseconds(index) => match args[index] as i32 {
+            negative if negative < 0 => FOREVER,
+            milliseconds => milliseconds as u64 * 1_000_000,
+        },
+        Timeout::Timespec(index) => pair(index, 1),
+        Timeout::Timeval(index) => pair(index, 1000),
+    }
+}
+
+/// Can two words at `at` be read? Asks the kernel to take them for a signal set, with a
+/// request that it refuses afterwards: EFAULT or EINVAL.
+fn readable(at: *const u64) -> bool {
+    const NO_SUCH_REQUEST: i32 = 99;
+    // SAFETY: changes nothing; a bad address is reported.
+    unsafe {
+        [at, at.wrapping_add(1)].iter().all(|&word| {
+            syscall!(SYS_rt_sigprocmask, NO_SUCH_REQUEST, word, 0, 8) != -(EFAULT as isize)
+        })
+    }
+}
+
+/// Leaves the record of a call that is about to be made.
+pub fn note(frame: &CallFrame) {
+    if frame.rax == SYS_setsockopt {
+        return note_socket_timeout(frame);
+    }
+    let Some(timeout) = timeout_of(frame.rax, &frame.args) else {
+        return;
+    };
+    let nanoseconds = nanoseconds(timeout, &frame.args);
+    // No need to look at the clock when there is nothing to count down.
+    let start = match nanoseconds {
+        0 => 0,
+        FOREVER if !SOCKET_CALLS.contains(&frame.rax) => 0,
+        _ => now_ns(),
+    };
+    // SAFETY: the slot's data holds the distance of the address behind the `syscall`; the
+    // block is this thread's own. The address is written last: a stop in between finds
+    // no record.
+    unsafe {
+        let after = frame.slot.wrapping_add(*((frame.slot + 24) as *const u64));
+        let block = thread_block();
+        (&raw mut (*block).call_after).write_volatile(0);
+        (&raw mut (*block).call_nr).write_volatile(frame.rax);
+        (&raw mut (*block).call_start_ns).write_volatile(start);
+        (&raw mut (*block).call_timeout_ns).write_volatile(nanoseconds);
+        let handlers = (&raw const (*block).handlers_run).read_volatile();
+        (&raw mut (*block).call_handlers).write_volatile(handlers);
+        (&raw mut (*block).call_after).write_volatile(after);
+    }
+}
+
+/// From the first socket timeout on, calls on sockets leave records too.
+fn note_socket_timeout(frame: &CallFrame) {
+    const SO_RCVTIMEO_NEW: u64 = 66;
+    const SO_SNDTIMEO_NEW: u64 = 67;
+    let is_timeout = frame.args[1] == SOL_SOCKET as u64
+        && (frame.args[2] == SO_RCVTIMEO as u64
+            || frame.args[2] == SO_SNDTIMEO as u64
+            || frame.args[2] == SO_RCVTIMEO_NEW
+            || frame.args[2] == SO_SNDTIMEO_NEW);
+    if !is_timeout {
+        return;
+    }
+    for &nr in SOCKET_CALLS {
+        if let Some(byte) = callsite::hook_byte(nr as usize) {
+            byte.fetch_or(RECORDED_BIT, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,458 @@
+//! Restart of calls that our stop interrupted, so that the program sees no EINTR, no
+//! short transfer and no timeout that it would not have had.
+//!
+//! [`prepare`] runs first thing in a handler of the reserved signal and decides whether it
+//! was this signal that ended a call; [`finish`] runs when the thread is released (or,
+//! after a restore, in the new process) and makes the frame execute the call again
+//! through the restart stub. Between the two everything lies in memory of the thread.
+//!
+//! Three rules (each was a bug once):
+//! 1. A signal of the program that arrived during the stop must still end the call.
+//!    Up to the decision that is looked up; afterwards the stub compares the count
+//!    of handlers.
+//! 2. `rax = -EINTR` behind a `syscall` proves nothing: one of the program's handlers may have
+//!    caused it. The count of handlers must be that of the entry record.
+//! 3. Timeouts are counted from the entry record, never from what the kernel wrote back.
+
+// Call numbers keep the kernel's names.
+#![allow(non_upper_case_globals)]
+
+use super::entry::{self, FOREVER, SOCKET_CALLS, Timeout};
+use super::{now_ns, site_after};
+use crate::agent::state::RESERVED_BIT;
+use ckpt_sys::callsite::{self, RestartMode, RestartRecord};
+use ckpt_sys::{syscall, tls::thread_block};
+use libc::*;
+use std::cell::UnsafeCell;
+
+/// What was interrupted. Lies on the stack of the stop handler and must stay at its
+/// address until rt_sigreturn has been executed and the stub has run: [`finish`] may
+/// leave the stack pointer at it.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Interrupted {
+    record: UnsafeCell<RestartRecord>,
+    what: What,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum What {
+    /// Nothing to restart.
+    Nothing = 0,
+    /// A call that ended with EINTR.
+    Call = 1,
+    /// A transfer that ended short; the record's `value` bytes are done.
+    Transfer = 2,
+}
+
+/// A blocked call as /proc/self/task/T/syscall showed it before the stop signal was
+/// sent: the only knowledge of calls that no patched site made.
+#[derive(Debug, Clone, Copy)]
+pub struct SeenCall {
+    pub nr: i64,
+    pub args: [u64; 6],
+    pub sp: u64,
+    pub pc: u64,
+}
+
+impl Interrupted {
+    fn nothing() -> Interrupted {
+        Interrupted {
+            record: UnsafeCell::new(RestartRecord {
+                args: [0; 6],
+                back: 0,
+                rsp: 0,
+                handlers_run: 0,
+                handlers: 0,
+                mode: 0,
+                pad: 0,
+                nr: 0,
+                value: 0,
+                time: [0; 2],
+                poll_fd: 0,
+                poll_events: 0,
+                executes: 0,
+            }),
+            what: What::Nothing,
+        }
+    }
+
+    /// Will [`finish`] restart something, as far as is known now?
+    pub fn is_something(&self) -> bool {
+        self.what != What::Nothing
+    }
+}
+
+const ARGS: [i32; 6] = [REG_RDI, REG_RSI, REG_RDX, REG_R10, REG_R8, REG_R9];
+const FAILED_EINTR: i64 = -(EINTR as i64);
+
+/// Looks at the interrupted frame.
+///
+/// # Safety
+/// In the handler whose frame `uc` is, in the interrupted thread.
+pub unsafe fn prepare(uc: *mut ucontext_t) -> Interrupted {
+    // SAFETY: the handler's own frame (the caller's promise) and the thread's own block.
+    unsafe {
+        let regs = &(*uc).uc_mcontext.gregs;
+        let block = &*thread_block();
+        let rip = regs[REG_RIP as usize] as u64;
+        let rsp = regs[REG_RSP as usize] as u64;
+        let result = regs[REG_RAX as usize];
+        let mut found = Interrupted::nothing();
+        let record = found.record.get_mut();
+        record.handlers_run = &raw const block.handlers_run as u64;
+        record.handlers = block.handlers_run;
+        record.args = ARGS.map(|reg| regs[reg as usize] as u64);
+        record.back = rip;
+        record.rsp = rsp;
+        if rip == callsite::restart_after() as u64 {
+            // The stub itself was interrupted: its record has the site's registers.
+            let old = &*(rsp as *const RestartRecord);
+            let ours = old.handlers == block.handlers_run;
+            if result == FAILED_EINTR && ours && old.mode != RestartMode::Rest as u32 {
+                record.args = old.args;
+                record.nr = old.nr;
+                found.what = What::Call;
+            } else if old.mode == RestartMode::Rest as u32 && result > 0 {
+                let rest = regs[REG_RDX as usize] as u64;
+                if (result as u64) < rest {
+                    record.args = old.args;
+                    record.nr = old.nr;
+                    record.value = old.value + result;
+                    found.what = What::Transfer;
+                }
+            }
+            (record.back, record.rsp) = (old.back, old.rsp);
+        } else if result == FAILED_EINTR {
+            if block.call_after == rip && block.call_handlers == block.handlers_run {
+                record.nr = block.call_nr;
+                found.what = What::Call;
+            }
+        } else if result > 0
+            && let Some(nr) = site_after(rip as usize)
+            && ends_short(nr, &record.args, result)
+        {
+            record.nr = nr;
+            record.value = result;
+            found.what = What::Transfer;
+        }
+        found
+    }
+}
+
+/// As [`prepare`], for a call that a patched site did not make.
+///
+/// # Safety
+/// As for [`prepare`].
+pub unsafe fn prepare_seen(uc: *mut ucontext_t, seen: &SeenCall) -> Interrupted {
+    // SAFETY: as for `prepare`; rip lies behind an instruction of the program.
+    unsafe {
+        let mut found = prepare(uc);
+        let regs = &(*uc).uc_mcontext.gregs;
+        let rip = regs[REG_RIP as usize] as u64;
+        let same = rip == seen.pc
+            && regs[REG_RSP as usize] as u64 == seen.sp
+            && regs[REG_RAX as usize] == FAILED_EINTR;
+        if found.is_something() || !same || seen.nr == SYS_connect {
+            return found;
+        }
+        let behind_syscall = ((rip - 2) as *const [u8; 2]).read() == [0x0f, 0x05];
+        if let (true, Some(timeout)) = (behind_syscall, entry::timeout_of(seen.nr, &seen.args)) {
+            // When the call began is not known: the whole timeout once more, or what the
+            // kernel wrote back.
+            let block = thread_block();
+            (*block).call_nr = seen.nr;
+            (*block).call_after = rip;
+            (*block).call_start_ns = now_ns();
+            (*block).call_timeout_ns = entry::nanoseconds(timeout, &seen.args);
+            (*block).call_handlers = (*block).handlers_run;
+            found.record.get_mut().nr = seen.nr;
+            found.what = What::Call;
+        }
+        found
+    }
+}
+
+/// Makes the frame restart what was interrupted. `now_ns` is the time (CLOCK_MONOTONIC)
+/// up to which the interrupted call's timeout has run: the present when the
+/// thread is released, the time of the stop after a restore.
+///
+/// # Safety
+/// In the interrupted thread, with all signals blocked and rt_sigreturn of `uc` to follow;
+/// `interrupted` as [`prepare`] made it, at the address where it will stay.
+pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, now_ns: u64) {
+    // SAFETY: the thread's own block and frame; nobody else uses the record.
+    unsafe {
+        let block = thread_block();
+        let record = &mut *interrupted.record.get();
+        if interrupted.what == What::Nothing {
+            // The thread may be on its way from the entry record to the call: its
+            // timeout begins with the call.
+            if (*block).call_start_ns != 0 {
+                (*block).call_start_ns = super::now_ns();
+            }
+            return;
+        }
+        if program_signal_waits(uc, record) {
+            // The frame keeps its EINTR or its short count.
+            (*block).call_after = 0;
+            return;
+        }
+        let mut args = record.args;
+        let mut executes = record.nr;
+        match interrupted.what {
+            What::Transfer => {
+                record.mode = RestartMode::Rest as u32;
+                args[1] += record.value as u64;
+                args[2] -= record.value as u64;
+            }
+            _ if SOCKET_CALLS.contains(&record.nr) => {
+                let spent = now_ns.saturating_sub((*block).call_start_ns);
+                if !wait_for_socket(record, spent) {
+                    (*block).call_after = 0;
+                    return;
+                }
+                executes = SYS_ppoll;
+            }
+            _ => {
+                record.mode = RestartMode::Plain as u32;
+                let spent = now_ns.saturating_sub((*block).call_start_ns);
+                recompute(block, record, &mut args, spent);
+            }
+        }
+        record.executes = executes;
+        let stack = (*uc).uc_mcontext.gregs[REG_RSP as usize] as usize;
+        let in_stub =
+            (*uc).uc_mcontext.gregs[REG_RIP as usize] as usize == callsite::restart_after();
+        let at = if in_stub {
+            // In the old record's place, or every stop would take more of the stack.
+            stack
+        } else {
+            record_place(uc as usize, stack, record)
+        };
+        if executes == SYS_ppoll && record.mode == RestartMode::Poll as u32 {
+            args = [at + POLL_FD, 1, at + TIME, 0, 8, 0].map(|word| word as u64);
+        } else if let Some(index) = args.iter().position(|&arg| arg == OWN_TIME) {
+            args[index] = (at + TIME) as u64;
+        }
+        if at != interrupted.record.get() as usize {
+            (at as *mut RestartRecord).write(*record);
+        }
+        let regs = &mut (*uc).uc_mcontext.gregs;
+        for (reg, value) in ARGS.iter().zip(args) {
+            regs[*reg as usize] = value as i64;
+        }
+        regs[REG_RAX as usize] = executes;
+        regs[REG_RSP as usize] = at as i64;
+        regs[REG_RIP as usize] = callsite::restart() as i64;
+    }
+}
+
+const TIME: usize = std::mem::offset_of!(RestartRecord, time);
+const POLL_FD: usize = std::mem::offset_of!(RestartRecord, poll_fd);
+/// Stands for the address of the record's own time until that is known.
+const OWN_TIME: u64 = u64::MAX;
+
+/// Where the record can lie while the stub runs: at the place that it has, when the
+/// handler runs below the interrupted code on the same stack; under the red zone of the
+/// interrupted code, when the handler has a stack of its own.
+fn record_place(uc: usize, stack: usize, record: &RestartRecord) -> usize {
+    const LARGEST_FRAME: usize = 32 << 10;
+    if stack.wrapping_sub(uc) < LARGEST_FRAME {
+        std::ptr::from_ref(record) as usize
+    } else {
+        (stack - 128 - size_of::<RestartRecord>()) & !15
+    }
+}
+
+/// Puts what remains of the call's timeout into its arguments and the entry record.
+///
+/// # Safety
+/// In the interrupted thread; `record` describes a call with an entry record.
+unsafe fn recompute(
+    block: *mut ckpt_sys::tls::ThreadBlock,
+    record: &mut RestartRecord,
+    args: &mut [u64; 6],
+    spent: u64,
+) {
+    // SAFETY: the thread's own block.
+    let whole = unsafe { (*block).call_timeout_ns };
+    let left = if whole == FOREVER {
+        FOREVER
+    } else {
+        whole.saturating_sub(spent)
+    };
+    // SAFETY: as above. The next stop counts from here.
+    unsafe {
+        (*block).call_timeout_ns = left;
+        (*block).call_start_ns = super::now_ns();
+    }
+    let timeout = entry::timeout_of(record.nr, &record.args).unwrap_or(Timeout::None);
+    if left == FOREVER {
+        return;
+    }
+    let (seconds, rest) = ((left / 1_000_000_000) as i64, (left % 1_000_000_000) as i64);
+    match timeout {
+        Timeout::None => {}
+        Timeout::Milliseconds(index) => args[index] = left.div_ceil(1_000_000),
+        Timeout::Timespec(index) => {
+            record.time = [seconds, rest];
+            args[index] = time_argument(record, index);
+        }
+        Timeout::Timeval(index) => {
+            record.time = [seconds, rest.unsigned_abs().div_ceil(1000) as i64];
+            if record.time[1] == 1_000_000 {
+                record.time = [seconds + 1, 0];
+            }
+            args[index] = time_argument(record, index);
+        }
+    }
+}
+
+/// The pointer that the restarted call gets: the record's own time; but the program's
+/// where the kernel writes back what remains, if it can be written.
+fn time_argument(record: &RestartRecord, index: usize) -> u64 {
+    let writes_back = matches!(record.nr, SYS_select | SYS_pselect6 | SYS_ppoll);
+    let at = record.args[index] as *mut i64;
+    // SAFETY: the kernel writes a signal set to both words, or says EFAULT; after
+    // that they are known to be writable.
+    unsafe {
+        let writable = |word: *mut i64| syscall!(SYS_rt_sigprocmask, SIG_BLOCK, 0, word, 8) == 0;
+        if writes_back && writable(at) && writable(at.wrapping_add(1)) {
+            at.write_unaligned(record.time[0]);
+            at.add(1).write_unaligned(record.time[1]);
+            return at as u64;
+        }
+    }
+    OWN_TIME
+}
+
+/// Prepares the wait for the rest of a socket's timeout. The call follows when the socket
+/// is ready; for `connect` too, since Linux answers the second call on a socket that
+/// is being connected with the outcome of the first. False: no timeout, not our doing.
+///
+/// # Safety
+/// In the interrupted thread.
+unsafe fn wait_for_socket(record: &mut RestartRecord, spent: u64) -> bool {
+    let reads = matches!(
+        record.nr,
+        SYS_read | SYS_readv | SYS_recvfrom | SYS_recvmsg | SYS_accept | SYS_accept4
+    );
+    let option = if reads { SO_RCVTIMEO } else { SO_SNDTIMEO };
+    // SAFETY: getsockopt writes into `time`.
+    let Some(whole) = (unsafe { socket_timeout(record.args[0] as i32, option) }) else {
+        return false;
+    };
+    let left = whole.saturating_sub(spent);
+    record.mode = RestartMode::Poll as u32;
+    record.value = match record.nr {
+        SYS_connect => -i64::from(EINPROGRESS),
+        _ => -i64::from(EAGAIN),
+    };
+    record.time = [(left / 1_000_000_000) as i64, (left % 1_000_000_000) as i64];
+    record.poll_fd = record.args[0] as i32;
+    record.poll_events = (if reads { POLLIN } else { POLLOUT }) as u32;
+    true
+}
+
+/// A socket's timeout in nanoseconds, if it is one and has one.
+///
+/// # Safety
+/// Any descriptor number will do.
+unsafe fn socket_timeout(fd: i32, option: i32) -> Option<u64> {
+    let mut time = [0_u64; 2];
+    let mut len = 16_u32;
+    // SAFETY: the kernel writes at most `len` bytes into `time`.
+    let done = unsafe {
+        syscall!(
+            SYS_getsockopt,
+            fd,
+            SOL_SOCKET,
+            option,
+            time.as_mut_ptr(),
+            &raw mut len
+        )
+    };
+    let whole = time[0] * 1_000_000_000 + time[1] * 1000;
+    (done == 0 && whole != 0).then_some(whole)
+}
+
+/// Did a transfer that would have gone on end short because of a signal? True for
+/// blocking pipes, stream sockets and terminals without a timeout: these return early for no
+/// other reason.
+///
+/// # Safety
+/// In the thread that made the call.
+unsafe fn ends_short(nr: i64, args: &[u64; 6], done: i64) -> bool {
+    let waits_for_all = match nr {
+        SYS_write => true,
+        SYS_sendto => args[3] & MSG_DONTWAIT as u64 == 0,
+        SYS_recvfrom => {
+            args[3] & (MSG_WAITALL | MSG_DONTWAIT | MSG_PEEK) as u64 == MSG_WAITALL as u64
+        }
+        _ => false,
+    };
+    if !waits_for_all || done as u64 >= args[2] {
+        return false;
+    }
+    let fd = args[0] as i32;
+    // SAFETY: the calls write into the locals given, or nothing.
+    unsafe {
+        let mut stat = std::mem::zeroed::<stat>();
+        if syscall!(SYS_fcntl, fd, F_GETFL) & O_NONBLOCK as isize != 0
+            || syscall!(SYS_fstat, fd, &raw mut stat) != 0
+        {
+            return false;
+        }
+        match stat.st_mode & S_IFMT {
+            S_IFIFO => nr == SYS_write,
+            S_IFCHR => nr == SYS_write && syscall!(SYS_ioctl, fd, TIOCGPGRP, &raw mut stat) == 0,
+            S_IFSOCK => {
+                let (mut kind, mut len) = (0_i32, 4_u32);
+                let at = (&raw mut kind, &raw mut len);
+                let known = syscall!(SYS_getsockopt, fd, SOL_SOCKET, SO_TYPE, at.0, at.1) == 0;
+                // At the end of a stream MSG_WAITALL comes back short too: going on returns 0.
+                let reads = nr == SYS_recvfrom;
+                let option = if reads { SO_RCVTIMEO } else { SO_SNDTIMEO };
+                known && kind == SOCK_STREAM && socket_timeout(fd, option).is_none()
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Rule 1: has a signal of the program arrived during the stop that would have ended
+/// the call? Calls that set a signal mask for their duration find out themselves.
+///
+/// # Safety
+/// In the interrupted thread, with all signals blocked.
+unsafe fn program_signal_waits(uc: *mut ucontext_t, record: &RestartRecord) -> bool {
+    let own_mask = match record.nr {
+        SYS_rt_sigsuspend => true,
+        SYS_ppoll => record.args[3] != 0,
+        SYS_epoll_pwait | SYS_epoll_pwait2 => record.args[4] != 0,
+        SYS_pselect6 => record.args[5] != 0,
+        _ => false,
+    };
+    if own_mask {
+        return false;
+    }
+    // SAFETY: the kernel writes one word to `pending` and a sigaction to `action`.
+    unsafe {
+        let mut pending = 0_u64;
+        syscall!(SYS_rt_sigpending, &raw mut pending, 8);
+        let mask = (&raw const (*uc).uc_sigmask).cast::<u64>().read();
+        let mut waiting = pending & !mask & !RESERVED_BIT;
+        while waiting != 0 {
+            let signal = waiting.trailing_zeros() + 1;
+            waiting &= waiting - 1;
+            let mut action = [0_u64; 4];
+            syscall!(SYS_rt_sigaction, signal, 0, action.as_mut_ptr(), 8);
+            if action[0] > 1 {
+                return true;
+            }
+        }
+    }
+    false
+}

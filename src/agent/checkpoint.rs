@@ -1,0 +1,490 @@
+//! The order of a checkpoint (FIG. 6): helper thread.
+//!
+//! trigger -> files of the new generation -> stop -> collect -> snapshot (fork or
+//! copy) -> release -> write -> publish -> prune. A checkpoint that fails leaves the
+//! previous generation the latest and the program running.
+
+use crate::agent::collect::descriptors::{self, InheritedFd, Target};
+use crate::agent::collect::{identity, memory, process, signals, threads, timers};
+use crate::agent::helper::Life;
+use crate::agent::procfs;
+use crate::agent::settings::{self, Settings};
+use crate::agent::side::SideBuffer;
+use crate::agent::snapshot::{self, Outcome};
+use crate::agent::state::AGENT;
+use crate::agent::stop::{self, Stopped, now_ns};
+use crate::agent::{callsites, children, exit, hooks, log, refusal, request, resume, writer};
+use crate::config::{Interval, SnapshotChoice};
+use crate::image::state::{EntryPoints, FileKind, Manifest};
+use crate::image::writer::ImageWriter;
+use crate::store::generation::{GenerationKind, GenerationRecord, MemberRecord};
+use crate::store::lock::{JobLock, Owner};
+use crate::store::start::{Claimed, claim};
+use crate::store::{Job, JobKey, RawFs, report};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+/// Why there is no checkpoint this time.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// Will pass: a live child, a held critical section.
+    #[error("{0}")]
+    Postponed(String),
+    #[error("{0}")]
+    Refused(String),
+    #[error("{0}")]
+    Store(String),
+}
+
+fn refused(error: impl std::fmt::Display) -> CheckpointError {
+    CheckpointError::Refused(error.to_string())
+}
+
+fn store_error(error: impl std::fmt::Display) -> CheckpointError {
+    CheckpointError::Store(error.to_string())
+}
+
+/// Who asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trigger {
+    Clock,
+    Call,
+    Command,
+}
+
+impl Trigger {
+    fn name(self) -> &'static str {
+        match self {
+            Trigger::Clock => "clock",
+            Trigger::Call => "call",
+            Trigger::Command => "command",
+        }
+    }
+}
+
+/// The helper's working state.
+pub struct Worker {
+    settings: &'static Settings,
+    claimed: Option<Claimed>,
+    owner: Option<Owner>,
+    /// CLOCK_MONOTONIC of the next clock checkpoint; `None` = no clock.
+    due_ns: Option<u64>,
+    /// A postponed request is tried again at this time.
+    retry_ns: Option<u64>,
+    last_generation: Option<u64>,
+    report: report::Report,
+}
+
+/// A postponed checkpoint is tried again after this time.
+const RETRY_NS: u64 = 50_000_000;
+/// With a clock running: how often the helper looks whether the program has ended by
+/// itself (its last thread gone without exit_group).
+const LOOK_NS: u64 = 1_000_000_000;
+
+/// `DEFAULT` interval of FIG. 5.
+const DEFAULT_INTERVAL_NS: u64 = 30 * 60 * 1_000_000_000;
+
+fn interval_ns(settings: &Settings) -> Option<u64> {
+    match settings.config.interval? {
+        Interval::Off => None,
+        Interval::Every(duration) => Some(duration.as_nanos() as u64),
+        Interval::Auto => Some(DEFAULT_INTERVAL_NS),
+    }
+}
+
+impl Worker {
+    pub fn new(life: Life) -> Worker {
+        // Set before any helper is started.
+        let settings = settings::get().expect("settings are published before the helper starts");
+        let owner = Owner::current().ok();
+        let mut worker = Worker {
+            settings,
+            claimed: None,
+            owner,
+            due_ns: interval_ns(settings).map(|ns| now_ns() + ns),
+            retry_ns: None,
+            last_generation: None,
+            report: report::Report::default(),
+        };
+        if life == Life::Restored {
+            worker.adopt_job();
+        }
+        worker
+    }
+
+    /// After a restore: the lock's descriptor came along, the job is the old one.
+    fn adopt_job(&mut self) {
+        let Some((dir, generation)) = &self.settings.restored else { return };
+        let dir = PathBuf::from(std::ffi::OsStr::from_bytes(dir));
+        let Some(fd) = crate::agent::region::kept_fd() else { return };
+        // SAFETY: the descriptor was handed over to this thread alone.
+        let lock = JobLock::adopt(unsafe { OwnedFd::from_raw_fd(fd) }, dir.clone());
+        if let Some(owner) = &self.owner {
+            let _ = lock.set_owner(owner);
+        }
+        match Job::open(RawFs, dir) {
+            Ok(job) => {
+                let _ = job.remove_leftovers();
+                exit::set_job_dir(job.dir.as_os_str().as_bytes());
+                AGENT.has_store.store(true, Ordering::SeqCst);
+                self.last_generation = Some(*generation);
+                self.claimed = Some(Claimed { lock, job });
+            }
+            Err(error) => log::line(format_args!("{error}")),
+        }
+    }
+
+    /// One round: waits, does what is wanted. False when the helper shall end.
+    pub fn step(&mut self) -> bool {
+        let now = now_ns();
+        let next = [self.due_ns, self.retry_ns].into_iter().flatten().min();
+        let timeout = next.map(|due| due.saturating_sub(now).min(LOOK_NS));
+        let wanted = request::wait(timeout);
+        if wanted & request::RETIRE != 0 {
+            request::answer(-libc::EPERM);
+            return false;
+        }
+        let now = now_ns();
+        let clock = self.due_ns.is_some_and(|due| now >= due);
+        let retry = self.retry_ns.is_some_and(|due| now >= due);
+        let call = request::inserted_call().is_some();
+        if call || wanted & request::CHECKPOINT != 0 || clock || retry {
+            let trigger = if call {
+                Trigger::Call
+            } else if wanted & request::CHECKPOINT != 0 || (retry && !clock) {
+                Trigger::Command
+            } else {
+                Trigger::Clock
+            };
+            self.checkpoint(trigger);
+        }
+        if wanted & request::REPORT != 0 {
+            self.write_report();
+        }
+        true
+    }
+
+    fn checkpoint(&mut self, trigger: Trigger) {
+        let result = self.try_checkpoint(trigger);
+        let now = now_ns();
+        if let Some(ns) = interval_ns(self.settings)
+            && self.due_ns.is_some_and(|due| now >= due)
+        {
+            self.due_ns = Some(now + ns);
+        }
+        self.retry_ns = None;
+        match result {
+            Ok(generation) => {
+                self.last_generation = Some(generation);
+                self.report.last_generation = Some(generation);
+                self.report.checkpoints += 1;
+                request::answer(1);
+            }
+            Err(CheckpointError::Postponed(reason)) => {
+                // The caller of ckpt_checkpoint is told; the clock and the command wait.
+                request::answer(-libc::EAGAIN);
+                if trigger != Trigger::Call {
+                    self.retry_ns = Some(now + RETRY_NS);
+                }
+                self.refuse(reason, trigger);
+                return;
+            }
+            Err(CheckpointError::Refused(reason)) => {
+                request::answer(-libc::EAGAIN);
+                self.refuse(reason, trigger);
+            }
+            Err(CheckpointError::Store(reason)) => {
+                request::answer(-libc::EIO);
+                self.refuse(reason, trigger);
+            }
+        }
+        if trigger == Trigger::Command {
+            self.write_report();
+        }
+    }
+
+    fn refuse(&mut self, reason: String, trigger: Trigger) {
+        let same = self.report.last_refusal.as_ref().is_some_and(|r| r.reason == reason);
+        if !same {
+            log::line(format_args!("no checkpoint ({}): {reason}", trigger.name()));
+        }
+        self.report.refused += 1;
+        let time_ns = identity::realtime_ns();
+        self.report.last_refusal = Some(report::Refusal { reason, time_ns });
+        if trigger == Trigger::Command {
+            self.write_report();
+        }
+    }
+
+    /// Claims the job at the first checkpoint.
+    fn job(&mut self) -> Result<&mut Claimed, CheckpointError> {
+        if self.claimed.is_none() {
+            let root = PathBuf::from(std::ffi::OsStr::from_bytes(&self.settings.store_root));
+            let name = String::from_utf8_lossy(&self.settings.job_key);
+            let key = JobKey::from_dir_name(&name);
+            let owner = match &self.owner {
+                Some(owner) => owner.clone(),
+                None => Owner::current().map_err(store_error)?,
+            };
+            let supersede = self.settings.config.resume == crate::config::Resume::Never;
+            let claimed = claim(&root, &key, &owner, supersede).map_err(store_error)?;
+            exit::set_job_dir(claimed.job.dir.as_os_str().as_bytes());
+            AGENT.has_store.store(true, Ordering::SeqCst);
+            self.owner = Some(owner);
+            self.claimed = Some(claimed);
+        }
+        self.claimed.as_mut().ok_or_else(|| CheckpointError::Store("no job".into()))
+    }
+
+    fn before_the_stop(&self) -> Result<(), CheckpointError> {
+        if let Some(reason) = refusal::disabled() {
+            return Err(CheckpointError::Refused(reason.into()));
+        }
+        if request::MAILBOX.holds.load(Ordering::SeqCst) != 0 {
+            return Err(CheckpointError::Postponed("the program holds checkpoints off (ckpt_hold)".into()));
+        }
+        if let Some(reason) = refusal::noted_reason() {
+            return Err(CheckpointError::Refused(reason.into()));
+        }
+        children::none_alive().map_err(CheckpointError::Postponed)
+    }
+
+    fn try_checkpoint(&mut self, trigger: Trigger) -> Result<u64, CheckpointError> {
+        self.before_the_stop()?;
+        let settings = self.settings;
+        let last = self.last_generation;
+        let id = request::inserted_call().map_or(0, |call| call.id);
+        let net = self.report.net.clone();
+        let _ = net;
+        let claimed = self.job()?;
+        let mut pending = claimed.job.begin().map_err(store_error)?;
+        let fs = RawFs;
+        if let Err(error) = pending.create_member(&fs) {
+            pending.abort(&fs);
+            return Err(store_error(error));
+        }
+        let generation = pending.generation;
+        let taken = {
+            let file = pending.member(0).expect("created above");
+            take(settings, generation, file.as_fd())
+        };
+        let taken = match taken {
+            Ok(taken) => taken,
+            Err(error) => {
+                pending.abort(&fs);
+                return Err(error);
+            }
+        };
+        let record = GenerationRecord {
+            generation,
+            id,
+            parent: last,
+            time_ns: taken.realtime_ns,
+            host: taken.host.clone(),
+            boot_id: taken.boot_id.clone(),
+            kind: GenerationKind::Full,
+            members: vec![MemberRecord {
+                pid: AGENT.pid.load(Ordering::Relaxed),
+                cmdline: taken.cmdline.clone(),
+                threads: taken.threads,
+                bytes: taken.outcome.bytes_stored,
+                header_crc: taken.outcome.header_crc,
+            }],
+            stop_us: taken.stop_us,
+            persist_us: (now_ns() - taken.stopped_ns) / 1000,
+            bytes_logical: taken.outcome.bytes_logical,
+            bytes_stored: taken.outcome.bytes_stored,
+            pages_dirty: taken.outcome.pages,
+            tracker: "full".into(),
+            snapshot: taken.snapshot.into(),
+            trigger: trigger.name().into(),
+        };
+        claimed.job.publish(pending, &record).map_err(store_error)?;
+        log::line(format_args!(
+            "generation {generation}: {} threads, {} pages, stop {} us (park {}, collect {}, {} {}, release {}), persisted after {} us",
+            taken.threads,
+            taken.outcome.pages,
+            taken.stop_us,
+            taken.phases[0],
+            taken.phases[1],
+            taken.snapshot,
+            taken.phases[2],
+            taken.phases[3],
+            record.persist_us,
+        ));
+        if let Err(error) = claimed.job.prune(settings.config.keep, Some(generation), taken.realtime_ns) {
+            log::line(format_args!("{error}"));
+        }
+        Ok(generation)
+    }
+
+    /// Answers the `ckpt` command.
+    fn write_report(&mut self) {
+        self.report.pid = AGENT.real_pid.load(Ordering::Relaxed);
+        self.report.start_time = self.owner.as_ref().map_or(0, |o| o.start_time);
+        self.report.job = String::from_utf8_lossy(&self.settings.job_key).into_owned();
+        if let Some(claimed) = &self.claimed {
+            self.report.job = claimed.job.name();
+            self.report.job_dir = claimed.job.dir.to_string_lossy().into_owned();
+        }
+        self.report.last_nonce = request::MAILBOX.nonce.load(Ordering::SeqCst);
+        self.report.net_installed = AGENT.net_installed.load(Ordering::Relaxed);
+        let root = PathBuf::from(std::ffi::OsStr::from_bytes(&self.settings.store_root));
+        if let Err(error) = report::write(&RawFs, &root, &self.report) {
+            log::line(format_args!("{error}"));
+        }
+    }
+}
+
+/// What the stop and the writer have yielded.
+struct Taken {
+    outcome: Outcome,
+    phases: [u64; 4],
+    stop_us: u64,
+    stopped_ns: u64,
+    realtime_ns: u64,
+    host: String,
+    boot_id: String,
+    cmdline: Vec<u8>,
+    threads: u32,
+    snapshot: &'static str,
+}
+
+/// Stops the program, collects, snapshots, releases, and waits for the image.
+fn take(
+    settings: &Settings,
+    generation: u64,
+    file: std::os::fd::BorrowedFd<'_>,
+) -> Result<Taken, CheckpointError> {
+    let inserted = request::inserted_call().map(request::copy_slot);
+    let t0 = now_ns();
+    let stopped = stop::stop_all(inserted).map_err(|error| match error {
+        // A thread inside vfork waits for its child.
+        stop::StopError::Stuck { .. } => CheckpointError::Postponed(error.to_string()),
+        other => refused(other),
+    })?;
+    let t1 = now_ns();
+    let collected = collect(settings, &stopped);
+    let t2 = now_ns();
+    let (manifest, mut plan, mut side) = match collected {
+        Ok(collected) => collected,
+        Err(error) => {
+            stop::release(stopped);
+            return Err(error);
+        }
+    };
+    if let Err(error) = plan.copy_unfrozen(side.bytes_mut(), &|dev, ino| has_descriptor(&manifest, dev, ino)) {
+        stop::release(stopped);
+        return Err(refused(error));
+    }
+    let threads = manifest.threads.len() as u32;
+    let (realtime_ns, host, boot_id) =
+        (manifest.identity.realtime_ns, manifest.identity.hostname.clone(), manifest.identity.boot_id.clone());
+    let cmdline = manifest.process.cmdline.clone();
+    let mut phases = [(t1 - t0) / 1000, (t2 - t1) / 1000, 0, 0];
+    let mut manifest = manifest;
+    manifest.stop_phases_us = phases;
+
+    let forked = if settings.config.snapshot == SnapshotChoice::Copy {
+        None
+    } else {
+        writer::fork(|| {
+            let image = ImageWriter::new(file, generation);
+            snapshot::write(image, manifest.clone(), plan.clone(), side.bytes(), true)
+        })
+    };
+    let (outcome, name, t3, t4) = match forked {
+        Some(child) => {
+            let t3 = now_ns();
+            stop::release(stopped);
+            let t4 = now_ns();
+            (child.wait().map_err(store_error)?, "fork", t3, t4)
+        }
+        None => {
+            let image = ImageWriter::new(file, generation);
+            let result = snapshot::write(image, manifest, plan, side.bytes(), true);
+            let t3 = now_ns();
+            stop::release(stopped);
+            (result.map_err(store_error)?, "copy", t3, now_ns())
+        }
+    };
+    phases[2] = (t3 - t2) / 1000;
+    phases[3] = (t4 - t3) / 1000;
+    Ok(Taken {
+        outcome,
+        phases,
+        stop_us: (t4 - t0) / 1000,
+        stopped_ns: t0,
+        realtime_ns,
+        host,
+        boot_id,
+        cmdline,
+        threads,
+        snapshot: name,
+    })
+}
+
+/// Is the content of this shared object kept with a descriptor?
+fn has_descriptor(manifest: &Manifest, dev: u64, ino: u64) -> bool {
+    manifest.descriptors.files.iter().any(|file| match &file.kind {
+        FileKind::Memfd { object_dev, object_ino, .. } => (*object_dev, *object_ino) == (dev, ino),
+        FileKind::Unlinked { dev: d, ino: i, .. } => (*d, *i) == (dev, ino),
+        _ => false,
+    })
+}
+
+fn collect(
+    settings: &Settings,
+    stopped: &Stopped,
+) -> Result<(Manifest, memory::Plan, SideBuffer), CheckpointError> {
+    let leader = AGENT.real_pid.load(Ordering::Relaxed);
+    children::none_alive().map_err(CheckpointError::Postponed)?;
+    let first = stopped
+        .threads()
+        .map(|slot| slot.tid.load(Ordering::Relaxed) as i32)
+        .min_by_key(|&tid| (tid != leader, tid))
+        .ok_or_else(|| CheckpointError::Refused("no thread of the program is left".into()))?;
+    if process::credentials(first) != settings.credentials {
+        return Err(CheckpointError::Refused(
+            "the program has changed its user, its groups or its seccomp filters since it was started".into(),
+        ));
+    }
+    let mut thread_states = threads::collect(stopped);
+    let signals = signals::collect(stopped, &mut thread_states);
+    let timers = timers::collect();
+    let process = process::collect(first).map_err(refused)?;
+    let mut side = SideBuffer::default();
+    let target = Target {
+        pid: leader,
+        tid: first,
+        program_pid: AGENT.pid.load(Ordering::Relaxed),
+        inherited: settings.inherited.iter().map(|&(fd, dev, ino)| InheritedFd { fd, dev, ino }).collect(),
+        path_hints: Vec::new(),
+    };
+    let descriptors = descriptors::collect(&target, &mut side).map_err(refused)?;
+    let mut store = settings.store_root.clone();
+    store.extend_from_slice(b"/jobs/");
+    let own = memory::Own { store: &store, is_cache: callsites::cache::is_cache_path };
+    let mut plan = memory::collect(&own).map_err(refused)?;
+    if hooks::memory::special_advice_seen() || !AGENT.net_installed.load(Ordering::Relaxed) {
+        plan.read_flags();
+    }
+    let manifest = Manifest {
+        identity: identity::collect(),
+        process,
+        threads: thread_states,
+        signals,
+        timers,
+        descriptors,
+        entry: EntryPoints {
+            after_restore: resume::after_restore as *const () as u64,
+            resume_thread: resume::resume_thread as *const () as u64,
+            agent: &raw const AGENT as u64,
+        },
+        ..Manifest::default()
+    };
+    let _ = procfs::number;
+    Ok((manifest, plan, side))
+}

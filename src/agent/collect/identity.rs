@@ -1,0 +1,66 @@
+//! Where and when an image was taken: host, kernel, boot, times, user.
+
+use crate::agent::procfs::read_file;
+use crate::image::state::Identity;
+use ckpt_sys::syscall;
+
+fn text(path: &[u8]) -> String {
+    String::from_utf8_lossy(read_file(path).unwrap_or_default().trim_ascii()).into_owned()
+}
+
+/// The running kernel's release and build.
+pub fn kernel() -> String {
+    let release = text(b"/proc/sys/kernel/osrelease");
+    format!("{release} {}", text(b"/proc/sys/kernel/version"))
+}
+
+/// Digest of the vdso's code: libc caches its entry points, so an image fits only
+/// where the vdso is the same.
+pub fn vdso_digest() -> u64 {
+    let maps = read_file(b"/proc/self/maps").unwrap_or_default();
+    for line in maps.split(|&b| b == b'\n') {
+        if !line.ends_with(b"[vdso]") {
+            continue;
+        }
+        let dash = line.iter().position(|&b| b == b'-').unwrap_or(0);
+        let start = crate::agent::procfs::hex(&line[..dash]).unwrap_or(0);
+        let end = crate::agent::procfs::hex(&line[dash + 1..]).unwrap_or(0);
+        if start < end {
+            // SAFETY: the kernel's own mapping, readable, never changed.
+            let code = unsafe { std::slice::from_raw_parts(start as *const u8, (end - start) as usize) };
+            return xxhash_rust::xxh3::xxh3_64(code);
+        }
+    }
+    0
+}
+
+fn clock(id: i32) -> u64 {
+    let mut ts = [0u64; 2];
+    // SAFETY: the kernel fills two words.
+    unsafe { syscall!(libc::SYS_clock_gettime, id, &mut ts) };
+    ts[0] * 1_000_000_000 + ts[1]
+}
+
+/// CLOCK_REALTIME in nanoseconds.
+pub fn realtime_ns() -> u64 {
+    clock(libc::CLOCK_REALTIME)
+}
+
+/// Everything but the mapped objects, which the writer adds.
+pub fn collect() -> Identity {
+    // SAFETY: no arguments.
+    let (uid, gid) = unsafe { (syscall!(libc::SYS_getuid) as u32, syscall!(libc::SYS_getgid) as u32) };
+    Identity {
+        arch: std::env::consts::ARCH.into(),
+        objects: Vec::new(),
+        cpu_features: super::cpu::features(),
+        uid,
+        gid,
+        hostname: text(b"/proc/sys/kernel/hostname"),
+        boot_id: text(b"/proc/sys/kernel/random/boot_id"),
+        kernel: kernel(),
+        vdso: vdso_digest(),
+        realtime_ns: clock(libc::CLOCK_REALTIME),
+        monotonic_ns: clock(libc::CLOCK_MONOTONIC),
+    }
+}

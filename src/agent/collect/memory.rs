@@ -1,0 +1,468 @@
+//! The memory map: /proc/self/maps -> what must be saved and how.
+//!
+//! Two steps. [`collect`] runs while the world is stopped: it parses the map and
+//! copies what a forked writer would not see frozen (shared memory, ranges with
+//! MADV_DONTFORK or MADV_WIPEONFORK). [`Plan::complete`] runs in the writer: VmFlags
+//! and joining of neighbours.
+
+use crate::agent::procfs::{self, hex, read_file};
+use crate::agent::region;
+use crate::image::state::{Extent, MemoryState, SharedKind, SharedObject, VmaKind, VmaState, vma_flag};
+use ckpt_sys::syscall;
+
+pub const PAGE: u64 = 4096;
+/// User addresses end here (47 bits, one guard page).
+pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+
+/// How the pages of a piece are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// Pages that exist and are not the file's own: PAGEMAP_SCAN.
+    Scan,
+    /// Every page: a mapping of an older image, which is all content.
+    All,
+    /// Every page that can be read: a mapping of a deleted file, or of our cache.
+    Readable,
+    /// Copied into the side buffer during the stop.
+    Copied,
+    /// None: contents belong to a file or to a shared object.
+    Nothing,
+}
+
+/// A line of the map.
+#[derive(Debug, Clone)]
+pub struct Piece {
+    pub vma: VmaState,
+    pub how: How,
+}
+
+/// Everything the writer needs to write the memory.
+#[derive(Debug, Default, Clone)]
+pub struct Plan {
+    pub pieces: Vec<Piece>,
+    pub shared: Vec<SharedObject>,
+    /// Pages copied during the stop; `Extent::offset` counts from the buffer's start.
+    pub copied: Vec<Extent>,
+    pub vvar_start: u64,
+    pub vdso_start: u64,
+    pub vdso_end: u64,
+    flags_known: bool,
+}
+
+/// Why the memory cannot be saved.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    #[error("cannot read the memory map: errno {0}")]
+    Maps(i32),
+    #[error("the program maps {0}, which cannot be saved")]
+    Device(String),
+    #[error("cannot read shared memory at {addr:#x}: errno {errno}")]
+    Shared { addr: u64, errno: i32 },
+}
+
+/// What a line of /proc/self/maps says.
+struct Line<'a> {
+    start: u64,
+    end: u64,
+    prot: u32,
+    shared: bool,
+    offset: u64,
+    dev: u64,
+    ino: u64,
+    name: &'a [u8],
+}
+
+fn parse_line(line: &[u8]) -> Option<Line<'_>> {
+    let mut fields = line.splitn(6, |&b| b == b' ');
+    let range = fields.next()?;
+    let dash = range.iter().position(|&b| b == b'-')?;
+    let perms = fields.next()?;
+    let offset = hex(fields.next()?)?;
+    let dev = fields.next()?;
+    let colon = dev.iter().position(|&b| b == b':')?;
+    let ino = procfs::number(fields.next()?)? as u64;
+    let bit = |k: usize, c: u8, v: i32| if perms.get(k) == Some(&c) { v as u32 } else { 0 };
+    Some(Line {
+        start: hex(&range[..dash])?,
+        end: hex(&range[dash + 1..])?,
+        prot: bit(0, b'r', libc::PROT_READ) | bit(1, b'w', libc::PROT_WRITE) | bit(2, b'x', libc::PROT_EXEC),
+        shared: perms.get(3) == Some(&b's'),
+        offset,
+        dev: libc::makedev(hex(&dev[..colon])? as u32, hex(&dev[colon + 1..])? as u32),
+        ino,
+        name: fields.next().unwrap_or(&[]).trim_ascii_start(),
+    })
+}
+
+/// The octal escapes (`\012`) that the kernel writes into names.
+fn unescape(name: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(name.len());
+    let mut at = 0;
+    while at < name.len() {
+        if name[at] == b'\\' && name.len() >= at + 4 && name[at + 1..at + 4].iter().all(u8::is_ascii_digit) {
+            let v = name[at + 1..at + 4].iter().fold(0u32, |v, &b| v * 8 + (b - b'0') as u32);
+            out.push(v as u8);
+            at += 4;
+        } else {
+            out.push(name[at]);
+            at += 1;
+        }
+    }
+    out
+}
+
+/// What decides between our own files and the program's.
+pub struct Own<'a> {
+    /// Directory of this job's images, ending in '/'.
+    pub store: &'a [u8],
+    /// Is this path in the call-site cache?
+    pub is_cache: fn(&[u8]) -> bool,
+}
+
+fn is_device(path: &[u8]) -> bool {
+    path.starts_with(b"/dev/") && !path.starts_with(b"/dev/shm/") && path != b"/dev/zero"
+}
+
+impl Plan {
+    fn add(&mut self, line: &Line<'_>, start: u64, end: u64, own: &Own<'_>) -> Result<(), MemoryError> {
+        let deleted = line.name.strip_suffix(b" (deleted)");
+        let name = deleted.unwrap_or(line.name);
+        let offset = line.offset + (start - line.start);
+        let mut flags = 0;
+        let device = || MemoryError::Device(String::from_utf8_lossy(line.name).into_owned());
+        let (kind, how) = if line.shared {
+            if name.starts_with(b"/memfd:")
+                || name.starts_with(b"/dev/zero")
+                || name.starts_with(b"/SYSV")
+                || name.is_empty()
+                || (deleted.is_some() && name.starts_with(b"/"))
+            {
+                (VmaKind::Shared { object: self.object(line, name), offset }, How::Nothing)
+            } else if name.starts_with(b"/") && !is_device(name) {
+                (VmaKind::FileShared { path: unescape(name), offset, writable: true }, How::Nothing)
+            } else {
+                return Err(device());
+            }
+        } else if name == b"[heap]" {
+            (VmaKind::Heap, How::Scan)
+        } else if name == b"[stack]" {
+            (VmaKind::Stack, How::Scan)
+        } else if name.is_empty() || name.starts_with(b"[anon") || name == b"/dev/zero" {
+            (VmaKind::Anon, How::Scan)
+        } else if name == b"/anon_hugepage" {
+            flags |= vma_flag::HUGETLB;
+            (VmaKind::Anon, How::Scan)
+        } else if name.starts_with(b"/") {
+            if name.starts_with(own.store) {
+                (VmaKind::Anon, How::All)
+            } else if deleted.is_some() || (own.is_cache)(name) {
+                (VmaKind::Anon, How::Readable)
+            } else if is_device(name) {
+                return Err(device());
+            } else {
+                (VmaKind::FilePrivate { path: unescape(name), offset }, How::Scan)
+            }
+        } else {
+            // anon_inode:[io_uring], [perf_event], [uprobes], ...
+            return Err(device());
+        };
+        self.pieces.push(Piece { vma: VmaState { start, end, prot: line.prot, kind, flags }, how });
+        Ok(())
+    }
+
+    fn object(&mut self, line: &Line<'_>, name: &[u8]) -> u32 {
+        let same = |o: &SharedObject| o.dev == line.dev && o.ino == line.ino;
+        if let Some(k) = self.shared.iter().position(same) {
+            return k as u32;
+        }
+        let kind = if name.starts_with(b"/memfd:") {
+            SharedKind::Memfd
+        } else if name.starts_with(b"/SYSV") {
+            SharedKind::SysV
+        } else if name.is_empty() || name.starts_with(b"/dev/zero") {
+            SharedKind::Anonymous
+        } else {
+            SharedKind::DeletedFile
+        };
+        self.shared.push(SharedObject {
+            dev: line.dev,
+            ino: line.ino,
+            name: unescape(name),
+            kind,
+            ..SharedObject::default()
+        });
+        self.shared.len() as u32 - 1
+    }
+}
+
+/// Parses the map of this process. Own ranges are cut out (never matched by start:
+/// the kernel joins them with neighbours).
+pub fn collect(own: &Own<'_>) -> Result<Plan, MemoryError> {
+    let text = read_file(b"/proc/self/maps").map_err(MemoryError::Maps)?;
+    let mut plan = Plan::default();
+    for line in text.split(|&b| b == b'\n').filter(|line| !line.is_empty()) {
+        let Some(line) = parse_line(line) else { continue };
+        if line.start >= TASK_SIZE {
+            continue; // [vsyscall]
+        }
+        if line.name == b"[vdso]" {
+            (plan.vdso_start, plan.vdso_end) = (line.start, line.end);
+            continue;
+        }
+        if line.name.starts_with(b"[vvar") {
+            if plan.vvar_start == 0 {
+                plan.vvar_start = line.start;
+            }
+            continue;
+        }
+        let mut at = line.start;
+        for (from, to) in region::own_ranges() {
+            if to <= at || from >= line.end {
+                continue;
+            }
+            if from > at {
+                plan.add(&line, at, from, own)?;
+            }
+            at = to.min(line.end);
+        }
+        if at < line.end {
+            plan.add(&line, at, line.end, own)?;
+        }
+    }
+    Ok(plan)
+}
+
+/// The bits of a VmFlags line that are restored.
+fn parse_flags(text: &[u8]) -> u32 {
+    let mut flags = 0;
+    for word in text.split(|&b| b == b' ') {
+        flags |= match word {
+            b"hg" => vma_flag::HUGEPAGE,
+            b"nh" => vma_flag::NOHUGEPAGE,
+            b"lo" => vma_flag::LOCKED,
+            b"dc" => vma_flag::DONTFORK,
+            b"dd" => vma_flag::DONTDUMP,
+            b"nr" => vma_flag::NORESERVE,
+            b"wf" => vma_flag::WIPEONFORK,
+            b"mg" => vma_flag::MERGEABLE,
+            b"rr" => vma_flag::RANDOM,
+            b"sr" => vma_flag::SEQUENTIAL,
+            b"lf" => vma_flag::LOCKONFAULT,
+            b"gd" => vma_flag::GROWSDOWN,
+            b"ht" => vma_flag::HUGETLB,
+            _ => 0,
+        };
+    }
+    flags
+}
+
+impl Plan {
+    /// Reads VmFlags (smaps walks every page table: not for the stop, unless it must).
+    pub fn read_flags(&mut self) {
+        if std::mem::replace(&mut self.flags_known, true) {
+            return;
+        }
+        let Ok(text) = read_file(b"/proc/self/smaps") else { return };
+        let mut range = (0, 0);
+        let mut next = 0;
+        for line in text.split(|&b| b == b'\n') {
+            if let Some(rest) = line.strip_prefix(b"VmFlags:") {
+                let flags = parse_flags(rest);
+                while next < self.pieces.len() && self.pieces[next].vma.end <= range.0 {
+                    next += 1;
+                }
+                let mut k = next;
+                while k < self.pieces.len() && self.pieces[k].vma.start < range.1 {
+                    self.pieces[k].vma.flags |= flags;
+                    k += 1;
+                }
+            } else if line.first().is_some_and(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b))
+                && let Some(line) = parse_line(line)
+            {
+                range = (line.start, line.end);
+            }
+        }
+    }
+
+    /// Joins neighbours that the kernel would join if they were not mapped from
+    /// different places: after a lazy restore one range of the program consists of
+    /// many mappings, and must not fall apart further from generation to generation.
+    pub fn join(&mut self) {
+        let mut out: Vec<Piece> = Vec::with_capacity(self.pieces.len());
+        for piece in self.pieces.drain(..) {
+            if let Some(last) = out.last_mut()
+                && last.vma.end == piece.vma.start
+                && last.vma.prot == piece.vma.prot
+                && last.vma.flags == piece.vma.flags
+                && last.vma.kind == piece.vma.kind
+                && matches!(piece.vma.kind, VmaKind::Anon | VmaKind::Heap)
+            {
+                last.vma.end = piece.vma.end;
+            } else {
+                out.push(piece);
+            }
+        }
+        self.pieces = out;
+    }
+
+    /// Copies what a forked writer would not see as it is now into `buffer`:
+    /// shared objects (unless `elsewhere` says that their contents are kept with a
+    /// descriptor) and, when flags are known, ranges that fork drops or wipes.
+    pub fn copy_unfrozen(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        elsewhere: &dyn Fn(u64, u64) -> bool,
+    ) -> Result<(), MemoryError> {
+        let mut mem: Option<procfs::OwnFd> = None;
+        for k in 0..self.pieces.len() {
+            let piece = &self.pieces[k];
+            let (start, end) = (piece.vma.start, piece.vma.end);
+            match &piece.vma.kind {
+                VmaKind::Shared { object, offset } => {
+                    let (object, offset) = (*object as usize, *offset);
+                    let o = &mut self.shared[object];
+                    o.size = o.size.max(offset + (end - start));
+                    if elsewhere(o.dev, o.ino) {
+                        continue;
+                    }
+                    let fd = match &mem {
+                        Some(fd) => fd,
+                        None => mem.insert(
+                            procfs::OwnFd::open(b"/proc/self/mem")
+                                .map_err(|errno| MemoryError::Shared { addr: start, errno })?,
+                        ),
+                    };
+                    copy_resident(fd, start, end, offset, buffer, &mut o.extents)?;
+                }
+                _ if piece.vma.flags & (vma_flag::DONTFORK | vma_flag::WIPEONFORK) != 0
+                    && piece.how != How::Nothing =>
+                {
+                    let fd = match &mem {
+                        Some(fd) => fd,
+                        None => mem.insert(
+                            procfs::OwnFd::open(b"/proc/self/mem")
+                                .map_err(|errno| MemoryError::Shared { addr: start, errno })?,
+                        ),
+                    };
+                    let mut extents = std::mem::take(&mut self.copied);
+                    copy_resident(fd, start, end, start, buffer, &mut extents)?;
+                    self.copied = extents;
+                    self.pieces[k].how = How::Copied;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The plan as the manifest's memory state; extents are the writer's.
+    pub fn into_state(self, extents: Vec<Extent>) -> MemoryState {
+        MemoryState {
+            vmas: self.pieces.into_iter().map(|piece| piece.vma).collect(),
+            extents,
+            shared: self.shared,
+            vvar_start: self.vvar_start,
+            vdso_start: self.vdso_start,
+            vdso_end: self.vdso_end,
+        }
+    }
+}
+
+/// Appends a page at `key` (address or object offset) to extents that point into the buffer.
+fn push_page(extents: &mut Vec<Extent>, key: u64, offset: u64) {
+    if let Some(last) = extents.last_mut()
+        && last.addr + last.npages * PAGE == key
+        && last.offset + last.npages * PAGE == offset
+    {
+        last.npages += 1;
+        return;
+    }
+    extents.push(Extent { addr: key, npages: 1, offset });
+}
+
+/// Copies the resident pages of `start..end` that are not zero. mincore(2) tells for
+/// shared memory what exists in the object, so reading does not populate a sparse
+/// reservation. Pages already known (another mapping of the object) are skipped.
+fn copy_resident(
+    mem: &procfs::OwnFd,
+    start: u64,
+    end: u64,
+    key: u64,
+    buffer: &mut Vec<u8>,
+    extents: &mut Vec<Extent>,
+) -> Result<(), MemoryError> {
+    const STEP: u64 = 8192; // pages a round
+    let known = extents.clone();
+    let mut vec = vec![0u8; STEP as usize];
+    let mut at = start;
+    while at < end {
+        let len = (end - at).min(STEP * PAGE);
+        // SAFETY: one byte a page into a buffer of that size.
+        let ret = unsafe { syscall!(libc::SYS_mincore, at, len, vec.as_mut_ptr()) };
+        let all = ret < 0;
+        for k in 0..(len / PAGE) {
+            let addr = at + k * PAGE;
+            let page_key = key + (addr - start);
+            if (!all && vec[k as usize] & 1 == 0)
+                || known.iter().any(|e| e.addr <= page_key && page_key < e.addr + e.npages * PAGE)
+            {
+                continue;
+            }
+            let offset = buffer.len() as u64;
+            buffer.resize(buffer.len() + PAGE as usize, 0);
+            let page = &mut buffer[offset as usize..];
+            // SAFETY: a buffer of one page; /proc/self/mem reports bad addresses.
+            let n = unsafe { syscall!(libc::SYS_pread64, mem.raw(), page.as_mut_ptr(), PAGE, addr) };
+            if n != PAGE as isize || is_zero(page) {
+                buffer.truncate(offset as usize);
+                continue;
+            }
+            push_page(extents, page_key, offset);
+        }
+        at += len;
+    }
+    Ok(())
+}
+
+/// Is this page (or any 8-byte aligned block) all zero?
+pub fn is_zero(block: &[u8]) -> bool {
+    // SAFETY: any bit pattern is a valid u64.
+    let (head, words, tail) = unsafe { block.align_to::<u64>() };
+    head.iter().all(|&b| b == 0)
+        && words.chunks(8).all(|c| c.iter().fold(0, |a, &w| a | w) == 0)
+        && tail.iter().all(|&b| b == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn map_lines_are_understood() {
+        let line = parse_line(b"7f00-8f00 rw-s 00001000 fe:01 77    /dev/shm/a\\012b (deleted)").unwrap();
+        assert_eq!((line.start, line.end, line.offset, line.ino), (0x7f00, 0x8f00, 0x1000, 77));
+        assert!(line.shared);
+        assert_eq!(unescape(line.name), b"/dev/shm/a\nb (deleted)");
+        let line = parse_line(b"7f00-8f00 ---p 00000000 00:00 0 ").unwrap();
+        assert_eq!(line.prot, 0);
+        assert!(line.name.is_empty());
+    }
+
+    #[test]
+    fn own_map_is_collected_in_order() {
+        let own = Own { store: b"/nowhere/", is_cache: |_| false };
+        let mut plan = collect(&own).unwrap();
+        plan.read_flags();
+        assert!(plan.vdso_start != 0);
+        assert!(plan.pieces.windows(2).all(|w| w[0].vma.end <= w[1].vma.start));
+        assert!(plan.pieces.iter().any(|p| p.vma.kind == VmaKind::Stack && p.vma.flags & vma_flag::GROWSDOWN != 0));
+    }
+
+    #[test]
+    fn zero_pages_are_told_from_others() {
+        let mut page = vec![0u8; 4096];
+        assert!(is_zero(&page));
+        page[4095] = 1;
+        assert!(!is_zero(&page));
+    }
+}

@@ -1,0 +1,21 @@
+//! Collectors: kernel state of the stopped program -> `image::state` structs.
+//!
+//! Helper thread, all program threads stopped; some parts ([`memory::complete`],
+//! [`objects`]) run in the forked writer instead, to keep the stop short.
+
+pub mod cpu;
+pub mod descriptors;
+pub mod identity;
+pub mod memory;
+pub mod objects;
+pub mod process;
+pub mod signals;
+pub mod threads;
+pub mod timers;
+
+/// Why a checkpoint cannot be taken now, in words for the log and `ckpt status`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Refusal {
+    pub reason: String,
+}

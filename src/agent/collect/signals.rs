@@ -1,0 +1,86 @@
+//! Signal actions and pending signals.
+//!
+//! Pending signals carry data that can only be read by taking them off the queue:
+//! the helper takes those of the process, each thread (in its stop handler, at the
+//! helper's request) those of its own; all are put back in the same order at once.
+
+use crate::agent::state::{AGENT, RESERVED_BIT};
+use crate::agent::stop::{self, Stopped};
+use crate::agent::procfs;
+use crate::image::state::{KernelSigaction, PendingSignal, SignalState, ThreadState};
+use ckpt_sys::syscall;
+use std::sync::atomic::Ordering;
+
+/// The kernel's `siginfo_t`.
+pub const SIGINFO_LEN: usize = 128;
+
+/// Takes one signal of `set` off the calling thread's queues; `None` when empty.
+///
+/// # Safety
+/// All signals of `set` are blocked in the calling thread.
+pub unsafe fn take(set: u64) -> Option<PendingSignal> {
+    let mut info = [0u8; SIGINFO_LEN];
+    let at_once = [0u64; 2];
+    // SAFETY: a siginfo buffer, a set of 8 bytes and a zero timeout.
+    let signo = unsafe {
+        syscall!(libc::SYS_rt_sigtimedwait, &set, info.as_mut_ptr(), &at_once, 8)
+    };
+    (signo > 0).then(|| PendingSignal { signo: signo as i32, info: info.to_vec() })
+}
+
+/// Puts a signal back on the process's queue, or the thread's (`tid` > 0).
+pub fn put_back(signal: &PendingSignal, tid: i32) -> isize {
+    let pid = AGENT.real_pid.load(Ordering::Relaxed);
+    // SAFETY: a full siginfo; a process may queue any si_code to itself.
+    unsafe {
+        if tid > 0 {
+            syscall!(libc::SYS_rt_tgsigqueueinfo, pid, tid, signal.signo, signal.info.as_ptr())
+        } else {
+            syscall!(libc::SYS_rt_sigqueueinfo, pid, signal.signo, signal.info.as_ptr())
+        }
+    }
+}
+
+fn actions() -> Vec<KernelSigaction> {
+    (1..=64)
+        .map(|signo| {
+            let mut action = KernelSigaction::default();
+            // SAFETY: the kernel fills the struct.
+            unsafe { syscall!(libc::SYS_rt_sigaction, signo, 0, &mut action, 8) };
+            action
+        })
+        .collect()
+}
+
+/// Collects actions and pending signals; fills in `pending` of each thread.
+pub fn collect(stopped: &Stopped, threads: &mut [ThreadState]) -> SignalState {
+    let mut state = SignalState { actions: actions(), pending: Vec::new() };
+    let mut any = 0u64;
+    for slot in stopped.threads() {
+        any |= slot.pending;
+    }
+    any &= !RESERVED_BIT;
+    if any == 0 {
+        return state;
+    }
+    // The helper has none of its own: what it takes is the process's.
+    // SAFETY: the helper blocks every signal.
+    while let Some(signal) = unsafe { take(any) } {
+        state.pending.push(signal);
+    }
+    for (slot, thread) in stopped.threads().zip(threads.iter_mut()) {
+        if slot.pending & !RESERVED_BIT == 0 {
+            continue;
+        }
+        let tid = slot.tid.load(Ordering::Relaxed) as i32;
+        let status = procfs::task_file(tid, "status").unwrap_or_default();
+        let own = procfs::field(&status, "SigPnd").and_then(procfs::hex).unwrap_or(0) & !RESERVED_BIT;
+        if own != 0 {
+            thread.pending = stop::drain(slot, own);
+        }
+    }
+    for signal in &state.pending {
+        put_back(signal, 0);
+    }
+    state
+}

@@ -1,0 +1,398 @@
+//! Memory calls that would show that a lazily restored range is a private mapping
+//! of our image and not the anonymous memory the program knows.
+//!
+//! | call | on a file mapping | here |
+//! |---|---|---|
+//! | MADV_DONTNEED, MADV_FREE | brings back the image's bytes / EINVAL | replaced by an anonymous mapping: zeros |
+//! | MADV_WIPEONFORK, DONTFORK, MERGEABLE | EINVAL, or lost at the next discard | copied to anonymous memory first |
+//! | guard pages | the image's bytes come back when they are removed | replaced by an anonymous mapping first |
+//! | mremap | EFAULT over several mappings; growth shows the image's next bytes | moved piece by piece, the tail anonymous |
+//! | mprotect(PROT_EXEC) | EACCES when the store is mounted noexec | copied to anonymous memory, tried again |
+//!
+//! The list of ranges over-reports, so the kernel is asked what a range is before it
+//! is changed. Where it cannot be asked (no /proc, no descriptor left) the call
+//! fails with EAGAIN or ENOMEM, which it may. Works in forked children. Two threads
+//! that write into a range while a third gives it MADV_WIPEONFORK race with the copy.
+//!
+//! mmap, munmap and brk need no hook: a new mapping over a listed range is seen to
+//! be none of ours, and the heap grows by anonymous memory by itself.
+
+use super::frame::{CallFrame, Verdict};
+use super::maps::{Mapping, Maps};
+use super::ranges;
+use crate::agent::state::InHook;
+use ckpt_sys::{raw::check, syscall};
+use std::sync::atomic::{AtomicBool, Ordering::*};
+
+pub use super::ranges::{set_image_files, set_image_ranges};
+
+static SPECIAL_ADVICE: AtomicBool = AtomicBool::new(false);
+
+/// Sticky: the program used MADV_DONTFORK, MADV_WIPEONFORK or the mlock family, so
+/// the flags of its mappings must be read from smaps.
+pub fn special_advice_seen() -> bool {
+    SPECIAL_ADVICE.load(Relaxed)
+}
+
+/// Sets that flag (also for a restored process whose manifest has such flags).
+pub fn note_special_advice() {
+    SPECIAL_ADVICE.store(true, Relaxed);
+}
+
+const PAGE: u64 = 4096;
+const DONTNEED: i32 = libc::MADV_DONTNEED;
+const DONTNEED_LOCKED: i32 = 24;
+const GUARD_INSTALL: i32 = 102;
+const ANONYMOUS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+
+fn page_end(addr: u64, len: u64) -> Option<u64> {
+    let end = addr.checked_add(len)?.checked_add(PAGE - 1)? & !(PAGE - 1);
+    (addr.is_multiple_of(PAGE) && end > addr).then_some(end)
+}
+
+/// What [`pieces`] does with a range that cannot be ours: nothing.
+fn is_image(m: &Mapping) -> bool {
+    !m.shared && m.ino != 0 && ranges::is_image_file(m.dev, m.ino)
+}
+
+fn anonymous(addr: u64, len: u64, prot: u32, extra: i32) -> Result<u64, i32> {
+    // SAFETY: the caller owns `[addr, addr + len)` or lets the kernel choose.
+    let at = check(unsafe {
+        syscall!(
+            libc::SYS_mmap,
+            addr,
+            len,
+            prot,
+            ANONYMOUS | extra,
+            -1i32,
+            0
+        )
+    })?;
+    Ok(at as u64)
+}
+
+/// Calls `act` for the part of every image mapping inside `[start, end)`.
+fn pieces(
+    maps: &mut Maps,
+    start: u64,
+    end: u64,
+    mut act: impl FnMut(u64, u64, &Mapping) -> Result<(), i32>,
+) -> Result<(), i32> {
+    let mut at = start;
+    while at < end {
+        let Some(m) = maps.at(at)? else { break };
+        if m.start >= end {
+            break;
+        }
+        if is_image(&m) {
+            act(m.start.max(at), m.end.min(end), &m)?;
+        }
+        at = m.end;
+    }
+    ranges::remove(start, end);
+    Ok(())
+}
+
+/// Image mappings in the range become anonymous memory full of zeros.
+fn discard(maps: &mut Maps, start: u64, end: u64) -> Result<(), i32> {
+    pieces(maps, start, end, |from, to, m| {
+        anonymous(from, to - from, m.prot, libc::MAP_FIXED).map(drop)
+    })
+}
+
+/// Image mappings in the range become anonymous memory with the same contents.
+fn convert(start: u64, end: u64) -> Result<(), i32> {
+    let mut maps = Maps::open()?;
+    pieces(&mut maps, start, end, |from, to, m| {
+        let len = to - from;
+        let copy = anonymous(0, len, 3, 0)?;
+        // SAFETY: both ranges are mapped for `len` bytes, readable and writable once
+        // the protection was lent; the copy then takes the place of the original.
+        unsafe {
+            if m.prot & 1 == 0 {
+                check(syscall!(libc::SYS_mprotect, from, len, 1))?;
+            }
+            for page in (0..len).step_by(PAGE as usize) {
+                let source = (from + page) as *const [u64; 512];
+                if (*source).iter().any(|&w| w != 0) {
+                    std::ptr::copy_nonoverlapping(source, (copy + page) as *mut [u64; 512], 1);
+                }
+            }
+            check(syscall!(libc::SYS_mprotect, copy, len, m.prot))?;
+            check(syscall!(
+                libc::SYS_mremap,
+                copy,
+                len,
+                len,
+                libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED,
+                from
+            ))?;
+        }
+        Ok(())
+    })
+}
+
+fn done(frame: &mut CallFrame, result: Result<u64, i32>) -> Verdict {
+    frame.rax = match result {
+        Ok(value) => value as i64,
+        Err(e) => -i64::from(e),
+    };
+    Verdict::Done
+}
+
+/// madvise(addr, len, advice).
+pub fn madvise(frame: &mut CallFrame) -> Verdict {
+    let [addr, len, advice, ..] = frame.args;
+    let advice = advice as i32;
+    if matches!(advice, libc::MADV_DONTFORK | libc::MADV_WIPEONFORK) {
+        note_special_advice();
+    }
+    let Some(end) = page_end(addr, len) else {
+        return Verdict::Forward;
+    };
+    if !ranges::may_overlap(addr, end) {
+        return Verdict::Forward;
+    }
+    match advice {
+        DONTNEED | libc::MADV_FREE | DONTNEED_LOCKED | GUARD_INSTALL => {
+            let _guard = InHook::enter();
+            let drop_first = match advice {
+                libc::MADV_FREE | GUARD_INSTALL => DONTNEED,
+                other => other,
+            };
+            let Ok(mut maps) = Maps::open() else {
+                return done(frame, Err(libc::EAGAIN));
+            };
+            // The kernel judges first (locked ranges, holes) and forgets the pages.
+            // SAFETY: the program's own request.
+            let ret = check(unsafe { syscall!(libc::SYS_madvise, addr, len, drop_first) });
+            if let Err(e) = ret
+                && e != libc::ENOMEM
+            {
+                return done(frame, Err(e));
+            }
+            if discard(&mut maps, addr, end).is_err() {
+                return done(frame, Err(libc::EAGAIN));
+            }
+            if advice == GUARD_INSTALL {
+                return Verdict::Forward;
+            }
+            done(frame, ret.map(|v| v as u64))
+        }
+        libc::MADV_WIPEONFORK | libc::MADV_DONTFORK | libc::MADV_MERGEABLE => {
+            let _guard = InHook::enter();
+            match convert(addr, end) {
+                Ok(()) => Verdict::Forward,
+                Err(_) => done(frame, Err(libc::EAGAIN)),
+            }
+        }
+        libc::MADV_REMOVE => done(frame, Err(libc::EINVAL)),
+        _ => Verdict::Forward,
+    }
+}
+
+/// mlock, mlock2, mlockall.
+pub fn mlock(_: &mut CallFrame) -> Verdict {
+    note_special_advice();
+    Verdict::Forward
+}
+
+/// mprotect(addr, len, prot), pkey_mprotect(addr, len, prot, key).
+pub fn mprotect(frame: &mut CallFrame) -> Verdict {
+    let [addr, len, prot, key, ..] = frame.args;
+    let Some(end) = page_end(addr, len) else {
+        return Verdict::Forward;
+    };
+    if prot & libc::PROT_EXEC as u64 == 0 || !ranges::may_overlap(addr, end) {
+        return Verdict::Forward;
+    }
+    let _guard = InHook::enter();
+    // SAFETY: the program's own request.
+    let ret = unsafe { syscall!(frame.rax, addr, len, prot, key) };
+    if ret == -(libc::EACCES as isize) && convert(addr, end).is_ok() {
+        return Verdict::Forward;
+    }
+    frame.rax = ret as i64;
+    Verdict::Done
+}
+
+/// mremap(old, old_len, new_len, flags, new).
+pub fn mremap(frame: &mut CallFrame) -> Verdict {
+    let [old, old_len, new_len, flags, new, ..] = frame.args;
+    let flags = flags as i32;
+    let known = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
+    let (Some(old_end), Some(new_end)) = (page_end(old, old_len), page_end(old, new_len)) else {
+        return Verdict::Forward;
+    };
+    let moves = flags & (libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP) != 0;
+    if !ranges::active() || flags & !known != 0 || (new_end <= old_end && !moves) {
+        return Verdict::Forward;
+    }
+    let _guard = InHook::enter();
+    let request = Remap {
+        old,
+        old_len: old_end - old,
+        new_len: new_end - old,
+        flags,
+        new,
+    };
+    if !ranges::may_overlap(old, old_end) {
+        let ret = request.native();
+        // A range that was converted in parts is several mappings.
+        if ret != Err(libc::EFAULT) {
+            return done(frame, ret);
+        }
+    }
+    let ret = request.by_pieces();
+    done(frame, ret)
+}
+
+/// A request to mremap, lengths rounded to pages.
+struct Remap {
+    old: u64,
+    old_len: u64,
+    new_len: u64,
+    flags: i32,
+    new: u64,
+}
+
+impl Remap {
+    fn native(&self) -> Result<u64, i32> {
+        // SAFETY: the program's own request.
+        let ret = check(unsafe {
+            syscall!(
+                libc::SYS_mremap,
+                self.old,
+                self.old_len,
+                self.new_len,
+                self.flags,
+                self.new
+            )
+        });
+        ret.map(|v| v as u64)
+    }
+
+    /// The protection of the range if all of it is private memory, anonymous or ours
+    /// (`ours`: at least one mapping is).
+    fn survey(&self, maps: &mut Maps) -> Result<Option<(u32, bool)>, i32> {
+        let (mut at, end) = (self.old, self.old + self.old_len);
+        let (mut prot, mut ours) = (0, false);
+        while at < end {
+            match maps.at(at)? {
+                Some(m) if m.start <= at && (m.is_anonymous() || is_image(&m)) => {
+                    ours |= is_image(&m);
+                    prot = m.prot;
+                    at = m.end;
+                }
+                _ => return Ok(None),
+            }
+        }
+        Ok(Some((prot, ours)))
+    }
+
+    fn by_pieces(&self) -> Result<u64, i32> {
+        let fixed = self.flags & libc::MREMAP_FIXED != 0;
+        let keep = self.flags & libc::MREMAP_DONTUNMAP != 0;
+        let may_move = self.flags & libc::MREMAP_MAYMOVE != 0;
+        let mut maps = Maps::open().map_err(|_| libc::ENOMEM)?;
+        let Some((prot, ours)) = self.survey(&mut maps).map_err(|_| libc::ENOMEM)? else {
+            return self.native();
+        };
+        if ((fixed || keep) && !may_move) || (keep && self.old_len != self.new_len) {
+            return Err(libc::EINVAL);
+        }
+        let grown = self.new_len.saturating_sub(self.old_len);
+        if !fixed && !keep {
+            let tail = self.old + self.old_len;
+            match anonymous(tail, grown, prot, libc::MAP_FIXED_NOREPLACE) {
+                Ok(at) if at == tail => return Ok(self.old),
+                // A kernel that does not know the flag took it for a hint.
+                Ok(at) => unmap(at, grown),
+                Err(_) => {}
+            }
+            if !may_move {
+                return Err(libc::ENOMEM);
+            }
+        }
+        let target = self.reserve(fixed)?;
+        let moved = self.old_len.min(self.new_len);
+        let mode = if keep { libc::MREMAP_DONTUNMAP } else { 0 };
+        if let Err(e) = move_pieces(&mut maps, self.old, moved, target, mode) {
+            if !fixed {
+                unmap(target, self.new_len);
+            }
+            return Err(e);
+        }
+        if grown != 0 {
+            anonymous(target + moved, grown, prot, libc::MAP_FIXED)?;
+        }
+        if self.old_len > moved {
+            unmap(self.old + moved, self.old_len - moved);
+        }
+        if keep && ours {
+            // What stays behind must be empty, not the image's again.
+            discard(&mut maps, self.old, self.old + self.old_len)?;
+        }
+        ranges::remove(self.old, self.old + self.old_len);
+        if ours {
+            ranges::add_moved(target, target + moved);
+        }
+        Ok(target)
+    }
+
+    /// An empty place of the new length.
+    fn reserve(&self, fixed: bool) -> Result<u64, i32> {
+        if !fixed {
+            return anonymous(0, self.new_len, 0, libc::MAP_NORESERVE);
+        }
+        let end = self.new.checked_add(self.new_len).ok_or(libc::EINVAL)?;
+        if !self.new.is_multiple_of(PAGE) || (self.new < self.old + self.old_len && self.old < end)
+        {
+            return Err(libc::EINVAL);
+        }
+        anonymous(
+            self.new,
+            self.new_len,
+            0,
+            libc::MAP_FIXED | libc::MAP_NORESERVE,
+        )
+    }
+}
+
+fn unmap(addr: u64, len: u64) {
+    // SAFETY: a range of the caller's.
+    unsafe { syscall!(libc::SYS_munmap, addr, len) };
+}
+
+/// Moves every mapping of `[from, from + len)` to `to`; on failure they are all back.
+fn move_pieces(maps: &mut Maps, from: u64, len: u64, to: u64, mode: i32) -> Result<(), i32> {
+    let mut at = from;
+    while at < from + len {
+        let step = match maps.at(at)? {
+            Some(m) if m.start <= at => m.end.min(from + len) - at,
+            _ => return Err(libc::EFAULT),
+        };
+        // SAFETY: the target is a reservation of ours.
+        let ret = check(unsafe {
+            syscall!(
+                libc::SYS_mremap,
+                at,
+                step,
+                step,
+                libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | mode,
+                to + (at - from)
+            )
+        });
+        if let Err(e) = ret {
+            if mode == 0 && at > from {
+                let _ = move_pieces(maps, to, at - from, from, 0);
+            }
+            return Err(e);
+        }
+        at += step;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

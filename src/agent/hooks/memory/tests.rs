@@ -1,0 +1,160 @@
+//! A file of 0xAA bytes stands for the image.
+
+use super::*;
+use crate::agent::hooks::testing::{call, in_child};
+
+/// `[anonymous][image n pages][anonymous]`, one page each at the edges, registered
+/// as a restorer would; returns the image part's address.
+fn restored(pages: u64) -> u64 {
+    let len = (pages + 2) * PAGE;
+    let base = anonymous(0, len + 64 * PAGE, 0, libc::MAP_NORESERVE).unwrap();
+    unmap(base, len + 64 * PAGE);
+    anonymous(base, len, 3, libc::MAP_FIXED).unwrap();
+    // SAFETY: a memfd mapped over a range of the test's own.
+    unsafe {
+        let fd = libc::memfd_create(c"image".as_ptr(), 0);
+        let bytes = vec![0xaau8; ((pages + 8) * PAGE) as usize];
+        assert!(libc::write(fd, bytes.as_ptr().cast(), bytes.len()) > 0);
+        let at = libc::mmap(
+            (base + PAGE) as *mut _,
+            (pages * PAGE) as usize,
+            3,
+            libc::MAP_PRIVATE | libc::MAP_FIXED,
+            fd,
+            0,
+        );
+        assert_eq!(at as u64, base + PAGE);
+    }
+    let m = Maps::open().unwrap().at(base + PAGE).unwrap().unwrap();
+    assert!(set_image_files(&[(m.dev, m.ino)]));
+    set_image_ranges(&[(base + PAGE, base + PAGE + pages * PAGE)]).unwrap();
+    base + PAGE
+}
+
+fn byte(addr: u64) -> u8 {
+    // SAFETY: mapped by the test.
+    unsafe { std::ptr::read_volatile(addr as *const u8) }
+}
+
+fn poke(addr: u64, value: u8) {
+    // SAFETY: mapped by the test.
+    unsafe { std::ptr::write_volatile(addr as *mut u8, value) }
+}
+
+fn advise(addr: u64, pages: u64, advice: i32) -> Option<i64> {
+    call(libc::SYS_madvise, &[addr, pages * PAGE, advice as u64])
+}
+
+fn mapping(addr: u64) -> Mapping {
+    Maps::open().unwrap().at(addr).unwrap().unwrap()
+}
+
+#[test]
+fn discarded_pages_are_zero() {
+    in_child(|| {
+        let at = restored(8);
+        assert_eq!(byte(at + 2 * PAGE), 0xaa);
+        poke(at + PAGE, 1);
+        assert_eq!(advise(at + PAGE, 2, libc::MADV_DONTNEED), Some(0));
+        assert_eq!((byte(at + PAGE), byte(at + 2 * PAGE)), (0, 0));
+        assert_eq!((byte(at), byte(at + 3 * PAGE)), (0xaa, 0xaa));
+        assert_eq!(advise(at + 3 * PAGE, 1, libc::MADV_FREE), Some(0));
+        assert_eq!(byte(at + 3 * PAGE), 0);
+        assert_eq!(mapping(at + PAGE).prot, 3);
+        assert_eq!(advise(at, 8, libc::MADV_DONTNEED), Some(0));
+        assert_eq!(byte(at + 7 * PAGE), 0);
+        // Nothing is left to look after.
+        assert_eq!(advise(at, 8, libc::MADV_DONTNEED), None);
+        assert_eq!(advise(at + 1, 1, libc::MADV_DONTNEED), None);
+    });
+}
+
+#[test]
+fn other_mappings_over_a_stale_range_are_not_touched() {
+    in_child(|| {
+        let at = restored(4);
+        anonymous(at, 4 * PAGE, 3, libc::MAP_FIXED).unwrap();
+        poke(at, 7);
+        assert_eq!(advise(at, 4, libc::MADV_DONTFORK), None);
+        assert_eq!(byte(at), 7);
+        assert!(special_advice_seen());
+        assert!(!ranges::may_overlap(at, at + 4 * PAGE));
+    });
+}
+
+#[test]
+fn wipe_on_fork_keeps_the_contents() {
+    in_child(|| {
+        let at = restored(4);
+        poke(at, 9);
+        assert_eq!(advise(at, 2, libc::MADV_WIPEONFORK), None);
+        assert!(mapping(at).is_anonymous());
+        assert_eq!((byte(at), byte(at + PAGE), byte(at + 2 * PAGE)), (9, 0xaa, 0xaa));
+        // SAFETY: the call the hook let through.
+        let ret = unsafe { libc::madvise(at as *mut _, 8192, libc::MADV_WIPEONFORK) };
+        assert_eq!(ret, 0);
+    });
+}
+
+#[test]
+fn growth_in_place_is_zero() {
+    in_child(|| {
+        let at = restored(4);
+        let (old, new) = (5 * PAGE, 9 * PAGE);
+        let ret = call(libc::SYS_mremap, &[at, old, new, 0, 0]);
+        assert_eq!(ret, Some(at as i64));
+        assert_eq!((byte(at), byte(at + 4 * PAGE), byte(at + 8 * PAGE)), (0xaa, 0, 0));
+        // And again, now over several mappings, with a neighbour in the way.
+        anonymous(at + new, PAGE, 3, libc::MAP_FIXED).unwrap();
+        let ret = call(libc::SYS_mremap, &[at, new, new + PAGE, 0, 0]);
+        assert_eq!(ret, Some(-12));
+        poke(at, 3);
+        let flags = libc::MREMAP_MAYMOVE as u64;
+        let to = call(libc::SYS_mremap, &[at, new, new + PAGE, flags, 0]).unwrap() as u64;
+        assert_ne!(to, at);
+        assert_eq!((byte(to), byte(to + PAGE), byte(to + 9 * PAGE)), (3, 0xaa, 0));
+        assert_eq!(advise(to, 10, libc::MADV_DONTNEED), Some(0));
+        assert_eq!((byte(to), byte(to + PAGE)), (0, 0));
+    });
+}
+
+#[test]
+fn growth_of_the_last_page_does_not_show_the_image() {
+    in_child(|| {
+        let at = restored(4);
+        unmap(at + 4 * PAGE, PAGE);
+        let ret = call(libc::SYS_mremap, &[at, 4 * PAGE, 6 * PAGE, 0, 0]);
+        assert_eq!(ret, Some(at as i64));
+        assert_eq!((byte(at + 3 * PAGE), byte(at + 5 * PAGE)), (0xaa, 0));
+    });
+}
+
+#[test]
+fn fixed_moves_and_keeps_nothing_behind() {
+    in_child(|| {
+        let at = restored(4);
+        let to = anonymous(0, 8 * PAGE, 3, 0).unwrap();
+        let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+        let from = at - PAGE;
+        let ret = call(libc::SYS_mremap, &[from, 6 * PAGE, 8 * PAGE, flags, to]);
+        assert_eq!(ret, Some(to as i64));
+        assert_eq!((byte(to), byte(to + PAGE), byte(to + 5 * PAGE)), (0, 0xaa, 0));
+        assert!(mapping(from).start >= from + 6 * PAGE);
+        let keep = (libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP) as u64;
+        let ret = call(libc::SYS_mremap, &[to, 8 * PAGE, 8 * PAGE, keep, 0]);
+        let new = ret.unwrap() as u64;
+        assert_eq!((byte(new + PAGE), byte(to + PAGE)), (0xaa, 0));
+    });
+}
+
+#[test]
+fn sleeping_children_are_served_too() {
+    in_child(|| {
+        let at = restored(2);
+        in_child(move || {
+            assert_eq!(advise(at, 2, libc::MADV_DONTNEED), Some(0));
+            assert_eq!(byte(at), 0);
+        });
+        assert_eq!(byte(at), 0xaa);
+    });
+}

@@ -1,0 +1,246 @@
+//! Where the program's memory may still be a private mapping of our image files.
+//!
+//! Filled after a lazy restore, before the threads run; afterwards lock-free: a
+//! range is only trimmed or dropped, never split (what was converted in its middle
+//! stays listed), and what mremap moved is added to a small second list. So the
+//! lists *over-report*; `memory` asks the kernel before it acts. Copied by fork like
+//! any memory.
+
+use ckpt_sys::{raw::check, syscall};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::*};
+
+/// `[start, end)`; empty when start >= end.
+struct Range {
+    start: AtomicU64,
+    end: AtomicU64,
+}
+
+impl Range {
+    fn overlaps(&self, start: u64, end: u64) -> bool {
+        let (s, e) = (self.start.load(Acquire), self.end.load(Acquire));
+        s < e && s < end && start < e
+    }
+
+    /// `[start, end)` is no longer ours: drop what of it is at an edge.
+    fn trim(&self, start: u64, end: u64) {
+        let (s, e) = (self.start.load(Acquire), self.end.load(Acquire));
+        if s >= e || end <= s || start >= e {
+            return;
+        }
+        if start <= s {
+            let _ = self
+                .start
+                .compare_exchange(s, end.min(e), AcqRel, Relaxed);
+        } else if end >= e {
+            let _ = self.end.compare_exchange(e, start, AcqRel, Relaxed);
+        }
+    }
+}
+
+static TABLE: AtomicPtr<Range> = AtomicPtr::new(std::ptr::null_mut());
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+const EXTRA: usize = 256;
+static MOVED: [Range; EXTRA] = [const {
+    Range {
+        start: AtomicU64::new(0),
+        end: AtomicU64::new(0),
+    }
+}; EXTRA];
+static MOVED_LEN: AtomicUsize = AtomicUsize::new(0);
+/// More was moved than the list holds: any address may be ours.
+static ANYWHERE: AtomicBool = AtomicBool::new(false);
+
+const FILES: usize = 64;
+static FILE_COUNT: AtomicUsize = AtomicUsize::new(0);
+static FILE_IDS: [[AtomicU64; 2]; FILES] = [const { [const { AtomicU64::new(0) }; 2] }; FILES];
+
+fn table() -> &'static [Range] {
+    let at = TABLE.load(Acquire);
+    if at.is_null() {
+        return &[];
+    }
+    // SAFETY: mapped by `set` for COUNT ranges, unmapped by nobody.
+    unsafe { std::slice::from_raw_parts(at, COUNT.load(Relaxed)) }
+}
+
+/// After a lazy restore, before the program's threads run: the ranges that are
+/// mapped from image files, ascending and disjoint. Replaces the list before it.
+pub fn set_image_ranges(ranges: &[(u64, u64)]) -> Result<(), i32> {
+    TABLE.store(std::ptr::null_mut(), Release);
+    COUNT.store(0, Relaxed);
+    MOVED_LEN.store(0, Relaxed);
+    for slot in &MOVED {
+        slot.start.store(0, Relaxed);
+        slot.end.store(0, Relaxed);
+    }
+    ANYWHERE.store(false, Relaxed);
+    if ranges.is_empty() {
+        return Ok(());
+    }
+    let size = (size_of_val(ranges) + 4095) & !4095;
+    // SAFETY: a fresh mapping, filled before it is published.
+    unsafe {
+        let at = check(syscall!(
+            libc::SYS_mmap,
+            0,
+            size,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1i32,
+            0
+        ))? as *mut Range;
+        let mut n = 0;
+        for &(start, end) in ranges {
+            // Neighbours become one range.
+            if n > 0 && (*at.add(n - 1)).end.load(Relaxed) == start {
+                (*at.add(n - 1)).end.store(end, Relaxed);
+                continue;
+            }
+            at.add(n).write(Range {
+                start: AtomicU64::new(start),
+                end: AtomicU64::new(end),
+            });
+            n += 1;
+        }
+        COUNT.store(n, Relaxed);
+        TABLE.store(at, Release);
+    }
+    Ok(())
+}
+
+/// The image files that ranges may be mapped from, as the memory map shows them:
+/// `(major << 32 | minor, inode)` (see [`super::maps::Mapping`]; take it from the
+/// mapping itself, stat(2) shows another device on some file systems). False when
+/// there are more than 64.
+pub fn set_image_files(files: &[(u64, u64)]) -> bool {
+    if files.len() > FILES {
+        return false;
+    }
+    for (slot, (dev, ino)) in FILE_IDS.iter().zip(files) {
+        slot[0].store(*dev, Relaxed);
+        slot[1].store(*ino, Relaxed);
+    }
+    FILE_COUNT.store(files.len(), Release);
+    true
+}
+
+/// Is that mapping's file one of our images?
+pub fn is_image_file(dev: u64, ino: u64) -> bool {
+    FILE_IDS[..FILE_COUNT.load(Acquire)]
+        .iter()
+        .any(|f| f[0].load(Relaxed) == dev && f[1].load(Relaxed) == ino)
+}
+
+/// Was anything restored lazily in this process's life?
+pub fn active() -> bool {
+    COUNT.load(Relaxed) != 0
+}
+
+/// May `[start, end)` hold image mappings? Cheap; errs on the side of yes.
+pub fn may_overlap(start: u64, end: u64) -> bool {
+    if !active() {
+        return false;
+    }
+    if ANYWHERE.load(Relaxed) {
+        return true;
+    }
+    let all = table();
+    // Trimming moves a start up and an end down, never past a neighbour, so the
+    // search stays valid.
+    let from = all.partition_point(|r| r.end.load(Relaxed) <= start);
+    for r in &all[from..] {
+        if r.overlaps(start, end) {
+            return true;
+        }
+        if r.start.load(Relaxed) >= end {
+            break;
+        }
+    }
+    let moved = MOVED_LEN.load(Acquire).min(EXTRA);
+    MOVED[..moved].iter().any(|r| r.overlaps(start, end))
+}
+
+/// `[start, end)` holds no image mapping any more.
+pub fn remove(start: u64, end: u64) {
+    let all = table();
+    let from = all.partition_point(|r| r.end.load(Relaxed) <= start);
+    for r in &all[from..] {
+        if r.start.load(Relaxed) >= end {
+            break;
+        }
+        r.trim(start, end);
+    }
+    let moved = MOVED_LEN.load(Acquire).min(EXTRA);
+    for r in &MOVED[..moved] {
+        r.trim(start, end);
+    }
+}
+
+/// Image mappings were moved to `[start, end)`.
+pub fn add_moved(start: u64, end: u64) {
+    let at = MOVED_LEN.fetch_add(1, AcqRel);
+    if at >= EXTRA {
+        MOVED_LEN.store(EXTRA, Relaxed);
+        // Emptied places first.
+        for r in &MOVED {
+            let e = r.end.load(Relaxed);
+            let s = r.start.load(Relaxed);
+            if s >= e && r.start.compare_exchange(s, u64::MAX, AcqRel, Relaxed).is_ok() {
+                r.end.store(end, Release);
+                r.start.store(start, Release);
+                return;
+            }
+        }
+        ANYWHERE.store(true, Release);
+        return;
+    }
+    MOVED[at].end.store(end, Release);
+    MOVED[at].start.store(start, Release);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::hooks::testing::in_child;
+
+    #[test]
+    fn trims_and_finds() {
+        in_child(|| {
+            assert!(!may_overlap(0, !0));
+            let list: Vec<_> = (0..40_000u64).map(|i| (i * 100, i * 100 + 50)).collect();
+            set_image_ranges(&list).unwrap();
+            assert!(may_overlap(100, 101) && !may_overlap(150, 200));
+            assert!(may_overlap(150, 201) && may_overlap(0, !0));
+            remove(100, 150);
+            assert!(!may_overlap(100, 150) && may_overlap(200, 201) && may_overlap(49, 50));
+            remove(200, 220);
+            assert!(!may_overlap(200, 220) && may_overlap(219, 221));
+            remove(240, 260);
+            assert!(!may_overlap(240, 260) && may_overlap(220, 240));
+            remove(225, 230); // in the middle: stays listed
+            assert!(may_overlap(225, 230));
+            remove(0, 1_000_000);
+            assert!(!may_overlap(0, 1_000_000) && may_overlap(1_000_000, 1_000_001));
+            assert!(may_overlap(0, 1_000_001));
+        });
+    }
+
+    #[test]
+    fn moved_ranges_are_found_and_overflow_is_safe() {
+        in_child(|| {
+            set_image_ranges(&[(1000, 1100), (1100, 1200)]).unwrap();
+            assert_eq!(COUNT.load(Relaxed), 1);
+            add_moved(5000, 6000);
+            assert!(may_overlap(5500, 5501));
+            remove(5000, 6000);
+            assert!(!may_overlap(5500, 5501));
+            for i in 0..300 {
+                add_moved(10_000 + i * 10, 10_005 + i * 10);
+            }
+            for i in 0..300 {
+                assert!(may_overlap(10_000 + i * 10, 10_001 + i * 10));
+            }
+        });
+    }
+}

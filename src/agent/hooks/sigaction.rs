@@ -1,0 +1,280 @@
+//! rt_sigaction: the reserved signal is answered from a table, the others' masks
+//! never hold it, and the program's handlers are entered through
+//! [`ckpt_sys::handler`] so that they can be counted.
+//!
+//! The count (`ThreadBlock::handlers_run`) is what proves to the restart of
+//! interrupted calls that *our* signal ended a call: a frame behind a call site
+//! with -EINTR is ours only when the entry record belongs to this very call (same
+//! site **and same stack pointer**: a handler's own calls lie deeper) and no
+//! handler was entered since (`handlers_run == call_handlers`). glibc's 32 and 33
+//! (cancellation, set-id) are left alone entirely.
+//!
+//! Any thread, any context (vfork children too: they share this memory but not the
+//! kernel's actions, so nothing is recorded for them).
+
+use super::frame::{CallFrame, Verdict};
+use super::user;
+use crate::agent::state::{AGENT, RESERVED_BIT, RESERVED_SIGNAL, awake};
+use crate::image::state::KernelSigaction;
+use ckpt_sys::{handler, syscall};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
+
+// SAFETY: four u64, repr(C).
+unsafe impl user::Plain for KernelSigaction {}
+
+/// Bit `sig - 1`: the program's mask of that action holds the reserved signal.
+static RESERVED_IN_MASK: AtomicU64 = AtomicU64::new(0);
+
+/// The program's action for the reserved signal: slots in turn, so that a reader
+/// never waits for a writer that its own signal interrupted.
+static OWN: [[AtomicU64; 4]; 16] = [const { [const { AtomicU64::new(0) }; 4] }; 16];
+static OWN_NEXT: AtomicUsize = AtomicUsize::new(1);
+static OWN_AT: AtomicUsize = AtomicUsize::new(0);
+
+/// glibc's internal signals.
+fn is_glibcs(sig: i32) -> bool {
+    sig == 32 || sig == 33
+}
+
+/// Does this thread belong to a child that shares our memory but is not us?
+pub(super) fn in_shared_child() -> bool {
+    // SAFETY: no arguments.
+    awake() && unsafe { syscall!(libc::SYS_getpid) } as i32 != AGENT.real_pid.load(Relaxed)
+}
+
+/// The program's action for the reserved signal.
+pub fn reserved_action() -> KernelSigaction {
+    let slot = &OWN[OWN_AT.load(Acquire)];
+    KernelSigaction {
+        handler: slot[0].load(Relaxed),
+        flags: slot[1].load(Relaxed),
+        restorer: slot[2].load(Relaxed),
+        mask: slot[3].load(Relaxed),
+    }
+}
+
+/// Replaces it and returns the one before.
+pub fn set_reserved_action(new: &KernelSigaction) -> KernelSigaction {
+    let at = OWN_NEXT.fetch_add(1, Relaxed) % OWN.len();
+    let slot = &OWN[at];
+    slot[0].store(new.handler, Relaxed);
+    slot[1].store(new.flags, Relaxed);
+    slot[2].store(new.restorer, Relaxed);
+    slot[3].store(new.mask, Relaxed);
+    let before = reserved_action();
+    OWN_AT.store(at, Release);
+    before
+}
+
+/// What the program would see of the kernel's `action` for `sig`.
+pub fn program_view(sig: i32, action: &mut KernelSigaction) {
+    if sig == RESERVED_SIGNAL {
+        *action = reserved_action();
+        return;
+    }
+    if action.handler == handler::entry() {
+        action.handler = handler::TABLE[sig as usize].load(Relaxed);
+    }
+    if RESERVED_IN_MASK.load(Relaxed) & (1 << (sig - 1)) != 0 {
+        action.mask |= RESERVED_BIT;
+    }
+}
+
+fn kernel(sig: i32, act: *const KernelSigaction, old: *mut KernelSigaction) -> isize {
+    // SAFETY: both are null or valid.
+    unsafe { syscall!(libc::SYS_rt_sigaction, sig, act, old, 8) }
+}
+
+/// Takes over the handlers that were installed before the constructor. The
+/// reserved signal's inherited action must be read (and given to
+/// [`set_reserved_action`]) before our own handler is installed.
+pub fn adopt_handlers() {
+    for sig in 1..RESERVED_SIGNAL {
+        let mut action = KernelSigaction::default();
+        if is_glibcs(sig) || kernel(sig, std::ptr::null(), &mut action) != 0 {
+            continue;
+        }
+        let in_mask = action.mask & RESERVED_BIT != 0;
+        if action.handler <= 1 || action.handler == handler::entry() {
+            continue;
+        }
+        handler::TABLE[sig as usize].store(action.handler, Relaxed);
+        if in_mask {
+            RESERVED_IN_MASK.fetch_or(1 << (sig - 1), Relaxed);
+        }
+        action.handler = handler::entry();
+        action.mask &= !RESERVED_BIT;
+        kernel(sig, &action, std::ptr::null_mut());
+    }
+}
+
+/// rt_sigaction(sig, act, old, 8).
+pub fn rt_sigaction(frame: &mut CallFrame) -> Verdict {
+    let [sig, act, old, size, ..] = frame.args;
+    let sig = sig as i32;
+    if size != 8 || !(1..=64).contains(&sig) || is_glibcs(sig) || (act == 0 && old == 0) {
+        return Verdict::Forward;
+    }
+    if sig == libc::SIGKILL || sig == libc::SIGSTOP {
+        return Verdict::Forward;
+    }
+    frame.rax = match replace(sig, act, old) {
+        Ok(()) => 0,
+        Err(e) => -i64::from(e),
+    };
+    Verdict::Done
+}
+
+fn replace(sig: i32, act: u64, old: u64) -> Result<(), i32> {
+    let new = if act != 0 {
+        Some(user::read::<KernelSigaction>(act)?)
+    } else {
+        None
+    };
+    let before = if sig == RESERVED_SIGNAL {
+        match new {
+            Some(new) => set_reserved_action(&new),
+            None => reserved_action(),
+        }
+    } else {
+        exchange(sig, new)?
+    };
+    if old != 0 {
+        user::write(old, &before)?;
+    }
+    Ok(())
+}
+
+/// Installs `new` for an ordinary signal; returns the program's view of the one before.
+fn exchange(sig: i32, new: Option<KernelSigaction>) -> Result<KernelSigaction, i32> {
+    let mut before = KernelSigaction::default();
+    let place = &handler::TABLE[sig as usize];
+    let bit = 1u64 << (sig - 1);
+    let (last, had) = (place.load(Relaxed), RESERVED_IN_MASK.load(Relaxed) & bit);
+    let ret = match new {
+        None => kernel(sig, std::ptr::null(), &mut before),
+        Some(mut new) => {
+            let has = new.mask & RESERVED_BIT != 0;
+            new.mask &= !RESERVED_BIT;
+            if !in_shared_child() {
+                if has {
+                    RESERVED_IN_MASK.fetch_or(bit, Relaxed);
+                } else if had != 0 {
+                    RESERVED_IN_MASK.fetch_and(!bit, Relaxed);
+                }
+                if new.handler > 1 && new.handler != handler::entry() {
+                    // Before the kernel knows: a signal in between finds one or the other.
+                    place.store(new.handler, SeqCst);
+                    new.handler = handler::entry();
+                }
+            }
+            kernel(sig, &new, &mut before)
+        }
+    };
+    if ret < 0 {
+        return Err(-ret as i32);
+    }
+    if before.handler == handler::entry() {
+        before.handler = last;
+    }
+    if had != 0 {
+        before.mask |= RESERVED_BIT;
+    }
+    Ok(before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::hooks::testing::{call, in_child};
+    use ckpt_sys::tls::thread_block;
+    use std::sync::atomic::AtomicI32;
+
+    static SEEN: AtomicI32 = AtomicI32::new(0);
+    extern "C" fn note(sig: i32, info: *mut libc::siginfo_t, uc: *mut libc::c_void) {
+        assert!(!info.is_null() && !uc.is_null());
+        SEEN.store(sig, SeqCst);
+    }
+
+    /// libc's own restorer, learned by installing a handler through libc.
+    fn action(mask: u64) -> KernelSigaction {
+        let mut k = KernelSigaction::default();
+        // SAFETY: an ordinary handler, then read back in the kernel's form.
+        unsafe {
+            libc::signal(libc::SIGUSR2, libc::SIG_DFL);
+            libc::signal(libc::SIGUSR2, note as *const () as usize);
+        }
+        kernel(libc::SIGUSR2, std::ptr::null(), &mut k);
+        k.flags |= libc::SA_SIGINFO as u64;
+        k.mask = mask;
+        k
+    }
+
+    #[test]
+    fn handlers_are_counted_and_shown_as_given() {
+        in_child(|| {
+            let act = action(RESERVED_BIT | 1);
+            let mut old = KernelSigaction::default();
+            let at = &raw const act as u64;
+            let sig = libc::SIGUSR1 as u64;
+            assert_eq!(call(libc::SYS_rt_sigaction, &[sig, at, 0, 8]), Some(0));
+            kernel(libc::SIGUSR1, std::ptr::null(), &mut old);
+            assert_eq!((old.handler, old.mask), (handler::entry(), 1));
+            let old_at = &raw mut old as u64;
+            assert_eq!(call(libc::SYS_rt_sigaction, &[sig, 0, old_at, 8]), Some(0));
+            assert_eq!(old, act);
+            // SAFETY: raise; then the thread's own block.
+            unsafe {
+                let runs = (*thread_block()).handlers_run;
+                libc::raise(libc::SIGUSR1);
+                assert_eq!(SEEN.load(SeqCst), libc::SIGUSR1);
+                assert_eq!((*thread_block()).handlers_run, runs + 1);
+            }
+            let default = KernelSigaction::default();
+            let at = &raw const default as u64;
+            assert_eq!(call(libc::SYS_rt_sigaction, &[sig, at, old_at, 8]), Some(0));
+            assert_eq!(old, act);
+            assert_eq!(call(libc::SYS_rt_sigaction, &[sig, 0, old_at, 8]), Some(0));
+            assert_eq!(old, default);
+        });
+    }
+
+    #[test]
+    fn the_reserved_signal_is_answered_from_the_table() {
+        in_child(|| {
+            let act = action(5);
+            let mut old = KernelSigaction::default();
+            let (at, old_at) = (&raw const act as u64, &raw mut old as u64);
+            assert_eq!(call(libc::SYS_rt_sigaction, &[64, at, old_at, 8]), Some(0));
+            assert_eq!(old, KernelSigaction::default());
+            assert_eq!(call(libc::SYS_rt_sigaction, &[64, 0, old_at, 8]), Some(0));
+            assert_eq!(old, act);
+            kernel(64, std::ptr::null(), &mut old);
+            assert_eq!(old.handler, 0);
+        });
+    }
+
+    #[test]
+    fn errors_are_the_kernels() {
+        in_child(|| {
+            assert_eq!(call(libc::SYS_rt_sigaction, &[10, 8, 0, 8]), Some(-14));
+            assert_eq!(call(libc::SYS_rt_sigaction, &[10, 8, 0, 4]), None);
+            assert_eq!(call(libc::SYS_rt_sigaction, &[33, 8, 0, 8]), None);
+            assert_eq!(call(libc::SYS_rt_sigaction, &[65, 8, 0, 8]), None);
+        });
+    }
+
+    #[test]
+    fn earlier_handlers_are_adopted() {
+        in_child(|| {
+            let act = action(RESERVED_BIT);
+            kernel(libc::SIGUSR1, &act, std::ptr::null_mut());
+            adopt_handlers();
+            let mut now = KernelSigaction::default();
+            kernel(libc::SIGUSR1, std::ptr::null(), &mut now);
+            assert_eq!((now.handler, now.mask), (handler::entry(), 0));
+            program_view(libc::SIGUSR1, &mut now);
+            assert_eq!(now, act);
+        });
+    }
+}

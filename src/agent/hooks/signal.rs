@@ -1,0 +1,330 @@
+//! The calls that take a signal mask or set: the reserved signal is never really
+//! blocked, waited for or read from a descriptor, and the program is told what it
+//! asked for. Any thread, any context.
+//!
+//! What stays visible: a handler that *edits* `uc_sigmask` to hold the reserved
+//! signal blocks it in the kernel when it returns (rt_sigreturn is not
+//! intercepted); a stop then gives up with a reason, and the thread's next
+//! rt_sigprocmask repairs it.
+
+use super::foreign::{self, CALL_BLOCKS, CALL_OPENS, CALL_PLAIN, CALL_WAITS};
+use super::frame::{CallFrame, Verdict};
+use super::masks::{Interned, intern};
+use super::sigaction::in_shared_child;
+use super::user;
+use crate::agent::state::{RESERVED_BIT, RESERVED_SIGNAL};
+use ckpt_sys::{syscall, tls::thread_block};
+
+user::plain!([u64; 16]);
+
+fn reserved_blocked() -> bool {
+    // SAFETY: the thread's own block.
+    unsafe { (*thread_block()).reserved_blocked != 0 }
+}
+
+/// Records the program's view of this thread's mask and delivers what it let in.
+fn set_view(blocked: bool) {
+    if blocked == reserved_blocked() || in_shared_child() {
+        return;
+    }
+    // SAFETY: the thread's own block.
+    unsafe { (*thread_block()).reserved_blocked = u32::from(blocked) };
+    if !blocked {
+        foreign::release_pending();
+    }
+}
+
+/// Constructor: the process may have been started with the reserved signal blocked
+/// or ignored. Call it before the stop handler is installed.
+pub fn adopt() {
+    let mask = RESERVED_BIT;
+    let mut old = 0u64;
+    let mut action = crate::image::state::KernelSigaction::default();
+    // SAFETY: our own variables.
+    unsafe {
+        syscall!(
+            libc::SYS_rt_sigaction,
+            RESERVED_SIGNAL,
+            0,
+            &raw mut action,
+            8
+        );
+        super::sigaction::set_reserved_action(&action);
+        syscall!(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_UNBLOCK,
+            &raw const mask,
+            &raw mut old,
+            8
+        );
+        (*thread_block()).reserved_blocked = u32::from(old & RESERVED_BIT != 0);
+    }
+    super::sigaction::adopt_handlers();
+    super::altstack::configure();
+}
+
+/// rt_sigprocmask(how, set, old, 8).
+pub fn rt_sigprocmask(frame: &mut CallFrame) -> Verdict {
+    let [how, set, old, size, ..] = frame.args;
+    let was = reserved_blocked();
+    if size != 8 || (set == 0 && !was) {
+        return Verdict::Forward;
+    }
+    let mut local = 0u64;
+    let mut now = was;
+    if set != 0 {
+        if !(4096..1 << 47).contains(&set) {
+            return Verdict::Forward; // EFAULT is the kernel's to say
+        }
+        // Read directly: this call is hot, and libc's own sigprocmask reads the set
+        // itself before the call.
+        // SAFETY: a pointer that libc has read already.
+        local = unsafe { std::ptr::read_unaligned(set as *const u64) };
+        let named = local & RESERVED_BIT != 0;
+        now = match how as i32 {
+            libc::SIG_BLOCK => was || named,
+            libc::SIG_UNBLOCK => was && !named,
+            libc::SIG_SETMASK => named,
+            _ => return Verdict::Forward,
+        };
+        if !was && !named {
+            return Verdict::Forward;
+        }
+        if how as i32 != libc::SIG_UNBLOCK {
+            local &= !RESERVED_BIT;
+        }
+    }
+    let at = if set == 0 { 0 } else { &raw const local as u64 };
+    let mut before = 0u64;
+    // SAFETY: our own copies.
+    let ret = unsafe { syscall!(libc::SYS_rt_sigprocmask, how, at, &raw mut before, 8) };
+    frame.rax = ret as i64;
+    if ret < 0 {
+        return Verdict::Done;
+    }
+    if was {
+        before |= RESERVED_BIT;
+    } else {
+        before &= !RESERVED_BIT;
+    }
+    if old != 0
+        && let Err(e) = user::write(old, &before)
+    {
+        frame.rax = -i64::from(e);
+    }
+    set_view(now);
+    Verdict::Done
+}
+
+/// rt_sigpending(set, size): ours never shows, a foreign one that waits does.
+pub fn rt_sigpending(frame: &mut CallFrame) -> Verdict {
+    let [set, size, ..] = frame.args;
+    if size != 8 {
+        return Verdict::Forward;
+    }
+    // SAFETY: the program's arguments as they are.
+    let ret = unsafe { syscall!(libc::SYS_rt_sigpending, set, size) };
+    frame.rax = ret as i64;
+    if ret == 0
+        && let Ok(mut mask) = user::read::<u64>(set)
+    {
+        mask &= !RESERVED_BIT;
+        if foreign::any_pending() {
+            mask |= RESERVED_BIT;
+        }
+        let _ = user::write(set, &mask);
+    }
+    Verdict::Done
+}
+
+/// A call runs under a mask of its own. `Some` = it ends at once, because the mask
+/// lets in a signal that waits.
+fn enter_masked(frame: &mut CallFrame, mask: u64) -> Option<Verdict> {
+    let names = mask & RESERVED_BIT != 0;
+    let state = match (names, reserved_blocked()) {
+        (true, _) => CALL_BLOCKS,
+        (false, true) => CALL_OPENS,
+        (false, false) => CALL_PLAIN,
+    };
+    let block = thread_block();
+    // SAFETY: the thread's own block.
+    unsafe { (*block).masked_call = state };
+    if state == CALL_OPENS && foreign::any_pending() {
+        // The view opens for the handlers that now run, as the kernel's mask would.
+        // SAFETY: as above.
+        unsafe { (*block).reserved_blocked = 0 };
+        foreign::release_pending();
+        // SAFETY: as above.
+        unsafe { (*block).reserved_blocked = 1 };
+        frame.rax = -i64::from(libc::EINTR);
+        return Some(Verdict::Done);
+    }
+    None
+}
+
+fn leave_plain() -> Verdict {
+    // SAFETY: the thread's own block.
+    unsafe { (*thread_block()).masked_call = CALL_PLAIN };
+    Verdict::Forward
+}
+
+/// A call whose argument `at` points to a mask (size in `args[size]`):
+/// rt_sigsuspend, ppoll, epoll_pwait, epoll_pwait2.
+pub fn masked(frame: &mut CallFrame, at: usize, size: usize) -> Verdict {
+    let pointer = frame.args[at];
+    if pointer == 0 || frame.args[size] != 8 {
+        return leave_plain();
+    }
+    let Ok(mask) = user::read::<u64>(pointer) else {
+        return leave_plain();
+    };
+    if let Some(verdict) = enter_masked(frame, mask) {
+        return verdict;
+    }
+    if mask & RESERVED_BIT != 0
+        && let Some(copy) = intern(mask & !RESERVED_BIT)
+    {
+        frame.args[at] = copy.mask_address();
+    }
+    Verdict::Forward
+}
+
+/// A call whose argument 5 points to `{mask pointer, size}`: pselect6, io_pgetevents.
+pub fn masked_pair(frame: &mut CallFrame) -> Verdict {
+    let pair = frame.args[5];
+    if pair == 0 {
+        return leave_plain();
+    }
+    let Ok([pointer, 8]) = user::read::<[u64; 2]>(pair) else {
+        return leave_plain();
+    };
+    if pointer == 0 {
+        return leave_plain();
+    }
+    let Ok(mask) = user::read::<u64>(pointer) else {
+        return leave_plain();
+    };
+    if let Some(verdict) = enter_masked(frame, mask) {
+        return verdict;
+    }
+    if mask & RESERVED_BIT != 0
+        && let Some(copy) = intern(mask & !RESERVED_BIT)
+    {
+        frame.args[5] = Interned::pair_address(copy);
+    }
+    Verdict::Forward
+}
+
+/// rt_sigtimedwait(set, info, timeout, 8).
+pub fn rt_sigtimedwait(frame: &mut CallFrame) -> Verdict {
+    let [set, out, _, size, ..] = frame.args;
+    let Ok(mask) = user::read::<u64>(set) else {
+        return leave_plain();
+    };
+    if size != 8 || mask & RESERVED_BIT == 0 {
+        return leave_plain();
+    }
+    if foreign::any_pending()
+        && let Some(info) = foreign::take_pending()
+    {
+        frame.rax = i64::from(RESERVED_SIGNAL);
+        if out != 0
+            && let Err(e) = user::write(out, &info)
+        {
+            frame.rax = -i64::from(e);
+        }
+        return Verdict::Done;
+    }
+    // SAFETY: the thread's own block.
+    unsafe { (*thread_block()).masked_call = CALL_WAITS };
+    if let Some(copy) = intern(mask & !RESERVED_BIT) {
+        frame.args[0] = copy.mask_address();
+    }
+    Verdict::Forward
+}
+
+/// signalfd(fd, mask, size), signalfd4(fd, mask, size, flags).
+pub fn signalfd(frame: &mut CallFrame) -> Verdict {
+    if frame.args[2] == 8
+        && let Ok(mask) = user::read::<u64>(frame.args[1])
+        && mask & RESERVED_BIT != 0
+        && let Some(copy) = intern(mask & !RESERVED_BIT)
+    {
+        frame.args[1] = copy.mask_address();
+    }
+    Verdict::Forward
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::hooks::testing::{frame, in_child};
+
+    fn word(at: u64) -> u64 {
+        user::read(at).unwrap()
+    }
+
+    #[test]
+    fn masks_lose_the_reserved_signal() {
+        in_child(|| {
+            let all = !0u64;
+            let at = &raw const all as u64;
+            let want = !RESERVED_BIT;
+            for (nr, arg, size) in [
+                (libc::SYS_ppoll, 3, 4),
+                (libc::SYS_epoll_pwait, 4, 5),
+                (441, 4, 5),
+                (libc::SYS_rt_sigsuspend, 0, 1),
+                (libc::SYS_rt_sigtimedwait, 0, 3),
+                (libc::SYS_signalfd, 1, 2),
+                (libc::SYS_signalfd4, 1, 2),
+            ] {
+                let mut f = frame(nr, &[]);
+                f.args[arg] = at;
+                f.args[size] = 8;
+                assert_eq!(crate::agent::hooks::dispatch(&mut f), Verdict::Forward);
+                assert_ne!(f.args[arg], at, "call {nr}");
+                assert_eq!(word(f.args[arg]), want, "call {nr}");
+            }
+            let pair = [at, 8];
+            let mut f = frame(libc::SYS_pselect6, &[]);
+            f.args[5] = &raw const pair as u64;
+            assert_eq!(crate::agent::hooks::dispatch(&mut f), Verdict::Forward);
+            assert_eq!(word(word(f.args[5])), want);
+            assert_eq!(word(f.args[5] + 8), 8);
+        });
+    }
+
+    #[test]
+    fn masks_without_it_stay_where_they_are() {
+        in_child(|| {
+            let some = 6u64;
+            let mut f = frame(libc::SYS_ppoll, &[0, 0, 0, &raw const some as u64, 8]);
+            assert_eq!(crate::agent::hooks::dispatch(&mut f), Verdict::Forward);
+            assert_eq!(f.args[3], &raw const some as u64);
+            let mut f = frame(libc::SYS_ppoll, &[0, 0, 0, 8, 8]);
+            assert_eq!(crate::agent::hooks::dispatch(&mut f), Verdict::Forward);
+            assert_eq!(f.args[3], 8);
+        });
+    }
+
+    #[test]
+    fn blocking_everything_leaves_ours_open() {
+        in_child(|| {
+            use crate::agent::hooks::testing::call;
+            let all = !0u64;
+            let mut old = 0u64;
+            let (at, old_at) = (&raw const all as u64, &raw mut old as u64);
+            assert_eq!(call(libc::SYS_rt_sigprocmask, &[2, at, 0, 8]), Some(0));
+            let mut real = 0u64;
+            // SAFETY: asks the kernel.
+            unsafe { syscall!(libc::SYS_rt_sigprocmask, 0, 0, &raw mut real, 8) };
+            assert_eq!(real & RESERVED_BIT, 0);
+            assert_eq!(call(libc::SYS_rt_sigprocmask, &[0, 0, old_at, 8]), Some(0));
+            assert_eq!(old, real | RESERVED_BIT);
+            assert_eq!(call(libc::SYS_rt_sigprocmask, &[1, at, old_at, 8]), Some(0));
+            assert_eq!(old, real | RESERVED_BIT);
+            assert_eq!(call(libc::SYS_rt_sigprocmask, &[0, 0, old_at, 8]), None);
+        });
+    }
+}

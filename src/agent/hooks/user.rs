@@ -1,0 +1,109 @@
+//! The program's memory as a system call sees it: a bad pointer is EFAULT, not a
+//! crash. Any thread, any context; no locks, no allocation.
+//!
+//! The kernel does the checking (`process_vm_readv` on ourselves). Where it may not
+//! be asked (a sandbox was entered, an old container profile forbids the call) the
+//! memory is touched directly.
+
+use crate::agent::refusal;
+use ckpt_sys::syscall;
+
+#[repr(C)]
+struct Iovec {
+    base: u64,
+    len: u64,
+}
+
+fn transfer(nr: libc::c_long, addr: u64, local: u64, len: usize) -> Result<usize, i32> {
+    let near = Iovec {
+        base: local,
+        len: len as u64,
+    };
+    let far = Iovec {
+        base: addr,
+        len: len as u64,
+    };
+    if refusal::sandboxed() {
+        return Err(libc::EPERM);
+    }
+    // SAFETY: both vectors live on this stack; the kernel checks the far side.
+    let ret = unsafe {
+        let tid = syscall!(libc::SYS_gettid);
+        syscall!(nr, tid, &raw const near, 1, &raw const far, 1, 0)
+    };
+    if ret < 0 {
+        Err(-ret as i32)
+    } else {
+        Ok(ret as usize)
+    }
+}
+
+/// Reads up to `buf.len()` bytes at `addr`; fewer where the mapping ends.
+pub fn read_bytes(addr: u64, buf: &mut [u8]) -> Result<usize, i32> {
+    let local = buf.as_mut_ptr() as u64;
+    match transfer(libc::SYS_process_vm_readv, addr, local, buf.len()) {
+        Err(e) if e != libc::EFAULT => {
+            // SAFETY: the checked way is closed; the program passed this pointer
+            // for reading, as it would have to libc's own wrappers.
+            unsafe { std::ptr::copy(addr as *const u8, buf.as_mut_ptr(), buf.len()) };
+            Ok(buf.len())
+        }
+        r => r,
+    }
+}
+
+/// Plain data that any bytes are a valid value of.
+///
+/// # Safety
+/// Implementors are `repr(C)` without padding-dependent meaning, pointers or niches.
+pub unsafe trait Plain: Copy + Default {}
+
+macro_rules! plain { ($($t:ty),*) => { $(
+    // SAFETY: integers, arrays of them or repr(C) structs of integers.
+    unsafe impl Plain for $t {}
+)* } }
+pub(super) use plain;
+plain!(i32, u32, u64, [u64; 2], [u64; 3], [u8; 16], [u64; 8]);
+
+/// Reads a `T` at `addr`; EFAULT when any byte of it is out of reach.
+pub fn read<T: Plain>(addr: u64) -> Result<T, i32> {
+    let mut value = T::default();
+    // SAFETY: `Plain`: every byte pattern is a value.
+    let bytes =
+        unsafe { std::slice::from_raw_parts_mut((&raw mut value).cast::<u8>(), size_of::<T>()) };
+    if read_bytes(addr, bytes)? < size_of::<T>() {
+        return Err(libc::EFAULT);
+    }
+    Ok(value)
+}
+
+/// Writes `value` at `addr`; EFAULT when that cannot be done.
+pub fn write<T: Plain>(addr: u64, value: &T) -> Result<(), i32> {
+    let local = (value as *const T) as u64;
+    match transfer(libc::SYS_process_vm_writev, addr, local, size_of::<T>()) {
+        Ok(n) if n < size_of::<T>() => Err(libc::EFAULT),
+        Ok(_) => Ok(()),
+        Err(libc::EFAULT) => Err(libc::EFAULT),
+        Err(_) => {
+            // SAFETY: as in `read_bytes`.
+            unsafe { std::ptr::write_unaligned(addr as *mut T, *value) };
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_pointers_are_efault() {
+        assert_eq!(read::<u64>(8), Err(libc::EFAULT));
+        assert_eq!(write::<u64>(8, &1), Err(libc::EFAULT));
+        let mut word = 7u64;
+        let at = &raw mut word as u64;
+        assert_eq!(read::<u64>(at), Ok(7));
+        assert_eq!(write::<u64>(at, &9), Ok(()));
+        assert_eq!(word, 9);
+    }
+}

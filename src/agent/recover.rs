@@ -1,0 +1,68 @@
+//! Recovery at the start: is there a job to go on with? (FIG. 5, decision; FIG. 8.)
+//!
+//! Constructor, one thread, nothing of the program has run.
+
+use crate::agent::collect::descriptors::inherited_now;
+use crate::agent::collect::identity;
+use crate::agent::resume::Payload;
+use crate::agent::{log, restore, settings, start, stop};
+use crate::config::Config;
+use crate::store::start::{Recovery, Start};
+use crate::store::{self, JobKey};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Restores the latest checkpoint if there is one (then it does not return); else
+/// returns for a normal start.
+pub fn try_recover(config: &Config, root: &Path, key: &JobKey) {
+    let recovery = match store::start::start(root, key, config.resume, config.verify) {
+        Ok(Start::Fresh { busy }) => {
+            if let Some(pid) = busy {
+                log::line(format_args!("process {pid} runs the same command: this is another instance"));
+            }
+            return;
+        }
+        Ok(Start::Recover(recovery)) => *recovery,
+        Err(error) => start::give_up(format_args!(
+            "{error}; to start afresh: CKPT_RESUME=never, to look: ckpt list"
+        )),
+    };
+    recover(config, root, recovery)
+}
+
+fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
+    let Recovery { lock, job, found, skipped } = recovery;
+    for damaged in &skipped {
+        let message = format_args!("{damaged}; falling back to an older checkpoint");
+        log::complain(message);
+        log::line(message);
+    }
+    let age_s = identity::realtime_ns().saturating_sub(found.record.time_ns) / 1_000_000_000;
+    let name = job.name();
+    let generation = found.record.generation;
+    log::line(format_args!("recovering job {name}, generation {generation}, {age_s} s old"));
+    // SAFETY: no pointers.
+    if unsafe { libc::isatty(2) } == 1 {
+        log::complain(format_args!(
+            "going on from checkpoint {generation} of job {name}, {age_s} s old (start afresh: CKPT_RESUME=never)"
+        ));
+    }
+    let payload = Payload {
+        env: settings::get().map(|s| s.env.clone()).unwrap_or_default(),
+        job_dir: job.dir.as_os_str().as_bytes().to_vec(),
+        job_key: settings::get().map(|s| s.job_key.clone()).unwrap_or_default(),
+        store_root: root.as_os_str().as_bytes().to_vec(),
+        generation,
+        inherited: inherited_now().iter().map(|i| (i.fd, i.dev, i.ino)).collect(),
+        started_ns: stop::now_ns(),
+        ..Payload::default()
+    };
+    let options = restore::Options { lazy: start::lazy(config) };
+    let Some(member) = found.members.into_iter().next() else {
+        start::give_up(format_args!("generation {generation} of job {name} has no member"))
+    };
+    match restore::restore(member.image, member.file, Some(lock.into_fd()), options, payload) {
+        Ok(never) => match never {},
+        Err(error) => start::give_up(format_args!("cannot restore job {name}, generation {generation}: {error}")),
+    }
+}

@@ -1,0 +1,134 @@
+//! The helper region: one mapping that holds all memory of the helper thread
+//! (header, thread control block, stack, heap). It is never in an image; after a
+//! restore a new one lies in the restorer's area.
+
+use crate::agent::heap::{HELPER_HEAP, Heap};
+use ckpt_sys::raw::check;
+use ckpt_sys::{syscall, tls::thread_block};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+const PAGE: u64 = 4096;
+const STACK: u64 = 1 << 20;
+const TCB: u64 = 4096;
+/// Reserved, not used: the memory is only touched as far as it is needed.
+pub const PREFERRED_LEN: u64 = 1 << 30;
+pub const MINIMUM_LEN: u64 = 16 << 20;
+
+/// The start of the region.
+#[repr(C)]
+pub struct Region {
+    pub len: u64,
+    /// Futex: 1 once the helper has taken over.
+    pub started: AtomicU32,
+    pub tid: AtomicU32,
+    pub tls: u64,
+    pub stack_top: u64,
+    /// Descriptors that the helper keeps when it is born; -1 = none.
+    pub keep_fds: [i32; 4],
+    pub heap: Heap,
+}
+
+/// The present region's address; 0 = none.
+pub static REGION: AtomicU64 = AtomicU64::new(0);
+
+/// The ranges of memory that do not belong to the image, ascending.
+pub fn own_ranges() -> impl Iterator<Item = (u64, u64)> {
+    let base = REGION.load(Ordering::Relaxed);
+    // SAFETY: a published region stays mapped as long as it is published.
+    let len = if base == 0 { 0 } else { unsafe { (*(base as *const Region)).len } };
+    (base != 0).then_some((base, base + len)).into_iter()
+}
+
+/// The descriptor that the helper was born with (the job's lock), if any. Taken once.
+pub fn kept_fd() -> Option<i32> {
+    let base = REGION.load(Ordering::Relaxed) as *mut Region;
+    // SAFETY: the helper's own region, published before it runs.
+    let fd = unsafe { std::mem::replace(&mut (*base).keep_fds[0], -1) };
+    (fd >= 0).then_some(fd)
+}
+
+/// Maps a region of its own with a guard page at either end. A size that
+/// RLIMIT_AS does not allow is halved until it fits.
+pub fn map() -> Result<u64, i32> {
+    let mut len = PREFERRED_LEN;
+    loop {
+        // SAFETY: fresh address space.
+        let got = unsafe {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+            check(syscall!(libc::SYS_mmap, 0, len + 2 * PAGE, libc::PROT_NONE, flags, -1i32, 0))
+        };
+        match got {
+            Ok(addr) => {
+                let base = addr as u64 + PAGE;
+                // SAFETY: the range was just mapped. The guards go back to the kernel: a
+                // hole separates the region from its neighbours for good.
+                unsafe {
+                    let prot = libc::PROT_READ | libc::PROT_WRITE;
+                    check(syscall!(libc::SYS_mprotect, base, len, prot))?;
+                    syscall!(libc::SYS_munmap, addr, PAGE);
+                    syscall!(libc::SYS_munmap, base + len, PAGE);
+                    (*(base as *mut Region)).len = len;
+                }
+                return Ok(base);
+            }
+            Err(_) if len > MINIMUM_LEN => len /= 2,
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// The length of a region that [`map`] has made.
+///
+/// # Safety
+/// `base` comes from [`map`].
+pub unsafe fn mapped_len(base: u64) -> u64 {
+    // SAFETY: per contract.
+    unsafe { (*(base as *const Region)).len }
+}
+
+/// Lays out the region at `base` (zeroed memory): control block, stack, heap.
+///
+/// The fake thread control block gives the helper a valid `%fs`: self pointers,
+/// the stack guard and pointer guard of the calling thread, and zeroed static TLS
+/// below it, large enough for our own block and libc's errno.
+///
+/// # Safety
+/// `base..base+len` is mapped, zero and unused.
+pub unsafe fn lay_out(base: u64, len: u64) {
+    // SAFETY: all accesses stay inside the region per contract; fs:0 is the thread
+    // pointer of the calling thread.
+    unsafe {
+        let fs: u64;
+        std::arch::asm!("mov {}, fs:[0]", out(reg) fs, options(nostack, readonly));
+        let below = (fs - thread_block() as u64).next_multiple_of(PAGE).max(64 << 10) + PAGE;
+        let region = base as *mut Region;
+        let header = (size_of::<Region>() as u64).next_multiple_of(PAGE);
+        let tls = base + header + below;
+        let stack_top = tls + TCB + PAGE + STACK;
+        (*region).len = len;
+        (*region).tls = tls;
+        (*region).stack_top = stack_top;
+        (*region).keep_fds = [-1; 4];
+        (*region).heap.reset_to(stack_top, base + len);
+        let tcb = tls as *mut u64;
+        *tcb = tls;
+        // dtv: our own copy of the caller's generation word, so that a lookup of
+        // dynamic TLS takes glibc's fast path; every module's block is the zeroed area.
+        let dtv = (tls + TCB / 2) as *mut u64;
+        *dtv = *(*((fs + 8) as *const *const u64));
+        for module in 1..60 {
+            *dtv.add(2 * module) = base + header;
+        }
+        *tcb.add(1) = dtv as u64;
+        *tcb.add(2) = tls;
+        *tcb.add(5) = *((fs + 0x28) as *const u64);
+        *tcb.add(6) = *((fs + 0x30) as *const u64);
+    }
+}
+
+/// Makes the region at `base` the one of the helper that is about to start.
+pub fn publish(base: u64) {
+    let heap = base + std::mem::offset_of!(Region, heap) as u64;
+    HELPER_HEAP.store(heap, Ordering::SeqCst);
+    REGION.store(base, Ordering::SeqCst);
+}

@@ -1,0 +1,255 @@
+//! Requests to the helper: the mailbox that program threads, signal handlers and
+//! the clock write and the helper reads.
+//!
+//! All of it is async-signal-safe: atomics and futexes only. The mailbox is part of
+//! the image; `resume` empties it.
+
+use crate::agent::state::{AGENT, RESERVED_BIT, awake};
+use crate::agent::stop::{self, Slot};
+use crate::agent::{helper, refusal};
+use ckpt_sys::context::{CapturedContext, capture};
+use ckpt_sys::raw::check;
+use ckpt_sys::syscall;
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
+
+/// Tag of a request by the `ckpt` command in `si_value`: tag, kind (16 bits), nonce (32 bits).
+pub const COMMAND_TAG: u64 = 0xC4B7;
+
+pub const CHECKPOINT: u32 = 1;
+pub const REPORT: u32 = 2;
+/// The helper shall end (a sandbox or a new namespace is about to be entered).
+pub const RETIRE: u32 = 4;
+
+pub struct Mailbox {
+    /// Futex: grows with every request.
+    pub bell: AtomicU32,
+    /// Wanted things, or-ed.
+    pub wanted: AtomicU32,
+    /// Nonce of the last request by the command.
+    pub nonce: AtomicU32,
+    /// The thread that waits in `ckpt_checkpoint`; null = none.
+    pub inserted: AtomicPtr<InsertedCall>,
+    /// Depth of `ckpt_hold`.
+    pub holds: AtomicU32,
+}
+
+pub static MAILBOX: Mailbox = Mailbox {
+    bell: AtomicU32::new(0),
+    wanted: AtomicU32::new(0),
+    nonce: AtomicU32::new(0),
+    inserted: AtomicPtr::new(std::ptr::null_mut()),
+    holds: AtomicU32::new(0),
+};
+
+const FUTEX_WAIT_PRIVATE: i32 = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+const FUTEX_WAKE_PRIVATE: i32 = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
+
+/// Adds a request and wakes the helper (which must exist).
+pub fn post(what: u32) {
+    MAILBOX.wanted.fetch_or(what, Ordering::SeqCst);
+    MAILBOX.bell.fetch_add(1, Ordering::SeqCst);
+    // SAFETY: a futex word of ours.
+    unsafe { syscall!(libc::SYS_futex, &MAILBOX.bell, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0) };
+}
+
+/// Sleeps until a request arrives or `timeout_ns` is over (`None` = for ever);
+/// returns what is wanted and empties the box.
+pub fn wait(timeout_ns: Option<u64>) -> u32 {
+    let bell = MAILBOX.bell.load(Ordering::SeqCst);
+    let wanted = MAILBOX.wanted.swap(0, Ordering::SeqCst);
+    if wanted != 0 || timeout_ns == Some(0) {
+        return wanted;
+    }
+    let ts = timeout_ns.map(|ns| [ns / 1_000_000_000, ns % 1_000_000_000]);
+    let ts_ptr = ts.as_ref().map_or(std::ptr::null(), |t| t.as_ptr());
+    // SAFETY: a futex word of ours, a valid timespec or null.
+    unsafe { syscall!(libc::SYS_futex, &MAILBOX.bell, FUTEX_WAIT_PRIVATE, bell, ts_ptr, 0, 0) };
+    MAILBOX.wanted.swap(0, Ordering::SeqCst)
+}
+
+/// A request of the `ckpt` command arrived by signal.
+pub fn from_command(value: u64) {
+    MAILBOX.nonce.store(value as u32, Ordering::SeqCst);
+    let what = match value >> 32 & 0xffff {
+        1 => CHECKPOINT,
+        2 => REPORT,
+        _ => return,
+    };
+    if helper::ensure().is_ok() {
+        post(what);
+    }
+}
+
+/// The handler of the signal named in `CKPT_TRIGGER`.
+pub extern "C" fn on_trigger(_signo: i32) {
+    if awake() && helper::ensure().is_ok() {
+        post(CHECKPOINT);
+    }
+}
+
+/// Makes `signo` ask for a checkpoint, until the program takes the signal for itself.
+///
+/// # Safety
+/// Constructor only.
+pub unsafe fn install_trigger(signo: i32) {
+    // SAFETY: a valid struct; the handler is async-signal-safe.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_trigger as *const () as usize;
+        action.sa_flags = libc::SA_RESTART;
+        libc::sigaction(signo, &action, std::ptr::null_mut());
+    }
+}
+
+/// A thread that waits in `ckpt_checkpoint`, on its own stack.
+pub struct InsertedCall {
+    pub id: i32,
+    pub slot: Slot,
+    context: CapturedContext,
+    /// Futex: 0 while waiting, then 1 (taken) or a negated errno.
+    done: AtomicI32,
+}
+
+/// `ckpt_checkpoint`: returns 0 when taken, the return value (> 0) when resumed
+/// from the checkpoint, a negated errno on failure.
+///
+/// Errors: ENOSYS the agent is asleep here, EBUSY inside `ckpt_hold`, EPERM refused
+/// for good (see `ckpt status`), EAGAIN refused for now, EIO the store failed.
+pub fn checkpoint_from_program(id: i32) -> i32 {
+    if !awake() {
+        return -libc::ENOSYS;
+    }
+    if MAILBOX.holds.load(Ordering::SeqCst) != 0 {
+        return -libc::EBUSY;
+    }
+    if refusal::disabled().is_some() {
+        return -libc::EPERM;
+    }
+    if let Err(errno) = helper::ensure() {
+        return -errno;
+    }
+    // While this thread counts as stopped it must not run handlers of the program.
+    let everything = u64::MAX;
+    let mut mask = 0u64;
+    let mut altstack = [0u64; 3];
+    // SAFETY: valid pointers of the right size.
+    unsafe {
+        syscall!(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &everything, &mut mask, 8);
+        syscall!(libc::SYS_sigaltstack, 0, &mut altstack);
+    }
+    let result = inserted(id, mask, altstack);
+    // SAFETY: as above.
+    unsafe { syscall!(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &mask, 0, 8) };
+    result
+}
+
+fn inserted(id: i32, mask: u64, altstack: [u64; 3]) -> i32 {
+    // SAFETY: all-zero is a valid Slot.
+    let slot: Slot = unsafe { std::mem::zeroed() };
+    let mut call = InsertedCall { id, slot, context: CapturedContext::new(), done: AtomicI32::new(0) };
+    call.context.prepare(mask, altstack);
+    // SAFETY: gettid has no arguments.
+    let tid = unsafe { syscall!(libc::SYS_gettid) } as u32;
+    call.slot.tid.store(tid, Ordering::Relaxed);
+    call.slot.ucontext = call.context.ucontext();
+    call.slot.inserted = true;
+    let pointer = &raw mut call;
+    // SAFETY: `call` lives in this frame, which stays alive: this function does not
+    // return before the helper has answered or the image is resumed here.
+    if unsafe { capture(&raw mut (*pointer).context) } != 0 {
+        return AGENT.return_value.load(Ordering::SeqCst).max(1);
+    }
+    // SAFETY: as above.
+    unsafe {
+        (*pointer).slot.resume_stack = stop::free_stack_below((*pointer).context.stack_pointer());
+        stop::report(&mut (*pointer).slot);
+    }
+    // One caller at a time; others queue here and can be stopped as they wait.
+    while MAILBOX
+        .inserted
+        .compare_exchange(std::ptr::null_mut(), pointer, Ordering::SeqCst, Ordering::SeqCst)
+        .is_err()
+    {
+        let pause = [0u64, 1_000_000];
+        let only_ours = !RESERVED_BIT;
+        // SAFETY: valid pointers; the mask is set back right after.
+        unsafe {
+            let mut was = 0u64;
+            syscall!(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &only_ours, &mut was, 8);
+            syscall!(libc::SYS_nanosleep, &pause, 0);
+            syscall!(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &was, 0, 8);
+        }
+    }
+    post(CHECKPOINT);
+    loop {
+        // SAFETY: `call` is alive; the helper writes `done` through the pointer.
+        let done = unsafe { &(*pointer).done };
+        match done.load(Ordering::Acquire) {
+            // SAFETY: a futex word of ours.
+            0 => unsafe {
+                syscall!(libc::SYS_futex, done, FUTEX_WAIT_PRIVATE, 0, 0, 0, 0);
+            },
+            1 => return 0,
+            errno => return errno,
+        }
+    }
+}
+
+/// The call that waits, if any (helper thread). It stays valid until [`answer`].
+pub fn inserted_call() -> Option<&'static InsertedCall> {
+    // SAFETY: the caller sleeps in `inserted` until answered.
+    unsafe { MAILBOX.inserted.load(Ordering::SeqCst).as_ref() }
+}
+
+/// A copy of the caller's slot for `stop::stop_all`.
+pub fn copy_slot(call: &InsertedCall) -> Slot {
+    // SAFETY: plain data and atomics without owners.
+    unsafe { std::ptr::read(&call.slot) }
+}
+
+/// Wakes the thread that waits in `ckpt_checkpoint` with `result` (1 = taken, or a
+/// negated errno).
+pub fn answer(result: i32) {
+    let call = MAILBOX.inserted.swap(std::ptr::null_mut(), Ordering::SeqCst);
+    if !call.is_null() {
+        // SAFETY: valid until `done` is stored; only the futex address is used after.
+        unsafe {
+            let done = &raw const (*call).done;
+            (*done).store(result, Ordering::Release);
+            let _ = check(syscall!(libc::SYS_futex, done, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0));
+        }
+    }
+}
+
+/// After a restore: nobody waits, nothing is wanted.
+pub fn reset_after_restore() {
+    MAILBOX.inserted.store(std::ptr::null_mut(), Ordering::SeqCst);
+    MAILBOX.wanted.store(0, Ordering::SeqCst);
+}
+
+/// `ckpt_hold` / `ckpt_release`: no checkpoint in between; they nest.
+pub fn hold() -> i32 {
+    if !awake() {
+        return -libc::ENOSYS;
+    }
+    MAILBOX.holds.fetch_add(1, Ordering::SeqCst);
+    0
+}
+
+pub fn release() -> i32 {
+    if !awake() {
+        return -libc::ENOSYS;
+    }
+    let was = MAILBOX.holds.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+    match was {
+        Ok(1) => {
+            // A checkpoint may have been put off meanwhile: let the helper look.
+            MAILBOX.bell.fetch_add(1, Ordering::SeqCst);
+            // SAFETY: a futex word of ours.
+            unsafe { syscall!(libc::SYS_futex, &MAILBOX.bell, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0) };
+            0
+        }
+        Ok(_) => 0,
+        Err(_) => -libc::EINVAL,
+    }
+}

@@ -1,0 +1,65 @@
+//! May this image be restored here? Asked before anything is changed (DESIGN: another
+//! build, missing CPU features, another user: one line, exit 125, nothing lost).
+
+use crate::agent::collect::{cpu, objects};
+use crate::image::state::Manifest;
+
+/// Why the image cannot be trusted here. Each text says what and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    #[error("the checkpoint was taken on {then}, this machine is {here}")]
+    Architecture { then: String, here: &'static str },
+    #[error(
+        "{path} is another build than the one that was checkpointed: put the old one back, or start afresh with CKPT_RESUME=never"
+    )]
+    Build { path: String },
+    #[error("{path}, which the program had mapped, is gone: put it back, or start afresh with CKPT_RESUME=never")]
+    Missing { path: String },
+    #[error(
+        "this CPU lacks features that the checkpoint needs (word {word}, bits {bits:#x}): restore it on a CPU like the first one"
+    )]
+    Cpu { word: usize, bits: u64 },
+    #[error("the checkpoint belongs to uid {then_uid} gid {then_gid}, this is uid {uid} gid {gid}")]
+    User { then_uid: u32, then_gid: u32, uid: u32, gid: u32 },
+    #[error(
+        "the checkpoint was taken under another kernel ({then}; this is {here}), whose vdso differs: boot that kernel, or start afresh with CKPT_RESUME=never"
+    )]
+    Vdso { then: String, here: String },
+}
+
+fn shown(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).into_owned()
+}
+
+/// All checks that need nothing but the manifest and this machine.
+pub fn check(manifest: &Manifest) -> Result<(), CheckError> {
+    let identity = &manifest.identity;
+    if identity.arch != std::env::consts::ARCH {
+        return Err(CheckError::Architecture { then: identity.arch.clone(), here: std::env::consts::ARCH });
+    }
+    if let Some((word, bits)) = cpu::missing(&identity.cpu_features, &cpu::features()) {
+        return Err(CheckError::Cpu { word, bits });
+    }
+    // SAFETY: no arguments.
+    let (uid, gid) = unsafe { (libc::getuid(), libc::getgid()) };
+    if (uid, gid) != (identity.uid, identity.gid) {
+        return Err(CheckError::User { then_uid: identity.uid, then_gid: identity.gid, uid, gid });
+    }
+    for object in &identity.objects {
+        match objects::identify(&object.path) {
+            None => return Err(CheckError::Missing { path: shown(&object.path) }),
+            Some(here) if !objects::same_build(object, &here) => {
+                return Err(CheckError::Build { path: shown(&object.path) });
+            }
+            Some(_) => {}
+        }
+    }
+    let here = crate::agent::collect::identity::vdso_digest();
+    if identity.vdso != here {
+        return Err(CheckError::Vdso {
+            then: identity.kernel.clone(),
+            here: crate::agent::collect::identity::kernel(),
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,396 @@
+//! Recovery (FIG. 8): from a checked image to the jump into the restorer.
+//!
+//! Constructor of the new process, one thread; std and libc may be used, since all
+//! of this process's memory is about to be replaced. Until [`Prepared::enter`]
+//! nothing irreversible has happened: every error is one line and exit status 125.
+
+pub mod area;
+pub mod check;
+pub mod descriptors;
+pub mod proxy;
+pub mod tape;
+
+use crate::agent::{log, procfs};
+use crate::agent::region::{self, Region};
+use crate::agent::resume::{HelperArgs, Payload, ThreadRecord};
+use crate::agent::stop::rseq_area;
+use crate::image::codec;
+use crate::image::Image;
+use crate::image::state::{Extent, FileKind, Manifest, SharedObject};
+use area::Area;
+use ckpt_sys::blob::{BLOB_THREAD_STACK, RESTORER, RestorerArgs, RestorerThread};
+use ckpt_sys::syscall;
+use ckpt_sys::thread::enter_restorer;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::AtomicU32;
+
+/// What cannot be brought back here.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    #[error(transparent)]
+    Check(#[from] check::CheckError),
+    #[error(transparent)]
+    Descriptors(#[from] descriptors::RestoreError),
+    #[error("change to the working directory {path}: {error}")]
+    Cwd { path: String, error: std::io::Error },
+    #[error("find free address space for the restorer: errno {0}")]
+    Area(i32),
+    #[error("rebuild shared memory {name}: {error}")]
+    Shared { name: String, error: std::io::Error },
+    #[error("encode the state for the restored process: {0}")]
+    Payload(String),
+    #[error("permit the vector features that the image uses: errno {0}")]
+    Features(i32),
+}
+
+/// How to restore (from the environment).
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    pub lazy: bool,
+}
+
+/// Restores `image` from `file`. Returns only with an error, and then this process is
+/// as good as before (or a child of it that must exit with 125).
+///
+/// `lock` is the job's lock, to be kept by the helper; `payload` what the restored
+/// process must know and the manifest does not say.
+pub fn restore(
+    image: Image,
+    file: OwnedFd,
+    lock: Option<OwnedFd>,
+    options: Options,
+    mut payload: Payload,
+) -> Result<std::convert::Infallible, RestoreError> {
+    let manifest = image.manifest;
+    check::check(&manifest)?;
+    raise_nofile(&manifest);
+    let same = proxy::become_pid(manifest.process.pid) == proxy::Identity::Same;
+    permit_features(&manifest)?;
+    process_attributes(&manifest);
+    let path = os(&manifest.process.cwd);
+    std::env::set_current_dir(&path)
+        .map_err(|error| RestoreError::Cwd { path: path.to_string_lossy().into_owned(), error })?;
+
+    let mut keep: Vec<RawFd> = vec![file.as_raw_fd()];
+    keep.extend(lock.iter().map(|fd| fd.as_raw_fd()));
+    // From here on the numbers in `keep` count; the owners must not close them.
+    std::mem::forget(file);
+    std::mem::forget(lock);
+    let late = restore_descriptors(&manifest, &mut keep, &mut payload)?;
+    let image_fd = keep[0];
+    let lock_fd = keep.get(1).copied();
+    // SAFETY: no pointers.
+    unsafe { libc::umask(manifest.process.umask) };
+
+    let mut shared_fds: Vec<Option<i32>> = Vec::new();
+    for (k, object) in manifest.memory.shared.iter().enumerate() {
+        let fd = match descriptor_of(&manifest, object.dev, object.ino) {
+            Some(fd) => Some(fd),
+            None if tape::needs_file(&manifest, k) => {
+                let fd = rebuild_object(object, image_fd)?;
+                keep.push(fd);
+                Some(fd)
+            }
+            None => None,
+        };
+        shared_fds.push(fd);
+    }
+
+    let options = tape::Options {
+        lazy: options.lazy,
+        noexec: is_noexec(image_fd),
+        max_maps: read_number(b"/proc/sys/vm/max_map_count").unwrap_or(65530),
+        image_fd,
+    };
+    payload.set_image_file(image_fd);
+    payload.take_from(&manifest);
+
+    // Sizes first: the area must not move.
+    let nthreads = manifest.threads.len();
+    let stacks = nthreads as u64 * BLOB_THREAD_STACK;
+    let payload_room = 4 * codec_len(&payload)? + manifest.memory.extents.len() as u64 * 24;
+    let scratch = RESTORER.len() as u64
+        + tape::area_needed(&manifest)
+        + stacks
+        + nthreads as u64 * (size_of::<RestorerThread>() + size_of::<ThreadRecord>() + 128) as u64
+        + payload_room
+        + (256 << 10);
+    let taken: Vec<(u64, u64)> = manifest
+        .memory
+        .vmas
+        .iter()
+        .map(|vma| (vma.start, vma.end))
+        .chain([(manifest.memory.vvar_start, manifest.memory.vdso_end)])
+        .collect();
+    let mut area = Area::map(scratch, &taken).map_err(RestoreError::Area)?;
+    let blob = area.put(RESTORER);
+    let shared_fd = |k: usize| shared_fds[k];
+    let writable = |path: &[u8]| can_write(path);
+    let mut tape = tape::memory(&manifest, &options, &mut area, &shared_fd, &writable);
+    for work in &late {
+        tape::late(&mut tape, work);
+    }
+    tape::process(&mut tape, &manifest, &mut area);
+    payload.mapped = std::mem::take(&mut tape.mapped);
+
+    let records: Vec<ThreadRecord> = manifest.threads.iter().map(ThreadRecord::of).collect();
+    let records = area.put_slice(&records);
+    let pid = manifest.process.pid;
+    let threads: Vec<RestorerThread> = manifest
+        .threads
+        .iter()
+        .enumerate()
+        .map(|(k, t)| RestorerThread {
+            tid: t.tid,
+            new_tid: 0,
+            fs_base: t.fs_base,
+            gs_base: t.gs_base,
+            robust_list: t.robust_list,
+            robust_list_len: t.robust_list_len,
+            clear_child_tid: t.clear_child_tid,
+            rseq: t.rseq,
+            rseq_len: t.rseq_len,
+            rseq_sig: t.rseq_sig,
+            entry: manifest.entry.resume_thread,
+            entry_stack: t.resume_stack,
+            entry_arg: [t.ucontext, t.interrupted, records + (k * size_of::<ThreadRecord>()) as u64],
+            is_main: (t.tid == pid) as u32,
+            pad: 0,
+        })
+        .collect();
+    let leader_exits = !threads.iter().any(|t| t.is_main != 0);
+    let threads_at = area.put_slice(&threads);
+    let tape_at = area.put_slice(&tape.ops);
+    let stacks_at = area.take(stacks as usize + 64);
+
+    let bytes = codec::encode(&payload).map_err(|e| RestoreError::Payload(e.to_string()))?;
+    let payload_at = area.put(&bytes);
+    // The helper drops every descriptor but the lock; the program's table drops these.
+    let close_at = area.put_slice(&keep);
+    // SAFETY: the region part of the area is mapped, zero and unused.
+    unsafe {
+        region::lay_out(area.region, area.region_len);
+        if let Some(fd) = lock_fd {
+            (*(area.region as *mut Region)).keep_fds[0] = fd;
+        }
+    }
+    // SAFETY: a region that was just laid out.
+    let (helper_tls, helper_stack) =
+        unsafe { ((*(area.region as *const Region)).tls, (*(area.region as *const Region)).stack_top) };
+    let args_at = area.take(size_of::<RestorerArgs>());
+    let helper_at = area.put_slice(&[HelperArgs {
+        restorer: args_at,
+        region: area.region,
+        scratch: (area.start, area.scratch_len),
+        payload: (payload_at, bytes.len() as u64),
+        main_fs: manifest.threads.first().map_or(0, |t| t.fs_base),
+    }]);
+    let stack_at = area.take(64 << 10) + (64 << 10) - 64;
+    let rseq = own_rseq();
+    let args = RestorerArgs {
+        area: area.start,
+        area_len: area.len(),
+        task_size: crate::agent::collect::memory::TASK_SIZE,
+        rseq: rseq.0,
+        rseq_len: rseq.1 as u64,
+        rseq_sig: crate::agent::collect::threads::RSEQ_SIG as u64,
+        tape: tape_at,
+        tape_len: tape.ops.len() as u64,
+        threads: threads_at,
+        nthreads: nthreads as u64,
+        thread_stacks: stacks_at,
+        use_set_tid: same as u32,
+        message_fd: 2,
+        vvar_start: manifest.memory.vvar_start,
+        helper_stack,
+        helper_tls,
+        helper_entry: manifest.entry.after_restore,
+        helper_arg: helper_at,
+        close_fds: close_at,
+        nclose_fds: keep.len() as u64,
+        ready: AtomicU32::new(0),
+        go: AtomicU32::new(0),
+        leader_exits: leader_exits as u32,
+        leader_word: AtomicU32::new(leader_exits as u32),
+        stage_ns: [0; 4],
+    };
+    // SAFETY: the room was taken above; everything the blob needs lies in the area;
+    // all signals are blocked before this stack is left.
+    unsafe {
+        (args_at as *mut RestorerArgs).write(args);
+        let everything = u64::MAX;
+        syscall!(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &everything, 0, 8);
+        enter_restorer(blob, args_at, stack_at & !15)
+    }
+}
+
+/// Contents of unlinked files and memfds, read from a mapping of the image: its
+/// descriptor may change its number meanwhile.
+struct ImageSource(memmap2::Mmap);
+
+impl descriptors::ContentSource for ImageSource {
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), i32> {
+        let start = offset as usize;
+        let bytes = self.0.get(start..start + buf.len()).ok_or(libc::EIO)?;
+        buf.copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// The open file table; descriptors in `keep` may get other numbers.
+fn restore_descriptors(
+    manifest: &Manifest,
+    keep: &mut [RawFd],
+    payload: &mut Payload,
+) -> Result<Vec<descriptors::Late>, RestoreError> {
+    // SAFETY: published images are never changed or truncated.
+    let map = unsafe { memmap2::Mmap::map(keep[0]) }
+        .map_err(|error| RestoreError::Shared { name: "image".into(), error })?;
+    let source = ImageSource(map);
+    let mut warn = |line: &str| log::line(format_args!("{line}"));
+    let mut ctx = descriptors::Context { keep, program_pid: manifest.process.pid, warn: &mut warn };
+    let restored = descriptors::restore(&manifest.descriptors, &source, &mut ctx)?;
+    payload.inherited = restored.inherited.iter().map(|i| (i.fd, i.dev, i.ino)).collect();
+    Ok(restored.late)
+}
+
+fn os(bytes: &[u8]) -> std::path::PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    std::path::PathBuf::from(std::ffi::OsStr::from_bytes(bytes))
+}
+
+/// A descriptor of the program through which a shared object is open.
+fn descriptor_of(manifest: &Manifest, dev: u64, ino: u64) -> Option<i32> {
+    let table = &manifest.descriptors;
+    let file = table.files.iter().position(|file| match &file.kind {
+        FileKind::Memfd { object_dev, object_ino, .. } => (*object_dev, *object_ino) == (dev, ino),
+        FileKind::Unlinked { dev: d, ino: i, .. } => (*d, *i) == (dev, ino),
+        _ => false,
+    })?;
+    table.fds.iter().find(|d| d.file as usize == file).map(|d| d.fd)
+}
+
+fn codec_len(payload: &Payload) -> Result<u64, RestoreError> {
+    Ok(codec::encode(payload).map_err(|e| RestoreError::Payload(e.to_string()))?.len() as u64)
+}
+
+fn read_number(path: &[u8]) -> Option<u64> {
+    procfs::read_file(path).ok().and_then(|t| procfs::number(&t)).map(|n| n as u64)
+}
+
+/// Descriptors above the present soft limit need a higher one first.
+fn raise_nofile(manifest: &Manifest) {
+    const RLIMIT_NOFILE: u32 = libc::RLIMIT_NOFILE;
+    let wanted = manifest.process.rlimits.iter().find(|l| l.0 == RLIMIT_NOFILE).map_or(0, |l| l.1);
+    let mut now = [0u64; 2];
+    // SAFETY: valid structs.
+    unsafe {
+        syscall!(libc::SYS_prlimit64, 0, RLIMIT_NOFILE, 0, &mut now);
+        if now[0] < wanted {
+            let new = [wanted.min(now[1]), now[1]];
+            syscall!(libc::SYS_prlimit64, 0, RLIMIT_NOFILE, &new, 0);
+        }
+    }
+}
+
+/// A frame with AMX state is only accepted once AMX is permitted.
+fn permit_features(manifest: &Manifest) -> Result<(), RestoreError> {
+    const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
+    let here = crate::agent::collect::process::xcomp_perm();
+    for bit in 0..64u64 {
+        if manifest.process.xcomp_perm & !here & (1 << bit) != 0 {
+            // SAFETY: no pointers.
+            let ret = unsafe { syscall!(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, bit) };
+            if ret != 0 {
+                return Err(RestoreError::Features(-ret as i32));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Attributes that threads inherit when they are born.
+fn process_attributes(manifest: &Manifest) {
+    let process = &manifest.process;
+    // SAFETY: no pointers; what is not permitted here is left as it is.
+    unsafe {
+        syscall!(libc::SYS_personality, process.personality);
+        if process.no_new_privs {
+            syscall!(libc::SYS_prctl, libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        }
+        if process.child_subreaper {
+            syscall!(libc::SYS_prctl, libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+        }
+        if process.thp_disable {
+            syscall!(libc::SYS_prctl, libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
+        }
+    }
+    if process.oom_score_adj != 0 {
+        let _ = std::fs::write("/proc/self/oom_score_adj", process.oom_score_adj.to_string());
+    }
+}
+
+/// glibc's rseq registration of this very thread.
+fn own_rseq() -> (u64, u32) {
+    let mut fs = 0u64;
+    // SAFETY: the kernel fills one word (ARCH_GET_FS).
+    unsafe { syscall!(libc::SYS_arch_prctl, 0x1003, &mut fs) };
+    rseq_area(fs)
+}
+
+fn is_noexec(fd: i32) -> bool {
+    // SAFETY: all-zero is a valid statfs buffer; the kernel fills it.
+    unsafe {
+        let mut st: libc::statvfs = std::mem::zeroed();
+        libc::fstatvfs(fd, &mut st) == 0 && st.f_flag & libc::ST_NOEXEC != 0
+    }
+}
+
+fn can_write(path: &[u8]) -> bool {
+    std::fs::OpenOptions::new().read(true).write(true).open(os(path)).is_ok()
+}
+
+/// A memfd with the contents of a shared object that no descriptor refers to.
+fn rebuild_object(object: &SharedObject, image_fd: i32) -> Result<i32, RestoreError> {
+    let fail = |error| RestoreError::Shared { name: String::from_utf8_lossy(&object.name).into_owned(), error };
+    let name = object.name.strip_prefix(b"/memfd:").unwrap_or(b"ckpt-shared");
+    let name = std::ffi::CString::new(name).unwrap_or_default();
+    // SAFETY: a NUL-terminated name.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(fail(std::io::Error::last_os_error()));
+    }
+    // High, out of the way of the image's descriptors, which are all in place.
+    // SAFETY: descriptors of ours.
+    let high = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 1 << 19) };
+    let fd = if high >= 0 {
+        // SAFETY: as above.
+        unsafe { libc::close(fd) };
+        high
+    } else {
+        fd
+    };
+    // SAFETY: the descriptor was just made and is owned by nobody else.
+    let file = std::mem::ManuallyDrop::new(std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) }));
+    file.set_len(object.size).map_err(fail)?;
+    copy_extents(&object.extents, image_fd, &file).map_err(fail)?;
+    Ok(fd)
+}
+
+/// Copies contents from the image to a file at the extents' `addr`.
+pub fn copy_extents(extents: &[Extent], image_fd: i32, file: &std::fs::File) -> std::io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    // SAFETY: borrowed for the duration of this call.
+    let image = std::mem::ManuallyDrop::new(unsafe { std::fs::File::from_raw_fd(image_fd) });
+    let mut buffer = vec![0u8; 1 << 20];
+    for e in extents {
+        let (mut done, len) = (0, e.npages * 4096);
+        while done < len {
+            let n = ((len - done) as usize).min(buffer.len());
+            image.read_exact_at(&mut buffer[..n], e.offset + done)?;
+            file.write_all_at(&buffer[..n], e.addr + done)?;
+            done += n as u64;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! The same process id again: where permitted, the image is restored in a child that
+//! gets the old id (clone3 with set_tid), and the process that was started becomes
+//! its proxy: it forwards signals and ends as the child ends.
+//!
+//! Constructor of the new process, one thread. Uses std and libc freely.
+
+use ckpt_sys::syscall;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::{Duration, Instant};
+
+/// What became of the attempt.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// This process has the old id now (it already had, or it is the child).
+    Same,
+    /// Not permitted, or the id is taken: ids must be translated.
+    Other,
+}
+
+/// `struct clone_args` up to set_tid_size (clone3(2)).
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+}
+
+/// A killed process stays a zombie until its parent reaps it; pid 1 can be slow.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Tries to become process `pid`. Returns in the process that is to be restored; the
+/// starter stays inside, as the proxy, until the end.
+pub fn become_pid(pid: i32) -> Identity {
+    // SAFETY: no arguments.
+    let own = unsafe { syscall!(libc::SYS_getpid) } as i32;
+    if own == pid {
+        return Identity::Same;
+    }
+    let set_tid = [pid];
+    let args = CloneArgs {
+        exit_signal: libc::SIGCHLD as u64,
+        set_tid: set_tid.as_ptr() as u64,
+        set_tid_size: 1,
+        ..CloneArgs::default()
+    };
+    let started = Instant::now();
+    loop {
+        // SAFETY: clone3 without CLONE_VM is a fork: the child continues here on a
+        // copy of this stack.
+        let ret = unsafe { syscall!(libc::SYS_clone3, &args, size_of::<CloneArgs>()) };
+        match ret {
+            0 => {
+                // SAFETY: plain system calls. The program dies with its proxy: a user who
+                // kills the process that was started means the program.
+                unsafe {
+                    syscall!(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                    if syscall!(libc::SYS_getppid) as i32 != own {
+                        syscall!(libc::SYS_exit_group, 125);
+                    }
+                }
+                return Identity::Same;
+            }
+            child if child > 0 => stand_in_for(child as i32),
+            error if error == -(libc::EEXIST as isize) && started.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            _ => return Identity::Other,
+        }
+    }
+}
+
+static CHILD: AtomicI32 = AtomicI32::new(0);
+
+/// Signals from a terminal reach the child directly (same process group); what a
+/// process sent to the proxy alone is passed on.
+unsafe extern "C" fn forward(signo: i32, info: *mut libc::siginfo_t, _uc: *mut libc::c_void) {
+    // SAFETY: the kernel passes a valid siginfo.
+    let from_kernel = unsafe { (*info).si_code } > 0;
+    if !from_kernel {
+        // SAFETY: no pointers.
+        unsafe { syscall!(libc::SYS_kill, CHILD.load(Ordering::Relaxed), signo) };
+    }
+}
+
+fn stand_in_for(child: i32) -> ! {
+    CHILD.store(child, Ordering::Relaxed);
+    let keep_default = [
+        libc::SIGKILL,
+        libc::SIGSTOP,
+        libc::SIGCHLD,
+        libc::SIGSEGV,
+        libc::SIGBUS,
+        libc::SIGTTIN,
+        libc::SIGTTOU,
+        32,
+        33,
+    ];
+    // SAFETY: plain system calls with valid structs; this process has one thread and
+    // will do nothing but wait.
+    unsafe {
+        for signo in (1..=64).filter(|s| !keep_default.contains(s)) {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = forward as *const () as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
+            libc::sigaction(signo, &action, std::ptr::null_mut());
+        }
+        let none = 0u64;
+        syscall!(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &none, 0, 8);
+        // The program's descriptors are the child's alone: a pipe must end when it ends.
+        syscall!(libc::SYS_close_range, 0, u32::MAX, 0);
+        loop {
+            let mut status = 0;
+            let got = syscall!(
+                libc::SYS_wait4,
+                child,
+                &mut status,
+                libc::WUNTRACED | libc::WCONTINUED | libc::__WALL,
+                0
+            );
+            if got == -(libc::EINTR as isize) {
+                continue;
+            }
+            if got < 0 {
+                syscall!(libc::SYS_exit_group, 125);
+            }
+            if libc::WIFSTOPPED(status) {
+                syscall!(libc::SYS_kill, syscall!(libc::SYS_getpid), libc::SIGSTOP);
+                syscall!(libc::SYS_kill, child, libc::SIGCONT);
+            } else if libc::WIFEXITED(status) {
+                syscall!(libc::SYS_exit_group, libc::WEXITSTATUS(status));
+            } else if libc::WIFSIGNALED(status) {
+                end_by(libc::WTERMSIG(status));
+            }
+        }
+    }
+}
+
+/// Ends as the child did, without a second core file.
+unsafe fn end_by(signo: i32) -> ! {
+    // SAFETY: plain system calls; the default action of `signo` ends the process.
+    unsafe {
+        syscall!(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 0);
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = libc::SIG_DFL;
+        libc::sigaction(signo, &action, std::ptr::null_mut());
+        syscall!(libc::SYS_kill, syscall!(libc::SYS_getpid), signo);
+        syscall!(libc::SYS_exit_group, 128 + signo);
+    }
+    unreachable!("exit_group does not return")
+}

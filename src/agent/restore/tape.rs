@@ -1,0 +1,283 @@
+//! The tape: the system calls by which the restorer rebuilds the memory image.
+//!
+//! Prepared here in ordinary Rust, played by the blob once everything else is
+//! unmapped (ckpt-sys/blob/restorer.c). Contents are mapped from the image file
+//! (lazy) or read (eager, and small or special ranges).
+
+use super::area::Area;
+use super::descriptors::Late;
+use crate::agent::collect::memory::PAGE;
+use crate::image::state::{Extent, Manifest, SharedKind, VmaKind, VmaState, vma_flag};
+use ckpt_sys::blob::{OP_FIXED_RESULT, OP_KEEP_FD, OP_MAY_FAIL, OP_READ_FULL, TapeOp, op_fd_arg};
+
+/// Extents smaller than this are read, not mapped: a mapping costs two VMAs.
+const MAP_MIN_PAGES: u64 = 4;
+
+/// How the image's memory is brought back.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Map contents from the image instead of reading them.
+    pub lazy: bool,
+    /// The image's file system forbids PROT_EXEC.
+    pub noexec: bool,
+    /// vm.max_map_count.
+    pub max_maps: u64,
+    pub image_fd: i32,
+}
+
+#[derive(Debug, Default)]
+pub struct Tape {
+    pub ops: Vec<TapeOp>,
+    /// Ranges that stay mappings of the image file.
+    pub mapped: Vec<(u64, u64)>,
+}
+
+const PROT_READ: u64 = libc::PROT_READ as u64;
+const PROT_WRITE: u64 = libc::PROT_WRITE as u64;
+
+impl Tape {
+    fn op(&mut self, nr: i64, flags: u32, arg: [u64; 6]) {
+        self.ops.push(TapeOp { nr: nr as u32, flags, arg });
+    }
+
+    fn mmap(&mut self, start: u64, len: u64, prot: u64, flags: i32, fd: i64, offset: u64) {
+        let flags = (flags | libc::MAP_FIXED) as u64;
+        self.op(libc::SYS_mmap, OP_FIXED_RESULT, [start, len, prot, flags, fd as u64, offset]);
+    }
+
+    fn read(&mut self, fd: i32, addr: u64, len: u64, offset: u64) {
+        self.op(libc::SYS_pread64, OP_READ_FULL, [fd as u64, addr, len, offset, 0, 0]);
+    }
+
+    fn map_file(&mut self, area: &mut Area, path: &[u8], write: bool, vma: &VmaState, flags: i32, offset: u64) {
+        let path = area.put_path(path);
+        let mode = if write { libc::O_RDWR } else { libc::O_RDONLY } | libc::O_CLOEXEC;
+        let at_cwd = libc::AT_FDCWD as i64 as u64;
+        self.op(libc::SYS_openat, OP_KEEP_FD, [at_cwd, path, mode as u64, 0, 0, 0]);
+        let flags = (flags | libc::MAP_FIXED) as u64;
+        let arg = [vma.start, vma.end - vma.start, vma.prot as u64, flags, 0, offset];
+        self.op(libc::SYS_mmap, OP_FIXED_RESULT | op_fd_arg(4), arg);
+        self.op(libc::SYS_close, op_fd_arg(0), [0; 6]);
+    }
+}
+
+/// May this range be a mapping of the image file?
+fn mappable(vma: &VmaState, options: &Options) -> bool {
+    let special = vma_flag::WIPEONFORK | vma_flag::HUGETLB | vma_flag::LOCKED | vma_flag::MERGEABLE;
+    options.lazy
+        && matches!(vma.kind, VmaKind::Anon | VmaKind::Heap)
+        && vma.flags & special == 0
+        && !(options.noexec && vma.prot & libc::PROT_EXEC as u32 != 0)
+}
+
+/// The smallest extent to be mapped, so that the map count stays below the limit.
+fn map_threshold(manifest: &Manifest, options: &Options) -> u64 {
+    let budget = (options.max_maps * 6 / 10).saturating_sub(manifest.memory.vmas.len() as u64) / 2;
+    let mut threshold = MAP_MIN_PAGES;
+    while manifest.memory.extents.iter().filter(|e| e.npages >= threshold).count() as u64 > budget {
+        threshold *= 2;
+    }
+    threshold
+}
+
+/// Writes the tape for all memory of the image. `shared_fd(object)` is a descriptor
+/// of a shared object that has been made already.
+pub fn memory(
+    manifest: &Manifest,
+    options: &Options,
+    area: &mut Area,
+    shared_fd: &dyn Fn(usize) -> Option<i32>,
+    writable: &dyn Fn(&[u8]) -> bool,
+) -> Tape {
+    let mut tape = Tape::default();
+    let threshold = map_threshold(manifest, options);
+    let mut extents = manifest.memory.extents.iter().copied().peekable();
+    for vma in &manifest.memory.vmas {
+        let (start, len) = (vma.start, vma.end - vma.start);
+        let prot = vma.prot as u64;
+        let mut inside: Vec<Extent> = Vec::new();
+        while let Some(extent) = extents.next_if(|e| e.addr < vma.end) {
+            inside.push(extent);
+        }
+        let lazy = |e: &Extent| mappable(vma, options) && e.npages >= threshold;
+        let mut contents_read = inside.iter().any(|e| !lazy(e));
+        let noreserve = if vma.flags & vma_flag::NORESERVE != 0 { libc::MAP_NORESERVE } else { 0 };
+        let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | noreserve;
+        let open_prot = if contents_read { prot | PROT_WRITE } else { prot };
+        let mut given = open_prot;
+        match &vma.kind {
+            VmaKind::Anon | VmaKind::Heap => tape.mmap(start, len, open_prot, anonymous, -1, 0),
+            VmaKind::Stack => {
+                given = prot | PROT_WRITE;
+                tape.mmap(start, len, given, anonymous | libc::MAP_GROWSDOWN, -1, 0);
+            }
+            VmaKind::FilePrivate { path, offset } => {
+                let opened = VmaState { prot: open_prot as u32, ..vma.clone() };
+                tape.map_file(area, path, false, &opened, libc::MAP_PRIVATE | noreserve, *offset);
+            }
+            VmaKind::FileShared { path, offset, .. } => {
+                given = prot;
+                tape.map_file(area, path, writable(path), vma, libc::MAP_SHARED, *offset);
+            }
+            VmaKind::Shared { object, offset } => match shared_fd(*object as usize) {
+                Some(fd) => {
+                    given = prot;
+                    tape.mmap(start, len, prot, libc::MAP_SHARED, fd as i64, *offset);
+                }
+                None => {
+                    given = prot | PROT_READ | PROT_WRITE;
+                    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | noreserve;
+                    tape.mmap(start, len, given, flags, -1, 0);
+                    for e in &manifest.memory.shared[*object as usize].extents {
+                        if e.addr >= *offset && e.addr < *offset + len {
+                            tape.read(options.image_fd, start + (e.addr - offset), e.npages * PAGE, e.offset);
+                        }
+                    }
+                }
+            },
+        }
+        for e in &inside {
+            if lazy(e) {
+                tape.mmap(
+                    e.addr,
+                    e.npages * PAGE,
+                    given,
+                    libc::MAP_PRIVATE | noreserve,
+                    options.image_fd as i64,
+                    e.offset,
+                );
+                tape.mapped.push((e.addr, e.addr + e.npages * PAGE));
+            } else {
+                contents_read = true;
+                tape.read(options.image_fd, e.addr, e.npages * PAGE, e.offset);
+            }
+        }
+        if given != prot {
+            tape.op(libc::SYS_mprotect, 0, [start, len, prot, 0, 0, 0]);
+        }
+        let _ = contents_read;
+        advise(&mut tape, vma);
+    }
+    tape
+}
+
+/// Brings back the VmFlags that madvise(2) and mlock2(2) set.
+fn advise(tape: &mut Tape, vma: &VmaState) {
+    let advices = [
+        (vma_flag::HUGEPAGE, libc::MADV_HUGEPAGE),
+        (vma_flag::NOHUGEPAGE, libc::MADV_NOHUGEPAGE),
+        (vma_flag::DONTFORK, libc::MADV_DONTFORK),
+        (vma_flag::DONTDUMP, libc::MADV_DONTDUMP),
+        (vma_flag::WIPEONFORK, libc::MADV_WIPEONFORK),
+        (vma_flag::MERGEABLE, libc::MADV_MERGEABLE),
+        (vma_flag::RANDOM, libc::MADV_RANDOM),
+        (vma_flag::SEQUENTIAL, libc::MADV_SEQUENTIAL),
+    ];
+    let (start, len) = (vma.start, vma.end - vma.start);
+    for (flag, advice) in advices {
+        if vma.flags & flag != 0 {
+            tape.op(libc::SYS_madvise, OP_MAY_FAIL, [start, len, advice as u64, 0, 0, 0]);
+        }
+    }
+    if vma.flags & vma_flag::LOCKED != 0 {
+        let on_fault = (vma.flags & vma_flag::LOCKONFAULT != 0) as u64;
+        tape.op(libc::SYS_mlock2, OP_MAY_FAIL, [start, len, on_fault, 0, 0, 0]);
+    }
+}
+
+/// `struct prctl_mm_map`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct PrctlMmMap {
+    fields: [u64; 11],
+    auxv: u64,
+    auxv_size: u32,
+    exe_fd: i32,
+}
+
+/// The mm fields (prctl(2), PR_SET_MM_MAP: works without privilege when exe_fd is -1)
+/// and the signal actions.
+pub fn process(tape: &mut Tape, manifest: &Manifest, area: &mut Area) {
+    let mm = &manifest.process.mm;
+    let auxv = area.put(&manifest.process.auxv);
+    let map = PrctlMmMap {
+        fields: [
+            mm.start_code,
+            mm.end_code,
+            mm.start_data,
+            mm.end_data,
+            mm.start_brk,
+            mm.brk,
+            mm.start_stack,
+            mm.arg_start,
+            mm.arg_end,
+            mm.env_start,
+            mm.env_end,
+        ],
+        auxv,
+        auxv_size: manifest.process.auxv.len() as u32,
+        exe_fd: -1,
+    };
+    let map = area.put_slice(&[map]);
+    const PR_SET_MM: u64 = 35;
+    const PR_SET_MM_MAP: u64 = 14;
+    tape.op(libc::SYS_prctl, 0, [PR_SET_MM, PR_SET_MM_MAP, map, size_of::<PrctlMmMap>() as u64, 0, 0]);
+    for (k, action) in manifest.signals.actions.iter().enumerate() {
+        let signo = k as u64 + 1;
+        if signo == libc::SIGKILL as u64 || signo == libc::SIGSTOP as u64 {
+            continue;
+        }
+        let at = area.put_slice(&[*action]);
+        tape.op(libc::SYS_rt_sigaction, 0, [signo, at, 0, 8, 0, 0]);
+    }
+}
+
+/// Work on descriptors that had to wait for the memory map: it needs the program's
+/// own descriptor table, which the helper does not share.
+pub fn late(tape: &mut Tape, work: &Late) {
+    const F_ADD_SEALS: u64 = libc::F_ADD_SEALS as u64;
+    match work {
+        Late::Seals { fd, seals } => {
+            tape.op(libc::SYS_fcntl, OP_MAY_FAIL, [*fd as u64, F_ADD_SEALS, *seals as u64, 0, 0, 0]);
+        }
+        // The thread does not exist yet: the process is the owner.
+        Late::Owner { fd, owner } => {
+            tape.op(libc::SYS_fcntl, OP_MAY_FAIL, [*fd as u64, libc::F_SETOWN as u64, owner.1 as u64, 0, 0, 0]);
+        }
+    }
+}
+
+/// Bytes of the area that the tape's strings and structs need at most.
+pub fn area_needed(manifest: &Manifest) -> u64 {
+    let paths: usize = manifest
+        .memory
+        .vmas
+        .iter()
+        .map(|vma| match &vma.kind {
+            VmaKind::FilePrivate { path, .. } | VmaKind::FileShared { path, .. } => path.len() + 65,
+            _ => 0,
+        })
+        .sum();
+    let vmas = manifest.memory.vmas.len() * 14;
+    let shared: usize = manifest.memory.shared.iter().map(|o| o.extents.len() * 4).sum();
+    let ops = vmas + manifest.memory.extents.len() * 2 + shared + 200;
+    let actions = 64 * 64;
+    (paths + ops * size_of::<TapeOp>() + actions + manifest.process.auxv.len() + 4096) as u64
+}
+
+/// Shared objects that several ranges map, or that have a descriptor, need a file of
+/// their own; a single anonymous mapping does not.
+pub fn needs_file(manifest: &Manifest, object: usize) -> bool {
+    let uses = manifest
+        .memory
+        .vmas
+        .iter()
+        .filter(|vma| matches!(vma.kind, VmaKind::Shared { object: o, .. } if o as usize == object))
+        .count();
+    let first_at_zero = manifest
+        .memory
+        .vmas
+        .iter()
+        .any(|vma| matches!(vma.kind, VmaKind::Shared { object: o, offset: 0 } if o as usize == object));
+    manifest.memory.shared[object].kind != SharedKind::Anonymous || uses != 1 || !first_at_zero
+}

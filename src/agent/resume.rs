@@ -1,0 +1,379 @@
+//! What runs in the image's own code once the restorer has rebuilt the memory.
+//!
+//! [`after_restore`] is the new helper thread: it finishes what needs the new thread
+//! ids (timers, pending signals, scheduling), resets the agent's state and opens the
+//! barrier. [`resume_thread`] runs in each of the program's threads, on its own
+//! stack, and returns into the saved frame. The addresses of both are in the
+//! manifest, since this code is part of the image.
+
+use crate::agent::callsites::restart;
+use crate::agent::collect::signals::put_back;
+use crate::agent::collect::threads::{SCHED_ATTR_SIZE, SCHED_FLAG_RESET_ON_FORK, SchedAttr};
+use crate::agent::hooks;
+use crate::agent::region::{self, Region};
+use crate::agent::state::AGENT;
+use crate::agent::{heap, helper, log, request, settings, state, stop};
+use crate::image::codec;
+use crate::image::state::{Manifest, PendingSignal, PosixTimer, ProcessState, SchedState, ThreadState, TimerState};
+use ckpt_sys::blob::{RestorerArgs, RestorerThread};
+use ckpt_sys::syscall;
+use ckpt_sys::thread::sigreturn_to;
+use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// What the blob hands to the new helper; lies in the area.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct HelperArgs {
+    pub restorer: u64,
+    pub region: u64,
+    /// The part of the area to be unmapped in the end.
+    pub scratch: (u64, u64),
+    /// The encoded [`Payload`].
+    pub payload: (u64, u64),
+    /// Thread pointer of some thread of the image.
+    pub main_fs: u64,
+}
+
+/// What a thread sets for itself; lies in the area.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct ThreadRecord {
+    name: [u8; 16],
+    timer_slack_ns: u64,
+    pdeathsig: i32,
+}
+
+impl ThreadRecord {
+    pub fn of(thread: &ThreadState) -> ThreadRecord {
+        let mut name = [0u8; 16];
+        let n = thread.name.len().min(15);
+        name[..n].copy_from_slice(&thread.name[..n]);
+        ThreadRecord { name, timer_slack_ns: thread.timer_slack_ns, pdeathsig: thread.pdeathsig }
+    }
+}
+
+/// A thread's state that its helper sets from outside.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ThreadRest {
+    pub tid: i32,
+    pub sched: SchedState,
+    pub pending: Vec<PendingSignal>,
+}
+
+/// What the restored process must know besides its memory.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Payload {
+    pub threads: Vec<ThreadRest>,
+    pub pending: Vec<PendingSignal>,
+    pub timers: TimerState,
+    pub process: ProcessState,
+    /// Ranges that are mappings of the image file, and which file that is.
+    pub mapped: Vec<(u64, u64)>,
+    pub image_file: (u64, u64),
+    /// The environment of the new start, as far as the library reads it.
+    pub env: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Where the generation came from: the job's directory and its number.
+    pub job_dir: Vec<u8>,
+    pub job_key: Vec<u8>,
+    pub store_root: Vec<u8>,
+    pub generation: u64,
+    /// Descriptors that the new process was started with: (fd, dev, ino).
+    pub inherited: Vec<(i32, u64, u64)>,
+    /// CLOCK_MONOTONIC at the constructor's start, for the log.
+    pub started_ns: u64,
+}
+
+impl Payload {
+    /// Copies what the helper needs from the manifest.
+    pub fn take_from(&mut self, manifest: &Manifest) {
+        self.threads = manifest
+            .threads
+            .iter()
+            .map(|t| ThreadRest { tid: t.tid, sched: t.sched.clone(), pending: t.pending.clone() })
+            .collect();
+        self.pending = manifest.signals.pending.clone();
+        self.timers = manifest.timers.clone();
+        self.process = manifest.process.clone();
+        self.process.auxv.clear();
+    }
+
+    /// Remembers which file the lazy ranges map.
+    pub fn set_image_file(&mut self, fd: i32) {
+        // SAFETY: all-zero is a valid stat buffer; the kernel fills it.
+        unsafe {
+            let mut st: libc::stat = std::mem::zeroed();
+            if syscall!(libc::SYS_fstat, fd, &mut st) == 0 {
+                self.image_file = (st.st_dev, st.st_ino);
+            }
+        }
+    }
+}
+
+/// Futex: threads that have left the area.
+static RESUMED: AtomicU32 = AtomicU32::new(0);
+
+const FUTEX_WAIT_PRIVATE: i32 = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+const FUTEX_WAKE_PRIVATE: i32 = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
+
+/// The entry of each restored thread, on its own stack below its saved frame.
+pub extern "C" fn resume_thread(uc: *mut libc::ucontext_t, interrupted: u64, record: *const ThreadRecord) -> ! {
+    // SAFETY: the blob passes what the manifest says; the record lies in the area,
+    // which stays mapped until every thread has counted itself out below.
+    unsafe {
+        syscall!(libc::SYS_prctl, libc::PR_SET_NAME, &(*record).name);
+        syscall!(libc::SYS_prctl, libc::PR_SET_TIMERSLACK, (*record).timer_slack_ns);
+        if (*record).pdeathsig != 0 {
+            syscall!(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, (*record).pdeathsig);
+        }
+        if interrupted != 0 {
+            let pending = &*(interrupted as *const restart::Interrupted);
+            restart::finish(uc, pending, stop::STOPPED_AT_NS.load(Ordering::SeqCst));
+        }
+        RESUMED.fetch_add(1, Ordering::SeqCst);
+        syscall!(libc::SYS_futex, &RESUMED, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0);
+        sigreturn_to(uc)
+    }
+}
+
+/// The entry of the new helper thread.
+pub extern "C" fn after_restore(args: *const HelperArgs) -> ! {
+    // SAFETY: `args` and all it points to lie in the area; every program thread waits
+    // at the barrier, so this thread has the agent's state for itself.
+    unsafe {
+        let args = *args;
+        let region = args.region as *mut Region;
+        adopt_dtv(region, args.main_fs);
+        region::publish(args.region);
+        helper::take_over(region);
+        stop::reset_after_restore();
+        request::reset_after_restore();
+        RESUMED.store(0, Ordering::SeqCst);
+        let restorer = &*(args.restorer as *const RestorerArgs);
+        wait_at_least(&restorer.ready, expected_threads(restorer));
+        let bytes = std::slice::from_raw_parts(args.payload.0 as *const u8, args.payload.1 as usize);
+        match codec::decode::<Payload>(bytes) {
+            Ok(payload) => rebuild(restorer, &payload),
+            // Same build, same memory: cannot happen. The program still runs on.
+            Err(error) => log::line(format_args!("restored state unreadable: {error}")),
+        }
+        helper::mark_running();
+        restorer.go.store(1, Ordering::SeqCst);
+        syscall!(libc::SYS_futex, &restorer.go, FUTEX_WAKE_PRIVATE, i32::MAX, 0, 0, 0);
+        wait_at_least(&RESUMED, restorer.nthreads as u32);
+        // The initial thread of a process whose leader had exited ends in the area;
+        // the kernel clears the word when it is gone.
+        while restorer.leader_word.load(Ordering::SeqCst) != 0 {
+            let pause = [0u64, 100_000];
+            syscall!(libc::SYS_nanosleep, &pause, 0);
+        }
+        let stages = restorer.stage_ns;
+        let us = |a: usize, b: usize| (stages[b] - stages[a]) / 1000;
+        log::line(format_args!(
+            "restored: unmap {} us, map {} us, threads {} us, all {} us",
+            us(0, 1),
+            us(1, 2),
+            us(2, 3),
+            (stop::now_ns() - stages[0]) / 1000
+        ));
+        syscall!(libc::SYS_munmap, args.scratch.0, args.scratch.1);
+    }
+    helper::live(helper::Life::Restored)
+}
+
+fn expected_threads(restorer: &RestorerArgs) -> u32 {
+    restorer.nthreads as u32
+}
+
+fn wait_at_least(word: &AtomicU32, count: u32) {
+    loop {
+        let now = word.load(Ordering::SeqCst);
+        if now >= count {
+            return;
+        }
+        let timeout = [0u64, 10_000_000];
+        // SAFETY: a futex word of ours and a valid timespec.
+        unsafe { syscall!(libc::SYS_futex, word, FUTEX_WAIT_PRIVATE, now, &timeout, 0, 0) };
+    }
+}
+
+/// The helper's dynamic TLS table takes the image's generation, so that lookups stay
+/// on the fast path.
+///
+/// # Safety
+/// `region` is laid out; `fs` is the thread pointer of a glibc thread of the image.
+unsafe fn adopt_dtv(region: *mut Region, fs: u64) {
+    // SAFETY: per contract: fs:8 is the thread's dtv, its first word the generation.
+    unsafe {
+        let dtv = *((*region).tls as *const u64).add(1) as *mut u64;
+        if fs != 0 {
+            *dtv = **((fs + 8) as *const *const u64);
+        }
+    }
+}
+
+/// Everything that needs the new threads to exist.
+fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
+    // SAFETY: the blob's thread table lies in the area.
+    let threads = unsafe {
+        std::slice::from_raw_parts(restorer.threads as *const RestorerThread, restorer.nthreads as usize)
+    };
+    // SAFETY: no arguments.
+    let real_pid = unsafe { syscall!(libc::SYS_getpid) } as i32;
+    AGENT.real_pid.store(real_pid, Ordering::SeqCst);
+    let pid = payload.process.pid;
+    AGENT.pid.store(pid, Ordering::SeqCst);
+    let pairs: Vec<(i32, i32)> = threads.iter().map(|t| (t.tid, t.new_tid)).collect();
+    let translated = real_pid != pid || pairs.iter().any(|(old, new)| old != new);
+    AGENT.ids_translated.store(translated, Ordering::SeqCst);
+    // SAFETY: every other thread waits at the barrier.
+    unsafe {
+        heap::in_agent_heap(|| {
+            hooks::after_restore(&hooks::Restored {
+                pairs: &pairs,
+                old_pid: pid,
+                new_pid: real_pid,
+                mapped: &payload.mapped,
+                image_file: payload.image_file,
+                pgid: payload.process.pgid,
+                sid: payload.process.sid,
+            });
+            settings::adopt(payload);
+        });
+        let _ = state::wake();
+    }
+    let real = |tid: i32| pairs.iter().find(|(old, _)| *old == tid).map_or(tid, |(_, new)| *new);
+    for thread in &payload.threads {
+        let tid = real(thread.tid);
+        set_sched(tid, &thread.sched);
+        for signal in &thread.pending {
+            put_back(signal, tid);
+        }
+    }
+    for signal in &payload.pending {
+        put_back(signal, 0);
+    }
+    for &(resource, soft, hard) in &payload.process.rlimits {
+        set_rlimit(resource, soft, hard);
+    }
+    // SAFETY: no pointers.
+    unsafe { syscall!(libc::SYS_prctl, libc::PR_SET_DUMPABLE, payload.process.dumpable.min(1), 0, 0, 0) };
+    set_timers(&payload.timers, &real);
+}
+
+fn set_sched(tid: i32, sched: &SchedState) {
+    let attr = SchedAttr {
+        size: SCHED_ATTR_SIZE,
+        policy: sched.policy,
+        flags: if sched.reset_on_fork { SCHED_FLAG_RESET_ON_FORK } else { 0 },
+        nice: sched.nice,
+        priority: sched.priority as u32,
+        ..SchedAttr::default()
+    };
+    // SAFETY: valid structs; a policy or mask that is not permitted here is left out.
+    unsafe {
+        if *sched != SchedState::default() {
+            syscall!(libc::SYS_sched_setattr, tid, &attr, 0);
+        }
+        if !sched.affinity.is_empty() {
+            let len = sched.affinity.len() * 8;
+            syscall!(libc::SYS_sched_setaffinity, tid, len, sched.affinity.as_ptr());
+        }
+    }
+}
+
+/// Soft limits come back; a hard limit that is lower here stays as it is.
+fn set_rlimit(resource: u32, soft: u64, hard: u64) {
+    let mut now = [0u64; 2];
+    // SAFETY: valid structs.
+    unsafe {
+        if syscall!(libc::SYS_prlimit64, 0, resource, 0, &mut now) != 0 || now == [soft, hard] {
+            return;
+        }
+        let wanted = [soft, hard];
+        if syscall!(libc::SYS_prlimit64, 0, resource, &wanted, 0) != 0 {
+            let possible = [soft.min(now[1]), now[1].min(hard)];
+            syscall!(libc::SYS_prlimit64, 0, resource, &possible, 0);
+        }
+    }
+}
+
+fn split(ns: u64) -> (u64, u64) {
+    (ns / 1_000_000_000, ns % 1_000_000_000)
+}
+
+fn set_timers(timers: &TimerState, real: &dyn Fn(i32) -> i32) {
+    for (which, &(remaining, interval)) in timers.itimers.iter().enumerate() {
+        if remaining == 0 && interval == 0 {
+            continue;
+        }
+        let (value_s, value_ns) = split(remaining.max(1000));
+        let (interval_s, interval_ns) = split(interval);
+        let value = [interval_s, interval_ns / 1000, value_s, value_ns / 1000];
+        // SAFETY: a struct itimerval.
+        unsafe { syscall!(libc::SYS_setitimer, which, &value, 0) };
+    }
+    for timer in &timers.posix {
+        if let Err(errno) = make_timer(timer, real) {
+            log::line(format_args!("timer {} not restored: errno {errno}", timer.id));
+        }
+    }
+}
+
+/// `struct sigevent` as the kernel reads it.
+#[repr(C)]
+struct SigEvent {
+    value: u64,
+    signo: i32,
+    notify: i32,
+    tid: i32,
+    pad: [i32; 11],
+}
+
+/// prctl(2): timer_create uses the id given (Linux 6.15).
+const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
+/// Without that prctl ids are given in ascending order: so many are tried.
+const MAX_TRIES: i32 = 65536;
+
+/// Creates a POSIX timer with its old id (libc has it in memory) and sets it.
+fn make_timer(timer: &PosixTimer, real: &dyn Fn(i32) -> i32) -> Result<(), i32> {
+    let event = SigEvent {
+        value: timer.sigval,
+        signo: timer.signo,
+        notify: timer.notify,
+        tid: if timer.tid != 0 { real(timer.tid) } else { 0 },
+        pad: [0; 11],
+    };
+    // SAFETY: valid structs throughout.
+    unsafe {
+        let by_id = syscall!(libc::SYS_prctl, PR_TIMER_CREATE_RESTORE_IDS, 1, 0, 0, 0) == 0;
+        let mut id = timer.id;
+        let mut result = syscall!(libc::SYS_timer_create, timer.clock, &event, &mut id);
+        let mut tries = 0;
+        while !by_id && result == 0 && id != timer.id && tries < MAX_TRIES {
+            syscall!(libc::SYS_timer_delete, id);
+            result = syscall!(libc::SYS_timer_create, timer.clock, &event, &mut id);
+            tries += 1;
+        }
+        if by_id {
+            syscall!(libc::SYS_prctl, PR_TIMER_CREATE_RESTORE_IDS, 0, 0, 0, 0);
+        }
+        if result != 0 {
+            return Err(-result as i32);
+        }
+        if id != timer.id {
+            syscall!(libc::SYS_timer_delete, id);
+            return Err(libc::EEXIST);
+        }
+        if timer.remaining_ns != 0 {
+            let (value_s, value_ns) = split(timer.remaining_ns);
+            let (interval_s, interval_ns) = split(timer.interval_ns);
+            let value = [interval_s, interval_ns, value_s, value_ns];
+            let ret = syscall!(libc::SYS_timer_settime, id, 0, &value, 0);
+            if ret != 0 {
+                return Err(-ret as i32);
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! The settings in force and what the agent knows of its job; set by the constructor,
+//! and anew by the restored helper (the environment of the latest start counts).
+//!
+//! In the agent heap, thus in the image. Read by the helper; hooks only use the few
+//! atomics in `state`.
+
+use crate::agent::resume::Payload;
+use crate::agent::state::AGENT;
+use crate::agent::log;
+use crate::config::{Config, LogTarget};
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+/// Everything the helper starts from.
+#[derive(Debug)]
+pub struct Settings {
+    pub config: Config,
+    /// `(name, value)` of the variables that the configuration was read from.
+    pub env: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The job's key without an instance suffix.
+    pub job_key: Vec<u8>,
+    /// The store's root directory.
+    pub store_root: Vec<u8>,
+    /// Set after a restore: the directory of the job and the generation restored.
+    pub restored: Option<(Vec<u8>, u64)>,
+    /// Uid, gid, groups, seccomp at the start (`collect::process::credentials`).
+    pub credentials: Vec<u8>,
+    /// Descriptors that the process was started with: (fd, dev, ino).
+    pub inherited: Vec<(i32, u64, u64)>,
+}
+
+static SETTINGS: AtomicPtr<Settings> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Puts new settings in force; returns the old ones for dropping.
+///
+/// # Safety
+/// While nobody else reads them: constructor, or restored helper before the barrier
+/// opens; `settings` must be in the agent heap.
+pub unsafe fn publish(settings: Box<Settings>) {
+    let config = &settings.config;
+    AGENT.return_value.store(config.return_value, Ordering::SeqCst);
+    let path = match &config.log.target {
+        LogTarget::File(path) => Some(path.as_slice()),
+        LogTarget::Stderr => Some(&b"/dev/stderr"[..]),
+        LogTarget::Job => None,
+    };
+    // SAFETY: per contract.
+    unsafe { log::configure(path) };
+    let old = SETTINGS.swap(Box::into_raw(settings), Ordering::SeqCst);
+    if !old.is_null() {
+        // SAFETY: made by Box::into_raw above; nobody reads it any more.
+        drop(unsafe { Box::from_raw(old) });
+    }
+}
+
+/// The settings in force, `None` before the constructor.
+pub fn get() -> Option<&'static Settings> {
+    // SAFETY: published settings live until the next `publish`, which runs while
+    // nobody holds them.
+    unsafe { SETTINGS.load(Ordering::SeqCst).as_ref() }
+}
+
+/// The restored helper takes over the settings of the new start.
+///
+/// # Safety
+/// As for [`publish`].
+pub unsafe fn adopt(payload: &Payload) {
+    let Some(old) = get() else { return };
+    let pairs = payload.env.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
+    // The constructor has validated these very pairs.
+    let config = Config::from_env(pairs).unwrap_or_else(|_| old.config.clone());
+    let settings = Settings {
+        config,
+        env: payload.env.clone(),
+        job_key: payload.job_key.clone(),
+        store_root: payload.store_root.clone(),
+        restored: Some((payload.job_dir.clone(), payload.generation)),
+        credentials: old.credentials.clone(),
+        inherited: payload.inherited.clone(),
+    };
+    // SAFETY: forwarded contract.
+    unsafe { publish(Box::new(settings)) };
+}

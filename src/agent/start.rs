@@ -1,0 +1,173 @@
+//! The constructor: pre-execution (FIG. 5).
+//!
+//! Before main, one thread. Reads and validates the environment, wakes the agent,
+//! lays the call-site net, decides between a normal start and a recovery, and starts
+//! the clock in transparent mode. Called by `ckpt-preload`'s constructor; every
+//! process that loads the library pays for it, so it does as little as it can.
+
+use crate::agent::callsites;
+use crate::agent::collect::descriptors::inherited_now;
+use crate::agent::collect::process::credentials;
+use crate::agent::recover;
+use crate::agent::settings::{self, Settings};
+use crate::agent::state::{self, AGENT};
+use crate::agent::{exit, helper, log, refusal, request, stop};
+use crate::config::{Config, RestoreMethod};
+use crate::store::{self, JobKey};
+use ckpt_sys::syscall;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::Ordering;
+
+/// Exit status of a failure of our own (env(1) uses 125 as well).
+const OUR_FAILURE: i32 = 125;
+
+unsafe extern "C" {
+    static mut environ: *mut *mut libc::c_char;
+}
+
+/// One line on standard error and the documented exit status.
+pub fn give_up(message: std::fmt::Arguments<'_>) -> ! {
+    log::complain(message);
+    loop {
+        // SAFETY: ends the process before main; nothing of the program has run.
+        unsafe { syscall!(libc::SYS_exit_group, OUR_FAILURE) };
+    }
+}
+
+/// The environment as `(name, value)` slices.
+fn environment() -> Vec<(&'static [u8], &'static [u8])> {
+    let mut pairs = Vec::new();
+    // SAFETY: one thread; libc's environ is a NULL-terminated array of C strings.
+    unsafe {
+        let mut at = environ;
+        while !at.is_null() && !(*at).is_null() {
+            let entry = std::ffi::CStr::from_ptr(*at).to_bytes();
+            if let Some(eq) = entry.iter().position(|&b| b == b'=') {
+                pairs.push((&entry[..eq], &entry[eq + 1..]));
+            }
+            at = at.add(1);
+        }
+    }
+    pairs
+}
+
+/// Is this a variable that the configuration reads?
+fn is_ours(name: &[u8]) -> bool {
+    name.starts_with(b"CKPT_") || name == b"HOME" || name == b"XDG_STATE_HOME"
+}
+
+/// The whole of pre-execution. `rseq` is glibc's `(__rseq_offset, __rseq_size)`.
+///
+/// # Safety
+/// The constructor of libckpt.so, once, before any other thread exists.
+pub unsafe fn pre_execution(rseq: (i64, u32)) {
+    // SAFETY: no pointers. Law 6: nothing in a set-uid process.
+    if unsafe { libc::getauxval(libc::AT_SECURE) } != 0 {
+        return;
+    }
+    let env = environment();
+    let ours: Vec<_> = env.into_iter().filter(|(name, _)| is_ours(name)).collect();
+    let config = match Config::from_env(ours.iter().copied()) {
+        Ok(config) => config,
+        Err(error) => give_up(format_args!("{error}")),
+    };
+    // SAFETY: no arguments.
+    let pid = unsafe { syscall!(libc::SYS_getpid) } as i32;
+    // A process that a watched program started: the library is asleep in it. The
+    // same process after an exec is awake.
+    let owner = config.owner.as_deref().and_then(crate::agent::procfs::number);
+    if config.disable || owner.is_some_and(|owner| owner != pid as i64) {
+        return;
+    }
+    std::panic::set_hook(Box::new(helper::on_panic));
+    AGENT.pid.store(pid, Ordering::SeqCst);
+    AGENT.real_pid.store(pid, Ordering::SeqCst);
+    AGENT.rseq_offset.store(rseq.0, Ordering::SeqCst);
+    AGENT.rseq_size.store(rseq.1, Ordering::SeqCst);
+
+    let root = match store::store_root(&config) {
+        Ok(root) => root,
+        Err(error) => give_up(format_args!("{error}")),
+    };
+    let key = job_key(&config);
+    let own_env: Vec<(Vec<u8>, Vec<u8>)> = ours.iter().map(|(n, v)| (n.to_vec(), v.to_vec())).collect();
+    let inherited: Vec<(i32, u64, u64)> = inherited_now().iter().map(|i| (i.fd, i.dev, i.ino)).collect();
+    let settings = Settings {
+        config: config.clone(),
+        env: own_env,
+        job_key: key.as_str().as_bytes().to_vec(),
+        store_root: root.as_os_str().as_bytes().to_vec(),
+        restored: None,
+        credentials: credentials(pid),
+        inherited,
+    };
+    // SAFETY: one thread.
+    unsafe { settings::publish(Box::new(settings)) };
+
+    // A recovery replaces all memory: it needs none of what follows.
+    recover::try_recover(&config, &root, &key);
+
+    // SAFETY: constructor, one thread.
+    unsafe {
+        if let Err(errno) = state::wake().and_then(|()| stop::install_handler()) {
+            log::line(format_args!("no checkpoints: cannot set up the stop signal, errno {errno}"));
+            state::sleep();
+            return;
+        }
+    }
+    // SAFETY: constructor, once.
+    let report = unsafe { callsites::install(&callsites::InstallOptions { cache: Some(root.join("cache")) }) };
+    AGENT.net_installed.store(report.covers_libc(), Ordering::SeqCst);
+    if !report.covers_libc() {
+        log::line(format_args!("call-site net not laid: {:?}", report.objects));
+    }
+    refusal::set_wake(Some(helper::retire_for_hook));
+    exit::configure(config.keep_on_exit);
+    if let Some(signo) = config.trigger {
+        // SAFETY: constructor, one thread.
+        unsafe { request::install_trigger(signo) };
+    }
+    mark_owner(pid);
+    if config.interval.is_some() {
+        if let Err(errno) = helper::ensure() {
+            log::line(format_args!("no checkpoints: cannot start the helper thread, errno {errno}"));
+        }
+    }
+}
+
+/// Does this start map images lazily? Only where madvise and mremap are seen.
+pub fn lazy(config: &Config) -> bool {
+    config.restore == RestoreMethod::Lazy
+}
+
+fn job_key(config: &Config) -> JobKey {
+    let exe = crate::agent::procfs::read_link(b"/proc/self/exe").unwrap_or_default();
+    let cmdline = crate::agent::procfs::read_file(b"/proc/self/cmdline").unwrap_or_default();
+    let cwd = crate::agent::procfs::read_link(b"/proc/self/cwd").unwrap_or_default();
+    // SAFETY: no arguments.
+    let uid = unsafe { syscall!(libc::SYS_getuid) } as u32;
+    match &config.job {
+        Some(name) => JobKey::named(name),
+        None => JobKey::of_command(&exe, &cmdline, &cwd, uid),
+    }
+}
+
+/// Adds `CKPT_OWNER=<pid>` to the environment that children will get. The array is
+/// copied to our own memory: setenv(3) copes with an array it did not allocate.
+fn mark_owner(pid: i32) {
+    // SAFETY: one thread; the old array stays valid, the new one is never freed.
+    unsafe {
+        let mut entries: Vec<*mut libc::c_char> = Vec::new();
+        let mut at = environ;
+        while !at.is_null() && !(*at).is_null() {
+            if !std::ffi::CStr::from_ptr(*at).to_bytes().starts_with(b"CKPT_OWNER=") {
+                entries.push(*at);
+            }
+            at = at.add(1);
+        }
+        let mark = format!("CKPT_OWNER={pid}\0").into_bytes();
+        entries.push(Box::leak(mark.into_boxed_slice()).as_mut_ptr().cast());
+        entries.push(std::ptr::null_mut());
+        environ = Box::leak(entries.into_boxed_slice()).as_mut_ptr();
+    }
+}

@@ -1,0 +1,110 @@
+//! The forked writer: a child of the helper whose memory the kernel freezes by
+//! copy-on-write.
+//!
+//! It is a raw clone of the helper thread (no atfork handlers), with exit signal 0
+//! (no SIGCHLD, invisible to wait(2) without __WALL), the helper's descriptor table
+//! (nothing of the program's) and all signals blocked. It dies with the process.
+
+use crate::agent::exit;
+use crate::agent::snapshot::{Outcome, SnapshotError};
+use ckpt_sys::raw::check;
+use ckpt_sys::syscall;
+use std::sync::atomic::Ordering;
+
+/// What the child leaves in shared memory.
+#[repr(C)]
+struct Result_ {
+    ok: u32,
+    message_len: u32,
+    outcome: Outcome,
+    message: [u8; 512],
+}
+
+/// A writer at work.
+pub struct Writer {
+    pid: i32,
+    shared: *mut Result_,
+}
+
+/// Why there is no image.
+#[derive(Debug, thiserror::Error)]
+pub enum WriterError {
+    #[error("{0}")]
+    Failed(String),
+    #[error("the checkpoint's writer was killed by signal {0}")]
+    Killed(i32),
+}
+
+/// Forks a writer that runs `work` and leaves its result. `None` when the kernel
+/// refuses (memory, process limit): the caller writes during the stop instead.
+pub fn fork(work: impl FnOnce() -> Result<Outcome, SnapshotError>) -> Option<Writer> {
+    // SAFETY: a fresh shared page pair; the raw clone copies this thread only, which
+    // holds no lock; the child ends with exit_group.
+    unsafe {
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+        let page = check(syscall!(libc::SYS_mmap, 0, 4096, prot, flags, -1i32, 0)).ok()?;
+        let shared = page as *mut Result_;
+        let parent = syscall!(libc::SYS_getpid);
+        match syscall!(libc::SYS_clone, 0, 0, 0, 0, 0) {
+            0 => {
+                syscall!(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                if syscall!(libc::SYS_getppid) != parent {
+                    syscall!(libc::SYS_exit_group, 1);
+                }
+                syscall!(libc::SYS_prctl, libc::PR_SET_NAME, c"ckpt-writer".as_ptr());
+                match work() {
+                    Ok(outcome) => {
+                        (*shared).outcome = outcome;
+                        (*shared).ok = 1;
+                    }
+                    Err(error) => {
+                        let text = error.to_string();
+                        let n = text.len().min(512);
+                        (&mut (*shared).message)[..n].copy_from_slice(&text.as_bytes()[..n]);
+                        (*shared).message_len = n as u32;
+                    }
+                }
+                loop {
+                    syscall!(libc::SYS_exit_group, 0);
+                }
+            }
+            pid if pid > 0 => {
+                exit::WRITER_PID.store(pid as i32, Ordering::SeqCst);
+                Some(Writer { pid: pid as i32, shared })
+            }
+            _ => {
+                syscall!(libc::SYS_munmap, page, 4096);
+                None
+            }
+        }
+    }
+}
+
+impl Writer {
+    /// Waits for the end of the writer.
+    pub fn wait(self) -> Result<Outcome, WriterError> {
+        let mut status = 0i32;
+        // SAFETY: our own child; the shared page is ours.
+        unsafe {
+            loop {
+                let got = syscall!(libc::SYS_wait4, self.pid, &mut status, libc::__WALL, 0);
+                if got != -(libc::EINTR as isize) {
+                    break;
+                }
+            }
+            exit::WRITER_PID.store(0, Ordering::SeqCst);
+            let result = &*self.shared;
+            let outcome = if result.ok == 1 {
+                Ok(result.outcome)
+            } else if libc::WIFSIGNALED(status) {
+                Err(WriterError::Killed(libc::WTERMSIG(status)))
+            } else {
+                let n = (result.message_len as usize).min(512);
+                Err(WriterError::Failed(String::from_utf8_lossy(&result.message[..n]).into_owned()))
+            };
+            syscall!(libc::SYS_munmap, self.shared, 4096);
+            outcome
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Does a decoded manifest make sense? Whatever a restorer uses as an offset, an
+//! index or a range is checked here once, so that a wrong manifest (of another
+//! version, or made by hand) is refused before anything is unmapped.
+//!
+//! Pure code.
+
+use super::PAGE;
+use super::header::ParsedHeader;
+use super::state::{Extent, FileKind, Manifest, VmaKind};
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CheckError {
+    #[error("memory area {0} is empty, unaligned or out of order")]
+    Vma(usize),
+    #[error("{what}: extent {index} is unaligned, out of order or outside the data")]
+    Extent { what: &'static str, index: usize },
+    #[error("page data at {0:#x} belongs to no memory area")]
+    Stray(u64),
+    #[error("memory area {0} names shared object {1}, which does not exist")]
+    SharedObject(usize, u32),
+    #[error("descriptor {0} is out of order or names an open file that does not exist")]
+    Descriptor(i32),
+}
+
+/// Checks `manifest` against the header of the image that holds it.
+pub fn check_manifest(manifest: &Manifest, header: &ParsedHeader) -> Result<(), CheckError> {
+    let memory = &manifest.memory;
+    let mut end = 0;
+    for (index, vma) in memory.vmas.iter().enumerate() {
+        let aligned = vma.start % PAGE == 0 && vma.end % PAGE == 0;
+        if !aligned || vma.start < end || vma.end <= vma.start {
+            return Err(CheckError::Vma(index));
+        }
+        end = vma.end;
+        if let VmaKind::Shared { object, .. } = vma.kind
+            && object as usize >= memory.shared.len()
+        {
+            return Err(CheckError::SharedObject(index, object));
+        }
+    }
+    check_extents("memory", &memory.extents, header)?;
+    check_cover(manifest)?;
+    for object in &memory.shared {
+        check_extents("shared object", &object.extents, header)?;
+    }
+    for file in &manifest.descriptors.files {
+        if let FileKind::Unlinked { extents, .. } | FileKind::Memfd { extents, .. } = &file.kind {
+            check_extents("open file", extents, header)?;
+        }
+    }
+    let mut last = -1;
+    for descriptor in &manifest.descriptors.fds {
+        let exists = (descriptor.file as usize) < manifest.descriptors.files.len();
+        if descriptor.fd <= last || !exists {
+            return Err(CheckError::Descriptor(descriptor.fd));
+        }
+        last = descriptor.fd;
+    }
+    Ok(())
+}
+
+fn check_extents(
+    what: &'static str,
+    extents: &[Extent],
+    header: &ParsedHeader,
+) -> Result<(), CheckError> {
+    let data_end = header.data_offset + header.data_len;
+    let mut next_addr = 0;
+    for (index, extent) in extents.iter().enumerate() {
+        let len = extent.npages.checked_mul(PAGE);
+        let in_file = len
+            .and_then(|len| extent.offset.checked_add(len))
+            .is_some_and(|end| end <= data_end);
+        let addr_end = len.and_then(|len| extent.addr.checked_add(len));
+        let aligned = extent.addr % PAGE == 0 && extent.offset % PAGE == 0;
+        let sound = aligned
+            && in_file
+            && extent.npages > 0
+            && extent.offset >= header.data_offset
+            && extent.addr >= next_addr;
+        match addr_end {
+            Some(addr_end) if sound => next_addr = addr_end,
+            _ => return Err(CheckError::Extent { what, index }),
+        }
+    }
+    Ok(())
+}
+
+/// Every page of memory lies in some area; both lists ascend.
+fn check_cover(manifest: &Manifest) -> Result<(), CheckError> {
+    let mut vmas = manifest.memory.vmas.iter().peekable();
+    for extent in &manifest.memory.extents {
+        let end = extent.addr + extent.npages * PAGE;
+        let mut at = extent.addr;
+        while at < end {
+            match vmas.peek() {
+                Some(vma) if vma.end <= at => {
+                    vmas.next();
+                }
+                Some(vma) if vma.start <= at => at = vma.end.min(end),
+                _ => return Err(CheckError::Stray(at)),
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::super::state::*;
+    use super::*;
+
+    /// Two pages at 0x10000, stored from `offset` on; one descriptor.
+    pub(crate) fn sample_manifest(offset: u64) -> Manifest {
+        let mut manifest = Manifest::default();
+        manifest.identity.arch = "x86_64".into();
+        manifest.identity.uid = 1000;
+        manifest.process.pid = 77;
+        manifest.process.cwd = b"/tmp".to_vec();
+        manifest.process.exe = b"/bin/true".to_vec();
+        manifest.process.cmdline = b"true\0--sure\0".to_vec();
+        manifest.memory.vmas.push(VmaState {
+            start: 0x10000,
+            end: 0x14000,
+            prot: 3,
+            kind: VmaKind::Anon,
+            flags: 0,
+        });
+        manifest.memory.extents.push(Extent {
+            addr: 0x11000,
+            npages: 2,
+            offset,
+        });
+        manifest.descriptors.files.push(OpenFileState {
+            flags: 0,
+            pos: 0,
+            owner: (0, 0),
+            owner_sig: 0,
+            kind: FileKind::Device {
+                path: b"/dev/null".to_vec(),
+                rdev: 259,
+            },
+        });
+        manifest.descriptors.fds.push(DescriptorState {
+            fd: 0,
+            cloexec: false,
+            file: 0,
+        });
+        manifest
+    }
+
+    fn header() -> ParsedHeader {
+        *super::super::header::Header::build(1, 2 * PAGE, (8, 0), (4, 0))
+    }
+
+    fn refused(change: impl FnOnce(&mut Manifest)) -> CheckError {
+        let mut manifest = sample_manifest(PAGE);
+        check_manifest(&manifest, &header()).unwrap();
+        change(&mut manifest);
+        check_manifest(&manifest, &header()).unwrap_err()
+    }
+
+    #[test]
+    fn wrong_manifests_are_refused() {
+        let extent = |what| CheckError::Extent { what, index: 0 };
+        assert_eq!(
+            refused(|m| m.memory.extents[0].npages = 3),
+            extent("memory")
+        );
+        assert_eq!(
+            refused(|m| m.memory.extents[0].npages = u64::MAX / 8),
+            extent("memory")
+        );
+        assert_eq!(
+            refused(|m| m.memory.extents[0].offset = 0),
+            extent("memory")
+        );
+        assert_eq!(refused(|m| m.memory.extents[0].addr += 8), extent("memory"));
+        assert_eq!(
+            refused(|m| m.memory.extents[0].addr = 0x13000),
+            CheckError::Stray(0x14000)
+        );
+        assert_eq!(
+            refused(|m| m.memory.vmas[0].end = 0x10000),
+            CheckError::Vma(0)
+        );
+        assert_eq!(
+            refused(|m| m.memory.vmas[0].kind = VmaKind::Shared {
+                object: 0,
+                offset: 0
+            }),
+            CheckError::SharedObject(0, 0)
+        );
+        assert_eq!(
+            refused(|m| m.descriptors.fds[0].file = 1),
+            CheckError::Descriptor(0)
+        );
+    }
+}

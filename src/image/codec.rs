@@ -1,0 +1,148 @@
+//! Structs to bytes and back: the only file that names bincode.
+//!
+//! Bytes decoded here have passed a checksum before, and are decoded under a
+//! limit all the same: a damaged length must never become an allocation. Bytes
+//! left over are an error.
+//!
+//! A manifest region is a run of *sections*, so that later versions can add to it:
+//! `tag u32, version u32, length u64`, the payload, zeroes up to a multiple of 8.
+//! A reader refuses a tag it does not know unless the tag has [`OPTIONAL`] set.
+
+use super::state::Manifest;
+use serde::{Serialize, de::DeserializeOwned};
+
+/// No manifest or record is larger.
+pub const LIMIT: usize = 256 << 20;
+
+/// Sections with this bit in their tag may be skipped by a reader that does not know them.
+pub const OPTIONAL: u32 = 1 << 31;
+
+/// The section that holds [`Manifest`].
+const TAG_MANIFEST: u32 = 1;
+/// Its version: goes up with every change of the structs in `state`.
+pub const MANIFEST_VERSION: u32 = 1;
+
+const SECTION_HEAD: usize = 16;
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CodecError {
+    #[error("cannot encode: {0}")]
+    Encode(String),
+    #[error("cannot decode: {0}")]
+    Decode(String),
+    #[error("{0} bytes left over after the last field")]
+    Trailing(usize),
+    #[error("a section does not end inside its region")]
+    Section,
+    #[error("section {tag} version {version} is not known to this program")]
+    Unknown { tag: u32, version: u32 },
+    #[error("the manifest is missing")]
+    Missing,
+}
+
+fn config() -> impl bincode::config::Config {
+    bincode::config::standard().with_limit::<LIMIT>()
+}
+
+/// Encodes a value.
+pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
+    bincode::serde::encode_to_vec(value, config()).map_err(|e| CodecError::Encode(e.to_string()))
+}
+
+/// Decodes a value that fills `bytes` exactly.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+    let (value, used) = bincode::serde::decode_from_slice(bytes, config())
+        .map_err(|e| CodecError::Decode(e.to_string()))?;
+    if used != bytes.len() {
+        return Err(CodecError::Trailing(bytes.len() - used));
+    }
+    Ok(value)
+}
+
+/// The manifest region of an image.
+pub fn encode_manifest(manifest: &Manifest) -> Result<Vec<u8>, CodecError> {
+    let payload = encode(manifest)?;
+    let mut region = Vec::with_capacity(SECTION_HEAD + payload.len() + 8);
+    push_section(&mut region, TAG_MANIFEST, MANIFEST_VERSION, &payload);
+    Ok(region)
+}
+
+fn push_section(region: &mut Vec<u8>, tag: u32, version: u32, payload: &[u8]) {
+    region.extend_from_slice(&tag.to_le_bytes());
+    region.extend_from_slice(&version.to_le_bytes());
+    region.extend_from_slice(&(payload.len() as u64).to_le_bytes());
+    region.extend_from_slice(payload);
+    region.resize(region.len().next_multiple_of(8), 0);
+}
+
+/// Decodes a manifest region.
+pub fn decode_manifest(region: &[u8]) -> Result<Manifest, CodecError> {
+    let mut rest = region;
+    let mut manifest = None;
+    while !rest.is_empty() {
+        let head = rest
+            .first_chunk::<SECTION_HEAD>()
+            .ok_or(CodecError::Section)?;
+        let tag = u32::from_le_bytes([head[0], head[1], head[2], head[3]]);
+        let version = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
+        let len = u64::from_le_bytes([
+            head[8], head[9], head[10], head[11], head[12], head[13], head[14], head[15],
+        ]);
+        let padded = usize::try_from(len)
+            .ok()
+            .and_then(|len| len.checked_next_multiple_of(8))
+            .filter(|&padded| padded <= rest.len() - SECTION_HEAD)
+            .ok_or(CodecError::Section)?;
+        let payload = &rest[SECTION_HEAD..SECTION_HEAD + len as usize];
+        match (tag, version) {
+            (TAG_MANIFEST, MANIFEST_VERSION) if manifest.is_none() => {
+                manifest = Some(decode(payload)?);
+            }
+            _ if tag & OPTIONAL != 0 => {}
+            _ => return Err(CodecError::Unknown { tag, version }),
+        }
+        rest = &rest[SECTION_HEAD + padded..];
+    }
+    manifest.ok_or(CodecError::Missing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn manifest_round_trip() {
+        let mut manifest = Manifest::default();
+        manifest.process.cmdline = b"a\0b\0".to_vec();
+        let region = encode_manifest(&manifest).unwrap();
+        assert_eq!(region.len() % 8, 0);
+        assert_eq!(decode_manifest(&region).unwrap(), manifest);
+    }
+
+    #[test]
+    fn optional_sections_are_skipped_and_others_refused() {
+        let mut region = encode_manifest(&Manifest::default()).unwrap();
+        push_section(&mut region, OPTIONAL | 77, 3, b"later");
+        assert!(decode_manifest(&region).is_ok());
+        push_section(&mut region, 77, 3, b"later");
+        assert_eq!(
+            decode_manifest(&region),
+            Err(CodecError::Unknown {
+                tag: 77,
+                version: 3
+            })
+        );
+        assert_eq!(decode_manifest(&[]), Err(CodecError::Missing));
+    }
+
+    #[test]
+    fn trailing_bytes_and_huge_lengths_are_refused() {
+        let mut bytes = encode(&vec![1u8, 2]).unwrap();
+        bytes.push(0);
+        assert_eq!(decode::<Vec<u8>>(&bytes), Err(CodecError::Trailing(1)));
+        // A varint length of 2^63.
+        let huge = [253, 0, 0, 0, 0, 0, 0, 0, 0x80];
+        assert!(decode::<Vec<u8>>(&huge).is_err());
+        assert!(decode::<Vec<u64>>(&huge).is_err());
+    }
+}

@@ -1,0 +1,178 @@
+//! The record of one generation: what `ckpt list` shows without opening an image.
+//!
+//! It stands in the journal (which makes the generation count) and once more in
+//! the generation's own directory, as `manifest`, so that a directory explains
+//! itself when the journal is lost. Pure code but for the two file helpers.
+
+use super::fs::Fs;
+use super::{Context, StoreError};
+use crate::image::codec::{self, CodecError};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// One committed checkpoint of a job.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GenerationRecord {
+    pub generation: u64,
+    /// What the user names; 0 unless `ckpt_checkpoint` was given another.
+    pub id: i32,
+    /// The generation before it in the same life of the job.
+    pub parent: Option<u64>,
+    /// Wall clock at the stop, nanoseconds since 1970.
+    pub time_ns: u64,
+    pub host: String,
+    pub boot_id: String,
+    pub kind: GenerationKind,
+    pub members: Vec<MemberRecord>,
+    /// How long the program stood still.
+    pub stop_us: u64,
+    /// From the stop until the generation was durable.
+    pub persist_us: u64,
+    /// Memory that the generation stands for.
+    pub bytes_logical: u64,
+    /// Bytes in the store.
+    pub bytes_stored: u64,
+    pub pages_dirty: u64,
+    pub tracker: String,
+    pub snapshot: String,
+    /// `clock`, `call`, `command`, `signal`.
+    pub trigger: String,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GenerationKind {
+    /// Complete by itself.
+    #[default]
+    Full,
+    /// Needs its parent.
+    Increment,
+}
+
+impl GenerationKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            GenerationKind::Full => "full",
+            GenerationKind::Increment => "increment",
+        }
+    }
+}
+
+/// One process of the job; its image is `member-<index>.img`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberRecord {
+    /// As the program sees it.
+    pub pid: i32,
+    /// NUL-separated, as in /proc/self/cmdline.
+    pub cmdline: Vec<u8>,
+    pub threads: u32,
+    /// Length of the image.
+    pub bytes: u64,
+    /// The image's own header checksum: an image of the same name from elsewhere is
+    /// not this one.
+    pub header_crc: u32,
+}
+
+/// `gen-000042`.
+pub fn dir_name(generation: u64) -> String {
+    format!("gen-{generation:06}")
+}
+
+/// `gen-000042.tmp`.
+pub fn tmp_name(generation: u64) -> String {
+    format!("gen-{generation:06}.tmp")
+}
+
+/// The number in a directory's name; `true` when it is a `.tmp`.
+pub fn parse_dir_name(name: &[u8]) -> Option<(u64, bool)> {
+    let rest = name.strip_prefix(b"gen-")?;
+    let (digits, tmp) = match rest.strip_suffix(b".tmp") {
+        Some(digits) => (digits, true),
+        None => (rest, false),
+    };
+    if digits.len() < 6 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some((number, tmp))
+}
+
+pub fn member_name(index: usize) -> String {
+    format!("member-{index}.img")
+}
+
+pub const MANIFEST_NAME: &str = "manifest";
+
+const MANIFEST_MAGIC: [u8; 8] = *b"CKPTGEN\x01";
+/// A record is a few hundred bytes plus command lines.
+const MANIFEST_MOST: u64 = 16 << 20;
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    #[error(transparent)]
+    Io(#[from] StoreError),
+    #[error("the generation's manifest is damaged")]
+    Damaged,
+    #[error("the generation's manifest: {0}")]
+    Codec(#[from] CodecError),
+}
+
+impl GenerationRecord {
+    /// The bytes of a `manifest` file: magic, crc32c, record.
+    pub fn to_file(&self) -> Result<Vec<u8>, CodecError> {
+        let payload = codec::encode(self)?;
+        let mut bytes = MANIFEST_MAGIC.to_vec();
+        bytes.extend_from_slice(&crc32c::crc32c(&payload).to_le_bytes());
+        bytes.extend_from_slice(&payload);
+        Ok(bytes)
+    }
+
+    pub fn from_file(bytes: &[u8]) -> Result<GenerationRecord, RecordError> {
+        let (magic, rest) = bytes.split_at_checked(8).ok_or(RecordError::Damaged)?;
+        let (crc, payload) = rest.split_at_checked(4).ok_or(RecordError::Damaged)?;
+        if magic != MANIFEST_MAGIC || crc != crc32c::crc32c(payload).to_le_bytes() {
+            return Err(RecordError::Damaged);
+        }
+        Ok(codec::decode(payload)?)
+    }
+
+    /// Reads the `manifest` of a generation's directory.
+    pub fn read<F: Fs>(fs: &F, dir: &Path) -> Result<GenerationRecord, RecordError> {
+        let path = dir.join(MANIFEST_NAME);
+        let file = fs.open(&path).on("open", &path)?;
+        let bytes = fs.read_all(&file, MANIFEST_MOST).on("read", &path)?;
+        GenerationRecord::from_file(&bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        assert_eq!(dir_name(42), "gen-000042");
+        assert_eq!(parse_dir_name(b"gen-000042"), Some((42, false)));
+        assert_eq!(parse_dir_name(b"gen-1000042.tmp"), Some((1_000_042, true)));
+        for wrong in ["gen-42", "gen-00004x", "gen-", "lock", "gen-000042.tmpx"] {
+            assert_eq!(parse_dir_name(wrong.as_bytes()), None);
+        }
+    }
+
+    #[test]
+    fn every_flipped_byte_of_a_record_is_noticed() {
+        let record = GenerationRecord {
+            generation: 42,
+            host: "here".into(),
+            members: vec![MemberRecord::default()],
+            ..Default::default()
+        };
+        let good = record.to_file().unwrap();
+        assert_eq!(GenerationRecord::from_file(&good).unwrap(), record);
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            assert!(GenerationRecord::from_file(&bad).is_err());
+            assert!(GenerationRecord::from_file(&good[..at]).is_err());
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! The job's journal: append-only, the authority on which generations are committed.
+//!
+//! A file of records, each: magic `CKJR`, kind u16, version u16, length u32, crc32c of
+//! the eight bytes before it and of the payload, the payload (bincode), zeroes up to a
+//! multiple of 8. Records begin at multiples of 8, so that a reader finds the next
+//! one behind damage. What follows the last whole record (a torn tail) is ignored,
+//! and cut off by the next append.
+//!
+//! Written by the holder of the job's lock only; read by anyone.
+
+use super::fs::Fs;
+use super::generation::GenerationRecord;
+use super::{Context, StoreError};
+use crate::errno::Errno;
+use crate::image::codec::{self, CodecError};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+const NAME: &str = "journal";
+const TMP_NAME: &str = "journal.tmp";
+const MAGIC: [u8; 4] = *b"CKJR";
+const HEAD: usize = 16;
+const VERSION: u16 = 1;
+/// A journal is rewritten long before it gets this long.
+const MOST: u64 = 64 << 20;
+/// Dead records that are worth a rewrite.
+const REWRITE_AT: usize = 256;
+/// Refusals that survive a rewrite.
+const REFUSALS_KEPT: usize = 16;
+
+/// What happened to a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// The generation is committed: from here on it is the latest.
+    Committed(GenerationRecord),
+    /// The generation was removed, or is about to be.
+    Removed(Removed),
+    /// A checkpoint was refused or failed.
+    Refused(Refused),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removed {
+    pub generation: u64,
+    pub time_ns: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    pub reason: String,
+    pub time_ns: u64,
+}
+
+const COMMITTED: u16 = 1;
+const REMOVED: u16 = 2;
+const REFUSED: u16 = 3;
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JournalError {
+    #[error(transparent)]
+    Io(#[from] StoreError),
+    #[error("encode a journal record: {0}")]
+    Codec(#[from] CodecError),
+}
+
+/// A journal as it was read, and as appended to since.
+#[derive(Debug, Clone, Default)]
+pub struct Journal {
+    records: Vec<Record>,
+    /// Where the next record goes.
+    end: u64,
+    /// Bytes that are no record lie before `end` or behind it.
+    damaged: bool,
+    /// An append failed half-way: the file must be written anew before the next.
+    spoilt: bool,
+}
+
+impl Journal {
+    /// Reads the journal of the job in `dir`; no file is an empty journal.
+    pub fn read<F: Fs>(fs: &F, dir: &Path) -> Result<Journal, JournalError> {
+        let path = dir.join(NAME);
+        let file = match fs.open(&path) {
+            Err(Errno::ENOENT) => return Ok(Journal::default()),
+            other => other.on("open", &path)?,
+        };
+        let bytes = fs.read_all(&file, MOST).on("read", &path)?;
+        Ok(Journal::parse(&bytes))
+    }
+
+    /// Decodes a journal file; never fails, damage is noted.
+    pub fn parse(bytes: &[u8]) -> Journal {
+        let mut journal = Journal::default();
+        let mut at = 0;
+        while at < bytes.len() {
+            match parse_record(&bytes[at..]) {
+                Some((record, len)) => {
+                    journal.records.extend(record);
+                    at += len;
+                    journal.end = at as u64;
+                }
+                None => {
+                    journal.damaged = true;
+                    at += 8;
+                }
+            }
+        }
+        journal
+    }
+
+    pub fn records(&self) -> &[Record] {
+        &self.records
+    }
+
+    /// Some of the file could not be read: a committed generation may be missing.
+    pub fn is_damaged(&self) -> bool {
+        self.damaged
+    }
+
+    /// Committed and not removed, ascending.
+    pub fn generations(&self) -> Vec<&GenerationRecord> {
+        let mut live: Vec<&GenerationRecord> = Vec::new();
+        for record in &self.records {
+            match record {
+                Record::Committed(new) => {
+                    live.retain(|g| g.generation != new.generation);
+                    live.push(new);
+                }
+                Record::Removed(gone) => live.retain(|g| g.generation != gone.generation),
+                Record::Refused(_) => {}
+            }
+        }
+        live.sort_by_key(|g| g.generation);
+        live
+    }
+
+    /// The highest generation number ever recorded.
+    pub fn highest(&self) -> u64 {
+        let number = |record: &Record| match record {
+            Record::Committed(g) => g.generation,
+            Record::Removed(r) => r.generation,
+            Record::Refused(_) => 0,
+        };
+        self.records.iter().map(number).max().unwrap_or(0)
+    }
+
+    pub fn last_refusal(&self) -> Option<&Refused> {
+        self.records.iter().rev().find_map(|record| match record {
+            Record::Refused(refused) => Some(refused),
+            _ => None,
+        })
+    }
+
+    /// Appends a record; with `sync` it is durable when this returns `Ok`. After an
+    /// error the record does not count: it is cut off again, or, where even that
+    /// fails, the next append writes the whole file anew.
+    pub fn append<F: Fs>(
+        &mut self,
+        fs: &F,
+        dir: &Path,
+        record: Record,
+        sync: bool,
+    ) -> Result<(), JournalError> {
+        let bytes = encode_record(&record)?;
+        if self.spoilt || self.dead_records() > REWRITE_AT {
+            self.rewrite(fs, dir)?;
+        }
+        let path = dir.join(NAME);
+        let (file, created) = fs.open_or_create(&path).on("open", &path)?;
+        let written = (|| {
+            if !created && fs.len(&file).on("read", &path)? != self.end {
+                // A torn tail of an earlier life.
+                fs.truncate(&file, self.end).on("truncate", &path)?;
+            }
+            fs.write_all(&file, &bytes, self.end).on("write", &path)?;
+            if sync {
+                fs.sync_data(&file).on("sync", &path)?;
+            }
+            if sync && created {
+                fs.sync_dir(dir).on("sync", dir)?;
+            }
+            Ok::<(), StoreError>(())
+        })();
+        if let Err(error) = written {
+            let undone = fs
+                .truncate(&file, self.end)
+                .and_then(|()| fs.sync_data(&file));
+            self.spoilt = undone.is_err();
+            return Err(error.into());
+        }
+        self.end += bytes.len() as u64;
+        self.records.push(record);
+        Ok(())
+    }
+
+    fn dead_records(&self) -> usize {
+        self.records.len() - self.generations().len()
+    }
+
+    /// Writes the live records to a new file and puts it in the journal's place.
+    fn rewrite<F: Fs>(&mut self, fs: &F, dir: &Path) -> Result<(), JournalError> {
+        let highest = self.highest();
+        let mut kept: Vec<Record> = self
+            .generations()
+            .into_iter()
+            .map(|g| Record::Committed(g.clone()))
+            .collect();
+        // Numbers are never used twice: keep the highest one even if it is gone.
+        if !kept
+            .iter()
+            .any(|r| matches!(r, Record::Committed(g) if g.generation == highest))
+            && highest > 0
+        {
+            let gone = Removed {
+                generation: highest,
+                time_ns: 0,
+            };
+            kept.push(Record::Removed(gone));
+        }
+        let refusals = self
+            .records
+            .iter()
+            .filter(|r| matches!(r, Record::Refused(_)));
+        let skip = refusals.clone().count().saturating_sub(REFUSALS_KEPT);
+        kept.extend(refusals.skip(skip).cloned());
+
+        let mut bytes = Vec::new();
+        for record in &kept {
+            bytes.extend_from_slice(&encode_record(record)?);
+        }
+        let (tmp, path) = (dir.join(TMP_NAME), dir.join(NAME));
+        match fs.unlink(&tmp) {
+            Err(Errno::ENOENT) | Ok(()) => {}
+            Err(errno) => Err(errno).on("remove", &tmp)?,
+        }
+        let file = fs.create_new(&tmp).on("create", &tmp)?;
+        fs.write_all(&file, &bytes, 0).on("write", &tmp)?;
+        fs.sync_data(&file).on("sync", &tmp)?;
+        fs.rename(&tmp, &path).on("rename", &tmp)?;
+        // From here on the new file is the journal, whatever becomes of the sync.
+        self.records = kept;
+        self.end = bytes.len() as u64;
+        self.damaged = false;
+        self.spoilt = false;
+        fs.sync_dir(dir).on("sync", dir)?;
+        Ok(())
+    }
+}
+
+fn encode_record(record: &Record) -> Result<Vec<u8>, CodecError> {
+    let (kind, payload) = match record {
+        Record::Committed(g) => (COMMITTED, codec::encode(g)?),
+        Record::Removed(r) => (REMOVED, codec::encode(r)?),
+        Record::Refused(r) => (REFUSED, codec::encode(r)?),
+    };
+    let mut bytes = Vec::with_capacity(HEAD + payload.len() + 8);
+    bytes.extend_from_slice(&MAGIC);
+    bytes.extend_from_slice(&kind.to_le_bytes());
+    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[4..12]), &payload);
+    bytes.extend_from_slice(&crc.to_le_bytes());
+    bytes.extend_from_slice(&payload);
+    bytes.resize(bytes.len().next_multiple_of(8), 0);
+    Ok(bytes)
+}
+
+/// The record at the start of `bytes` and its length there; `None` inside for an
+/// intact record of a kind or version that this program does not know.
+fn parse_record(bytes: &[u8]) -> Option<(Option<Record>, usize)> {
+    let head = bytes.first_chunk::<HEAD>()?;
+    if head[..4] != MAGIC {
+        return None;
+    }
+    let len = u32::from_le_bytes([head[8], head[9], head[10], head[11]]) as usize;
+    let payload = bytes.get(HEAD..HEAD.checked_add(len)?)?;
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&head[4..12]), payload);
+    if head[12..] != crc.to_le_bytes() {
+        return None;
+    }
+    let whole = (HEAD + len).next_multiple_of(8);
+    if bytes.get(HEAD + len..whole)?.iter().any(|&b| b != 0) {
+        return None;
+    }
+    let kind = u16::from_le_bytes([head[4], head[5]]);
+    let version = u16::from_le_bytes([head[6], head[7]]);
+    let record = match (kind, version) {
+        (COMMITTED, VERSION) => Some(Record::Committed(codec::decode(payload).ok()?)),
+        (REMOVED, VERSION) => Some(Record::Removed(codec::decode(payload).ok()?)),
+        (REFUSED, VERSION) => Some(Record::Refused(codec::decode(payload).ok()?)),
+        _ => None,
+    };
+    Some((record, whole))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fs::RawFs;
+    use super::super::fs::tests::TempDir;
+    use super::*;
+
+    fn committed(generation: u64) -> Record {
+        Record::Committed(GenerationRecord {
+            generation,
+            ..Default::default()
+        })
+    }
+
+    fn numbers(journal: &Journal) -> Vec<u64> {
+        journal.generations().iter().map(|g| g.generation).collect()
+    }
+
+    fn sample() -> Vec<u8> {
+        let removed = Record::Removed(Removed {
+            generation: 1,
+            time_ns: 5,
+        });
+        [committed(1), committed(2), removed, committed(3)]
+            .iter()
+            .flat_map(|r| encode_record(r).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn append_and_read() {
+        let dir = TempDir::new("journal");
+        let mut journal = Journal::read(&RawFs, &dir.0).unwrap();
+        assert!(journal.records().is_empty());
+        for generation in 1..4 {
+            journal
+                .append(&RawFs, &dir.0, committed(generation), true)
+                .unwrap();
+        }
+        let refused = Refused {
+            reason: "io_uring".into(),
+            time_ns: 1,
+        };
+        journal
+            .append(&RawFs, &dir.0, Record::Refused(refused.clone()), false)
+            .unwrap();
+        let again = Journal::read(&RawFs, &dir.0).unwrap();
+        assert_eq!(numbers(&again), [1, 2, 3]);
+        assert_eq!(again.last_refusal(), Some(&refused));
+        assert!(!again.is_damaged());
+    }
+
+    #[test]
+    fn a_torn_tail_is_ignored_and_cut_off() {
+        let dir = TempDir::new("torn");
+        let whole = sample();
+        let last = encode_record(&committed(3)).unwrap().len();
+        for cut in whole.len() - last + 1..whole.len() {
+            let path = dir.0.join(NAME);
+            let _ = RawFs.unlink(&path);
+            let file = RawFs.create_new(&path).unwrap();
+            RawFs.write_all(&file, &whole[..cut], 0).unwrap();
+            let mut journal = Journal::read(&RawFs, &dir.0).unwrap();
+            assert_eq!(numbers(&journal), [2]);
+            assert!(journal.is_damaged());
+            journal.append(&RawFs, &dir.0, committed(4), true).unwrap();
+            let again = Journal::read(&RawFs, &dir.0).unwrap();
+            assert_eq!(numbers(&again), [2, 4]);
+            assert!(!again.is_damaged());
+        }
+    }
+
+    #[test]
+    fn a_flipped_byte_costs_one_record_at_most() {
+        let whole = sample();
+        for at in 0..whole.len() {
+            let mut bad = whole.clone();
+            bad[at] ^= 0x20;
+            let journal = Journal::parse(&bad);
+            assert!(journal.is_damaged(), "byte {at}");
+            assert!(journal.records().len() >= 3, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn unknown_kinds_are_skipped() {
+        let mut bytes = sample();
+        let mut later = encode_record(&committed(9)).unwrap();
+        later[4] = 200;
+        let len = u32::from_le_bytes(later[8..12].try_into().unwrap()) as usize;
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&later[4..12]), &later[HEAD..HEAD + len]);
+        later[12..16].copy_from_slice(&crc.to_le_bytes());
+        bytes.extend_from_slice(&later);
+        let journal = Journal::parse(&bytes);
+        assert_eq!(numbers(&journal), [2, 3]);
+        assert!(!journal.is_damaged());
+        assert_eq!(journal.end, bytes.len() as u64);
+    }
+
+    #[test]
+    fn a_long_journal_is_rewritten() {
+        let dir = TempDir::new("rewrite");
+        let mut journal = Journal::default();
+        for generation in 1..=400 {
+            journal
+                .append(&RawFs, &dir.0, committed(generation), false)
+                .unwrap();
+            let gone = Record::Removed(Removed {
+                generation,
+                time_ns: 0,
+            });
+            journal.append(&RawFs, &dir.0, gone, false).unwrap();
+        }
+        let again = Journal::read(&RawFs, &dir.0).unwrap();
+        assert!(again.records().len() < 300);
+        assert_eq!(again.highest(), 400);
+        assert!(again.generations().is_empty());
+    }
+}

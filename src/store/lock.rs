@@ -1,0 +1,338 @@
+//! Who may write to a job: a flock(2) on its `lock` file, whose text names the owner.
+//!
+//! The lock belongs to the open file description, so whoever inherits or is handed
+//! the descriptor holds it too: the restored process of a recovery takes it over
+//! from the starter that way. A forked writer child may outlive its parent by
+//! moments and still hold it; so an owner that is dead, with the lock busy, is
+//! waited for.
+//!
+//! Used in the target (constructor, helper thread) and in the command (`prune`).
+
+use super::{Context, StoreError};
+use crate::errno::Errno;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
+use std::path::{Path, PathBuf};
+
+pub const NAME: &str = "lock";
+/// How long a dead owner's children may take to let go.
+const PATIENCE_MS: u64 = 10_000;
+const POLL_MS: u64 = 20;
+
+/// A process, told apart from a later one with the same number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    pub pid: i32,
+    /// Field 22 of /proc/PID/stat: clock ticks since boot.
+    pub start_time: u64,
+    /// /proc/sys/kernel/random/boot_id.
+    pub boot_id: String,
+}
+
+impl Owner {
+    /// The calling process (the helper thread's, too).
+    pub fn current() -> Result<Owner, StoreError> {
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        let (_, start_time) = stat_of(pid)?;
+        Ok(Owner {
+            pid,
+            start_time,
+            boot_id: boot_id(),
+        })
+    }
+
+    fn to_text(&self) -> Vec<u8> {
+        format!("{} {} {}\n", self.pid, self.start_time, self.boot_id).into_bytes()
+    }
+
+    fn from_text(text: &[u8]) -> Option<Owner> {
+        let text = std::str::from_utf8(text).ok()?;
+        let mut words = text.lines().next()?.split(' ');
+        Some(Owner {
+            pid: words.next()?.parse().ok()?,
+            start_time: words.next()?.parse().ok()?,
+            boot_id: words.next()?.to_owned(),
+        })
+    }
+
+    /// False only when it is certain: not of this boot of this machine, not visible
+    /// here, and so on, count as alive.
+    pub fn is_alive(&self) -> bool {
+        if self.boot_id != boot_id() {
+            return true;
+        }
+        match stat_of(self.pid) {
+            Ok((state, start)) => start == self.start_time && !matches!(state, b'Z' | b'X'),
+            Err(error) => error.errno != Errno::ENOENT && error.errno != Errno::ESRCH,
+        }
+    }
+}
+
+/// State letter and start time of a process.
+fn stat_of(pid: i32) -> Result<(u8, u64), StoreError> {
+    let path = PathBuf::from(format!("/proc/{pid}/stat"));
+    let text = read_small(&path).on("read", &path)?;
+    parse_stat(&text).ok_or(Errno::EINVAL).on("read", &path)
+}
+
+/// The command name may hold anything, so fields count from the last `)`.
+fn parse_stat(text: &[u8]) -> Option<(u8, u64)> {
+    let close = text.iter().rposition(|&b| b == b')')?;
+    let rest = std::str::from_utf8(text.get(close + 2..)?).ok()?;
+    let mut fields = rest.split_ascii_whitespace();
+    let state = *fields.next()?.as_bytes().first()?;
+    // `state` is field 3; 22 is the start time.
+    Some((state, fields.nth(22 - 4)?.parse().ok()?))
+}
+
+pub fn boot_id() -> String {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    let text = read_small(path).unwrap_or_default();
+    String::from_utf8_lossy(&text).trim().to_owned()
+}
+
+fn read_small(path: &Path) -> Result<Vec<u8>, Errno> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let file = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
+    let mut bytes = vec![0u8; 1024];
+    let got = rustix::io::pread(&file, &mut bytes, 0)?;
+    bytes.truncate(got);
+    Ok(bytes)
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LockError {
+    /// A live process has it.
+    #[error("the job in {} is in use by process {pid}", dir.display())]
+    Busy { dir: PathBuf, pid: i32 },
+    /// There is no such job (and it was not to be created).
+    #[error("no job in {}", .0.display())]
+    NoJob(PathBuf),
+    #[error("{} belongs to another user or can be written by others", .0.display())]
+    NotOurs(PathBuf),
+    #[error(transparent)]
+    Io(#[from] StoreError),
+}
+
+/// The lock, held until the last descriptor is closed.
+#[derive(Debug)]
+pub struct JobLock {
+    fd: OwnedFd,
+    dir: PathBuf,
+}
+
+impl JobLock {
+    /// Takes the lock of the job in `dir` for `owner`. The directory must exist; with
+    /// `create` the lock file need not. Waits for the children of a dead owner.
+    pub fn take(dir: &Path, create: bool, owner: &Owner) -> Result<JobLock, LockError> {
+        let lock = JobLock::wait(dir, create, PATIENCE_MS)?;
+        lock.set_owner(owner)?;
+        Ok(lock)
+    }
+
+    fn wait(dir: &Path, create: bool, patience_ms: u64) -> Result<JobLock, LockError> {
+        let path = dir.join(NAME);
+        let mut waited = 0;
+        loop {
+            check_dir(dir)?;
+            let mut flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            if create {
+                flags |= OFlags::CREATE;
+            }
+            let mode = Mode::RUSR | Mode::WUSR;
+            let fd = match rustix::fs::openat(CWD, &path, flags, mode) {
+                Err(rustix::io::Errno::NOENT) => return Err(LockError::NoJob(dir.to_owned())),
+                other => other.map_err(Errno::from).on("open", &path)?,
+            };
+            match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {
+                    // The job may have been removed, or removed and made again, between
+                    // the two calls: then this is a lock on nothing.
+                    if same_file(fd.as_fd(), &path) {
+                        return Ok(JobLock {
+                            fd,
+                            dir: dir.to_owned(),
+                        });
+                    }
+                    continue;
+                }
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(rustix::io::Errno::WOULDBLOCK) => {}
+                Err(errno) => {
+                    return Err(Errno::from(errno))
+                        .on("lock", &path)
+                        .map_err(Into::into);
+                }
+            }
+            let owner = read_owner(&fd);
+            // No text yet: its owner is just writing it.
+            let alive = owner.as_ref().is_some_and(Owner::is_alive);
+            if alive || waited >= patience_ms {
+                let pid = owner.map_or(0, |o| o.pid);
+                let dir = dir.to_owned();
+                return Err(LockError::Busy { dir, pid });
+            }
+            pause(POLL_MS);
+            waited += POLL_MS;
+        }
+    }
+
+    /// Names another owner: the restored process, once it has the descriptor.
+    pub fn set_owner(&self, owner: &Owner) -> Result<(), StoreError> {
+        let path = self.dir.join(NAME);
+        let text = owner.to_text();
+        rustix::io::pwrite(&self.fd, &text, 0)
+            .map_err(Errno::from)
+            .on("write", &path)?;
+        rustix::fs::ftruncate(&self.fd, text.len() as u64)
+            .map_err(Errno::from)
+            .on("truncate", &path)
+    }
+
+    /// A lock whose descriptor was inherited or handed over.
+    pub fn adopt(fd: OwnedFd, dir: PathBuf) -> JobLock {
+        JobLock { fd, dir }
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// The descriptor, to be kept or handed over.
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+}
+
+/// The live owner of the job in `dir`, if it is locked; for `ckpt status`. The lock is
+/// never taken, so a starting program cannot be turned away by this.
+pub fn live_owner(dir: &Path) -> Option<Owner> {
+    let path = dir.join(NAME);
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let fd = rustix::fs::openat(CWD, &path, flags, Mode::empty()).ok()?;
+    let owner = read_owner(&fd)?;
+    (owner.boot_id == boot_id() && owner.is_alive()).then_some(owner)
+}
+
+fn read_owner(fd: &OwnedFd) -> Option<Owner> {
+    let mut text = [0u8; 256];
+    let got = rustix::io::pread(fd, &mut text, 0).ok()?;
+    Owner::from_text(&text[..got])
+}
+
+/// A checkpoint is code that will run as us: nobody else may have written it.
+fn check_dir(dir: &Path) -> Result<(), LockError> {
+    let stat = match rustix::fs::stat(dir) {
+        Err(rustix::io::Errno::NOENT) => return Err(LockError::NoJob(dir.to_owned())),
+        other => other.map_err(Errno::from).on("examine", dir)?,
+    };
+    let uid = rustix::process::geteuid().as_raw();
+    if stat.st_uid != uid || stat.st_mode & 0o022 != 0 {
+        return Err(LockError::NotOurs(dir.to_owned()));
+    }
+    Ok(())
+}
+
+fn same_file(fd: BorrowedFd<'_>, path: &Path) -> bool {
+    match (rustix::fs::fstat(fd), rustix::fs::stat(path)) {
+        (Ok(a), Ok(b)) => a.st_dev == b.st_dev && a.st_ino == b.st_ino,
+        _ => false,
+    }
+}
+
+fn pause(ms: u64) {
+    let time = rustix::thread::Timespec {
+        tv_sec: (ms / 1000) as i64,
+        tv_nsec: (ms % 1000 * 1_000_000) as i64,
+    };
+    let _ = rustix::thread::nanosleep(&time);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fs::tests::TempDir;
+    use super::super::fs::{Fs, RawFs};
+    use super::*;
+
+    fn dead() -> Owner {
+        // Nobody started at tick 1 with this number.
+        Owner {
+            pid: 1,
+            start_time: u64::MAX,
+            boot_id: boot_id(),
+        }
+    }
+
+    #[test]
+    fn stat_fields() {
+        let text = b"12 (a) b (c)) S 1 12 12 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 777 9 9";
+        assert_eq!(parse_stat(text), Some((b'S', 777)));
+        assert_eq!(parse_stat(b"12 (x"), None);
+        assert!(Owner::current().unwrap().is_alive());
+        assert!(!dead().is_alive());
+    }
+
+    #[test]
+    fn a_live_owner_keeps_it() {
+        let dir = TempDir::new("lock");
+        let me = Owner::current().unwrap();
+        assert_eq!(
+            JobLock::take(&dir.0, false, &me).unwrap_err(),
+            LockError::NoJob(dir.0.clone())
+        );
+        let lock = JobLock::take(&dir.0, true, &me).unwrap();
+        assert_eq!(live_owner(&dir.0), Some(me.clone()));
+        let busy = JobLock::take(&dir.0, true, &me).unwrap_err();
+        let dir_path = dir.0.clone();
+        assert_eq!(
+            busy,
+            LockError::Busy {
+                dir: dir_path,
+                pid: me.pid
+            }
+        );
+        drop(lock);
+        JobLock::take(&dir.0, false, &me).unwrap();
+    }
+
+    #[test]
+    fn a_dead_owners_children_are_waited_for() {
+        let dir = TempDir::new("dead");
+        let me = Owner::current().unwrap();
+        let lock = JobLock::take(&dir.0, true, &dead()).unwrap();
+        assert!(JobLock::wait(&dir.0, true, 60).is_err());
+        let waiter = std::thread::spawn({
+            let dir = dir.0.clone();
+            move || JobLock::take(&dir, true, &me).is_ok()
+        });
+        pause(100);
+        drop(lock);
+        assert!(waiter.join().unwrap());
+    }
+
+    #[test]
+    fn a_lock_on_a_removed_job_is_not_a_lock() {
+        let dir = TempDir::new("gone");
+        let job = dir.0.join("job");
+        RawFs.mkdir(&job).unwrap();
+        let me = Owner::current().unwrap();
+        let old = JobLock::take(&job, true, &me).unwrap();
+        RawFs.rename(&job, &dir.0.join("trash")).unwrap();
+        RawFs.mkdir(&job).unwrap();
+        let new = JobLock::take(&job, true, &me).unwrap();
+        assert!(!same_file(old.as_fd(), &job.join(NAME)));
+        assert!(same_file(new.as_fd(), &job.join(NAME)));
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_is_refused() {
+        let dir = TempDir::new("shared");
+        rustix::fs::chmod(&dir.0, Mode::from_raw_mode(0o777)).unwrap();
+        let error = JobLock::take(&dir.0, true, &Owner::current().unwrap()).unwrap_err();
+        assert!(matches!(error, LockError::NotOurs(_)));
+    }
+}

@@ -1,0 +1,173 @@
+//! Removing: old generations (`CKPT_KEEP`), what crashes left behind, whole jobs.
+//!
+//! A generation is removed by a journal record first, then by a rename to `.tmp`,
+//! then file by file: at no instant does half a generation look like a whole one.
+//! Mapped images may be unlinked. Needs the job's lock; runs in the helper thread, at
+//! the exit of a program (clean-up, FIG. 9), and in `ckpt prune`.
+
+use super::fs::Fs;
+use super::generation::{self, GenerationKind, GenerationRecord};
+use super::job::Job;
+use super::journal::{JournalError, Record, Removed};
+use super::{Context, StoreError};
+use crate::errno::Errno;
+use std::path::Path;
+
+/// Prefix of removed jobs that are not yet gone, in `jobs/`.
+pub const TRASH_PREFIX: &str = ".removed-";
+
+/// Which generations go: all but the newest `keep` and what those need. `valid` is
+/// the newest generation known to be good: it and everything newer than it stay out
+/// of the count of what can be relied on, and it is never removed itself.
+pub fn plan(records: &[&GenerationRecord], keep: u32, valid: Option<u64>) -> Vec<u64> {
+    let keep = keep.max(1) as usize;
+    let mut kept: Vec<u64> = records
+        .iter()
+        .rev()
+        .take(keep)
+        .map(|r| r.generation)
+        .collect();
+    kept.extend(valid);
+    // Increments need their parents, down to a full one.
+    let mut at = 0;
+    while at < kept.len() {
+        let record = records.iter().find(|r| r.generation == kept[at]);
+        if let Some(parent) = record
+            .filter(|r| r.kind == GenerationKind::Increment)
+            .and_then(|r| r.parent)
+            && !kept.contains(&parent)
+        {
+            kept.push(parent);
+        }
+        at += 1;
+    }
+    let all = records.iter().map(|r| r.generation);
+    all.filter(|generation| !kept.contains(generation))
+        .collect()
+}
+
+impl<F: Fs> Job<F> {
+    /// Removes all generations but the newest `keep` (see [`plan`]); returns which.
+    /// `valid`: a generation that is known to be good, the one just committed.
+    pub fn prune(
+        &mut self,
+        keep: u32,
+        valid: Option<u64>,
+        time_ns: u64,
+    ) -> Result<Vec<u64>, JournalError> {
+        let going = plan(&self.journal.generations(), keep, valid);
+        for &generation in &going {
+            self.remove_generation(generation, time_ns)?;
+        }
+        Ok(going)
+    }
+
+    /// Removes one generation, whatever it is.
+    pub fn remove_generation(&mut self, generation: u64, time_ns: u64) -> Result<(), JournalError> {
+        let record = Record::Removed(Removed {
+            generation,
+            time_ns,
+        });
+        self.journal.append(&self.fs, &self.dir, record, false)?;
+        let dir = self.generation_dir(generation);
+        let tmp = self.dir.join(generation::tmp_name(generation));
+        match self.fs.rename(&dir, &tmp) {
+            Err(Errno::ENOENT) => {}
+            other => other.on("rename", &dir)?,
+        }
+        self.fs.remove_tree(&tmp).on("remove", &tmp)?;
+        Ok(())
+    }
+
+    /// Removes what a crash left: `.tmp` directories, and, when the journal is whole,
+    /// directories that it does not know. Called by a new holder of the lock, before
+    /// its first checkpoint and not earlier.
+    pub fn remove_leftovers(&self) -> Result<(), StoreError> {
+        let live: Vec<u64> = self.generations().iter().map(|g| g.generation).collect();
+        let trusted = !self.journal.is_damaged() && !self.journal.records().is_empty();
+        for (generation, tmp) in self.directories()? {
+            let dir = if tmp {
+                self.dir.join(generation::tmp_name(generation))
+            } else if trusted && !live.contains(&generation) {
+                self.generation_dir(generation)
+            } else {
+                continue;
+            };
+            self.fs.remove_tree(&dir).on("remove", &dir)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the whole job: in one step (a rename) as far as any reader can tell.
+    /// `unique` makes the name in the trash, e.g. the pid and its start time.
+    pub fn remove(&self, unique: &str) -> Result<(), StoreError> {
+        let name = format!("{TRASH_PREFIX}{}-{unique}", self.name());
+        let trash = self.dir.with_file_name(name);
+        match self.fs.rename(&self.dir, &trash) {
+            Err(Errno::ENOENT) => return Ok(()),
+            other => other.on("rename", &self.dir)?,
+        }
+        self.fs.remove_tree(&trash).on("remove", &trash)
+    }
+}
+
+/// Removes what interrupted removals left in `jobs`; for the command.
+pub fn empty_trash<F: Fs>(fs: &F, jobs: &Path) -> Result<usize, StoreError> {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let mut removed = 0;
+    let entries = match fs.list(jobs) {
+        Err(Errno::ENOENT) => return Ok(0),
+        other => other.on("list", jobs)?,
+    };
+    for entry in entries {
+        if entry.dir && entry.name.starts_with(TRASH_PREFIX.as_bytes()) {
+            let path = jobs.join(OsStr::from_bytes(&entry.name));
+            fs.remove_tree(&path).on("remove", &path)?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(generation: u64, needs: Option<u64>) -> GenerationRecord {
+        GenerationRecord {
+            generation,
+            parent: needs,
+            kind: match needs {
+                Some(_) => GenerationKind::Increment,
+                None => GenerationKind::Full,
+            },
+            ..Default::default()
+        }
+    }
+
+    fn going(records: &[GenerationRecord], keep: u32, valid: Option<u64>) -> Vec<u64> {
+        plan(&records.iter().collect::<Vec<_>>(), keep, valid)
+    }
+
+    #[test]
+    fn the_newest_stay() {
+        let records: Vec<_> = (1..=5).map(|g| record(g, None)).collect();
+        assert_eq!(going(&records, 2, None), [1, 2, 3]);
+        assert_eq!(going(&records, 0, None), [1, 2, 3, 4]);
+        assert_eq!(going(&records, 9, None), [] as [u64; 0]);
+        // The latest valid one is older than the newest two.
+        assert_eq!(going(&records, 2, Some(2)), [1, 3]);
+    }
+
+    #[test]
+    fn parents_of_increments_stay() {
+        let records = [
+            record(1, None),
+            record(2, None),
+            record(3, Some(2)),
+            record(4, Some(3)),
+        ];
+        assert_eq!(going(&records, 1, None), [1]);
+    }
+}
