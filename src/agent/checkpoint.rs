@@ -142,8 +142,7 @@ impl Worker {
         let next = [self.due_ns, self.retry_ns].into_iter().flatten().min();
         let timeout = next.map(|due| due.saturating_sub(now).min(LOOK_NS));
         let wanted = request::wait(timeout);
-        if wanted & request::RETIRE != 0 {
-            request::answer(-libc::EPERM);
+        if refusal::RETIRE.load(Ordering::SeqCst) {
             return false;
         }
         let now = now_ns();

@@ -114,7 +114,10 @@ pub unsafe fn take_over(region: *mut Region) {
     // SAFETY: the block is this thread's own; descriptors closed here are copies.
     unsafe {
         (*thread_block()).is_helper = 1;
-        (*region).tid.store(syscall!(libc::SYS_gettid) as u32, Ordering::SeqCst);
+        let tid = syscall!(libc::SYS_gettid) as u32;
+        (*region).tid.store(tid, Ordering::SeqCst);
+        refusal::HELPER_ALIVE.store(tid, Ordering::SeqCst);
+        syscall!(libc::SYS_set_tid_address, &refusal::HELPER_ALIVE);
         let mut keep = (*region).keep_fds;
         keep.sort_unstable();
         let mut from = 0i64;
@@ -144,38 +147,11 @@ pub fn mark_running() {
     STATE.store(RUNNING, Ordering::SeqCst);
 }
 
-/// Is `RETIRE` done? Used by hooks that must wait for it.
-pub fn is_retired() -> bool {
-    matches!(STATE.load(Ordering::SeqCst), NONE | RETIRED)
-}
-
-/// Asks the helper to end and waits until it is gone (at most about two seconds):
-/// before a sandbox or a user namespace is entered. No checkpoints from here on.
-pub fn retire_and_wait() {
-    if STATE.load(Ordering::SeqCst) == NONE {
-        STATE.store(RETIRED, Ordering::SeqCst);
-        return;
-    }
-    request::post(request::RETIRE);
-    for _ in 0..2000 {
-        if STATE.load(Ordering::SeqCst) == RETIRED {
-            return;
-        }
-        let pause = [0u64, 1_000_000];
-        // SAFETY: a valid timespec.
-        unsafe { syscall!(libc::SYS_nanosleep, &pause, 0) };
-    }
-}
-
-/// [`retire_and_wait`] for `refusal::set_wake`.
-pub fn retire_for_hook() {
-    retire_and_wait();
-}
-
 /// Ends the helper thread. Its region stays mapped: nobody can unmap the stack it
 /// stands on.
 fn retire() -> ! {
     STATE.store(RETIRED, Ordering::SeqCst);
+    request::answer(-libc::EPERM);
     loop {
         // SAFETY: ends this thread only.
         unsafe { syscall!(libc::SYS_exit, 0) };
@@ -194,7 +170,6 @@ pub fn on_panic(info: &std::panic::PanicHookInfo<'_>) {
     if in_helper {
         refusal::disable("internal error in the checkpoint library");
         stop::emergency_release();
-        request::answer(-libc::EIO);
         retire();
     }
 }

@@ -57,6 +57,17 @@ pub fn was_noted(kind: Kind) -> bool {
     noted() & kind as u32 != 0
 }
 
+/// A facility that was used, leaves nothing to examine and cannot be saved.
+pub fn noted_reason() -> Option<&'static str> {
+    if was_noted(Kind::ProtectionKeys) {
+        return Some("the program uses memory protection keys");
+    }
+    if was_noted(Kind::ProcessorState) {
+        return Some("the program has changed processor state (LDT or I/O permissions)");
+    }
+    None
+}
+
 /// No checkpoint can be taken any more, for good; the first reason stays.
 pub fn disable(reason: &'static str) {
     if !DECIDED.swap(true, AcqRel) {

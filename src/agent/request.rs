@@ -17,8 +17,6 @@ pub const COMMAND_TAG: u64 = 0xC4B7;
 
 pub const CHECKPOINT: u32 = 1;
 pub const REPORT: u32 = 2;
-/// The helper shall end (a sandbox or a new namespace is about to be entered).
-pub const RETIRE: u32 = 4;
 
 pub struct Mailbox {
     /// Futex: grows with every request.
@@ -47,6 +45,11 @@ const FUTEX_WAKE_PRIVATE: i32 = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
 /// Adds a request and wakes the helper (which must exist).
 pub fn post(what: u32) {
     MAILBOX.wanted.fetch_or(what, Ordering::SeqCst);
+    wake();
+}
+
+/// Wakes the helper without a request (it looks at `refusal::RETIRE` and `holds`).
+pub fn wake() {
     MAILBOX.bell.fetch_add(1, Ordering::SeqCst);
     // SAFETY: a futex word of ours.
     unsafe { syscall!(libc::SYS_futex, &MAILBOX.bell, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0) };
@@ -244,9 +247,7 @@ pub fn release() -> i32 {
     match was {
         Ok(1) => {
             // A checkpoint may have been put off meanwhile: let the helper look.
-            MAILBOX.bell.fetch_add(1, Ordering::SeqCst);
-            // SAFETY: a futex word of ours.
-            unsafe { syscall!(libc::SYS_futex, &MAILBOX.bell, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0) };
+            wake();
             0
         }
         Ok(_) => 0,

@@ -121,7 +121,7 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
     if !report.covers_libc() {
         log::line(format_args!("call-site net not laid: {:?}", report.objects));
     }
-    refusal::set_wake(Some(helper::retire_for_hook));
+    refusal::set_wake(Some(request::wake));
     exit::configure(config.keep_on_exit);
     if let Some(signo) = config.trigger {
         // SAFETY: constructor, one thread.

@@ -131,7 +131,9 @@ impl Plan {
         let mut flags = 0;
         let device = || MemoryError::Device(String::from_utf8_lossy(line.name).into_owned());
         let (kind, how) = if line.shared {
-            if name.starts_with(b"/memfd:")
+            if name.starts_with(b"/[aio]") || name.starts_with(b"/secretmem") {
+                return Err(device());
+            } else if name.starts_with(b"/memfd:")
                 || name.starts_with(b"/dev/zero")
                 || name.starts_with(b"/SYSV")
                 || name.is_empty()
