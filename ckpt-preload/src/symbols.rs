@@ -14,7 +14,9 @@
 
 use ckpt::agent::hooks::symbol::{self, on_duty, real_id};
 use libc::{c_int, c_ulong, c_void, id_t, pid_t, sighandler_t, siginfo_t, sigset_t, size_t};
-use libc::{cpu_set_t, epoll_event, fd_set, nfds_t, pollfd, sigaction as action, stack_t, timespec};
+use libc::{
+    cpu_set_t, epoll_event, fd_set, nfds_t, pollfd, sigaction as action, stack_t, timespec,
+};
 use redhook::{hook, real};
 
 /// The exports that pass on to libc: one list for the definitions and for [`touch_all`].

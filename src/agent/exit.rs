@@ -5,9 +5,9 @@
 //! while the helper thread may be in the middle of a commit: [`enter_store`] and
 //! [`leave_store`] are the helper's side of that. Raw system calls, no allocation.
 
-pub use crate::config::KeepOnExit;
 use crate::agent::refusal;
 use crate::agent::state::AGENT;
+pub use crate::config::KeepOnExit;
 use ckpt_sys::{raw::check, syscall};
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering::*};
@@ -157,7 +157,12 @@ fn remove_job() {
             return;
         }
         empty(libc::AT_FDCWD, trash.as_ptr(), 4);
-        syscall!(libc::SYS_unlinkat, libc::AT_FDCWD, trash.as_ptr(), libc::AT_REMOVEDIR);
+        syscall!(
+            libc::SYS_unlinkat,
+            libc::AT_FDCWD,
+            trash.as_ptr(),
+            libc::AT_REMOVEDIR
+        );
     }
 }
 
@@ -178,7 +183,12 @@ unsafe fn empty(at: i32, name: *const u8, depth: u32) {
     loop {
         // SAFETY: our buffer.
         let got = unsafe {
-            syscall!(libc::SYS_getdents64, dir, buf.as_mut_ptr(), size_of_val(&buf))
+            syscall!(
+                libc::SYS_getdents64,
+                dir,
+                buf.as_mut_ptr(),
+                size_of_val(&buf)
+            )
         };
         if got <= 0 {
             break;

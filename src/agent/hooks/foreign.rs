@@ -333,10 +333,7 @@ mod tests {
             set_handler(theirs as *const () as u64);
             let (mask, mut old) = (RESERVED_BIT, 0u64);
             let (at, old_at) = (&raw const mask as u64, &raw mut old as u64);
-            assert_eq!(
-                call(libc::SYS_rt_sigprocmask, &[0, at, old_at, 8]),
-                Some(0)
-            );
+            assert_eq!(call(libc::SYS_rt_sigprocmask, &[0, at, old_at, 8]), Some(0));
             assert_eq!(old & RESERVED_BIT, 0);
             send(77);
             assert_eq!((RAN.load(SeqCst), ENDED.load(SeqCst)), (0, 0));
@@ -344,10 +341,7 @@ mod tests {
             let p = &raw mut pending as u64;
             assert_eq!(call(libc::SYS_rt_sigpending, &[p, 8]), Some(0));
             assert_eq!(pending, RESERVED_BIT);
-            assert_eq!(
-                call(libc::SYS_rt_sigprocmask, &[1, at, old_at, 8]),
-                Some(0)
-            );
+            assert_eq!(call(libc::SYS_rt_sigprocmask, &[1, at, old_at, 8]), Some(0));
             assert_eq!(old & RESERVED_BIT, RESERVED_BIT);
             assert_eq!((RAN.load(SeqCst), VALUE.load(SeqCst)), (1, 77));
             // SAFETY: this thread's block.

@@ -261,9 +261,7 @@ fn at_birth() {
         for (i, late) in LATE.iter().enumerate() {
             let real = late[1].load(Relaxed);
             if (real == 0 || dead(real))
-                && late[1]
-                    .compare_exchange(real, tid, AcqRel, Relaxed)
-                    .is_ok()
+                && late[1].compare_exchange(real, tid, AcqRel, Relaxed).is_ok()
             {
                 let id = FIRST_LATE + 1 + i as i32;
                 late[0].store(id, Release);

@@ -173,7 +173,11 @@ pub unsafe fn after_restore(restored: &Restored) {
     if ids.is_err() || ranges.is_err() || !known {
         refusal::disable("no memory for the tables of the restored process");
     }
-    for (nr, _) in table().iter().enumerate().filter(|(_, wanted)| **wanted != 0) {
+    for (nr, _) in table()
+        .iter()
+        .enumerate()
+        .filter(|(_, wanted)| **wanted != 0)
+    {
         if let Some(byte) = hook_byte(nr) {
             byte.fetch_or(HOOKED, Relaxed);
         }

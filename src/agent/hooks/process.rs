@@ -4,9 +4,9 @@
 
 use super::frame::{CallFrame, Verdict};
 use super::sigaction;
+use crate::agent::exit;
 use crate::agent::refusal::{self, Kind};
 use crate::agent::state::{RESERVED_BIT, RESERVED_SIGNAL, is_agents_process};
-use crate::agent::exit;
 use crate::image::state::KernelSigaction;
 use ckpt_sys::{syscall, tls::thread_block};
 
@@ -39,29 +39,12 @@ const OWN_TABLES: &str = "a thread has a descriptor table or directory of its ow
 pub fn dispatch(frame: &mut CallFrame) -> Verdict {
     let [a, b, ..] = frame.args;
     match frame.rax {
-        libc::SYS_exit_group => {
-            if is_agents_process() {
-                exit::on_exit(a as i32);
-            }
-        }
+        libc::SYS_exit_group if is_agents_process() => exit::on_exit(a as i32),
         libc::SYS_execve | libc::SYS_execveat => return execve(frame),
-        libc::SYS_prctl => {
-            // Mode 1 and mode 2; what is invalid is told by the kernel, so a wrong
-            // guess here only costs checkpoints.
-            if a as i32 == libc::PR_SET_SECCOMP && is_agents_process() {
-                sandbox();
-            }
-        }
-        libc::SYS_seccomp => {
-            const SET_MODE_STRICT: u64 = 0;
-            const SET_MODE_FILTER: u64 = 1;
-            let real = a == SET_MODE_STRICT || (a == SET_MODE_FILTER && frame.args[2] != 0);
-            if real && is_agents_process() {
-                // The reason for a null filter: programs ask that way whether filters
-                // are known (the answer is EFAULT).
-                sandbox();
-            }
-        }
+        // Modes 1 and 2; what is invalid is told by the kernel, so a wrong guess here
+        // only costs checkpoints.
+        libc::SYS_prctl if a as i32 == libc::PR_SET_SECCOMP && is_agents_process() => sandbox(),
+        libc::SYS_seccomp if seccomp_acts(a, frame.args[2]) && is_agents_process() => sandbox(),
         libc::SYS_arch_prctl => {
             const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
             if a == ARCH_REQ_XCOMP_PERM {
@@ -86,6 +69,14 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
         _ => {}
     }
     Verdict::Forward
+}
+
+/// Does seccomp(operation, _, filter) enter a sandbox? A null filter does not: programs ask
+/// that way whether filters are known (the answer is EFAULT).
+fn seccomp_acts(operation: u64, filter: u64) -> bool {
+    const SET_MODE_STRICT: u64 = 0;
+    const SET_MODE_FILTER: u64 = 1;
+    operation == SET_MODE_STRICT || (operation == SET_MODE_FILTER && filter != 0)
 }
 
 /// Before the filter is in force: from then on hooks make no calls of their own.
@@ -146,14 +137,32 @@ fn execve(frame: &mut CallFrame) -> Verdict {
     unsafe {
         let sig = RESERVED_SIGNAL;
         if ignored {
-            syscall!(libc::SYS_rt_sigaction, sig, &raw const ignore, &raw mut before, 8);
+            syscall!(
+                libc::SYS_rt_sigaction,
+                sig,
+                &raw const ignore,
+                &raw mut before,
+                8
+            );
         }
         if blocked {
-            syscall!(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, &raw const bit, 0, 8);
+            syscall!(
+                libc::SYS_rt_sigprocmask,
+                libc::SIG_BLOCK,
+                &raw const bit,
+                0,
+                8
+            );
         }
         frame.rax = syscall!(frame.rax, a, b, c, d, e) as i64;
         if blocked {
-            syscall!(libc::SYS_rt_sigprocmask, libc::SIG_UNBLOCK, &raw const bit, 0, 8);
+            syscall!(
+                libc::SYS_rt_sigprocmask,
+                libc::SIG_UNBLOCK,
+                &raw const bit,
+                0,
+                8
+            );
         }
         if ignored {
             syscall!(libc::SYS_rt_sigaction, sig, &raw const before, 0, 8);
@@ -173,7 +182,9 @@ mod tests {
         // SAFETY: a child of the test alone in its process.
         unsafe {
             wake().unwrap();
-            AGENT.real_pid.store(syscall!(libc::SYS_getpid) as i32, SeqCst);
+            AGENT
+                .real_pid
+                .store(syscall!(libc::SYS_getpid) as i32, SeqCst);
         }
     }
 
@@ -185,7 +196,10 @@ mod tests {
             ours();
             assert_eq!(call(libc::SYS_seccomp, &[1, 0, 0]), None);
             assert_eq!(refusal::disabled(), None);
-            assert_eq!(call(libc::SYS_prctl, &[libc::PR_SET_SECCOMP as u64, 2]), None);
+            assert_eq!(
+                call(libc::SYS_prctl, &[libc::PR_SET_SECCOMP as u64, 2]),
+                None
+            );
             assert_eq!(refusal::disabled(), Some(SANDBOX));
             assert!(refusal::sandboxed());
         });
@@ -241,7 +255,12 @@ mod tests {
             };
             sigaction::set_reserved_action(&ignore);
             let script = c"grep -q '^SigIgn:.8' /proc/self/status";
-            let args = [c"sh".as_ptr(), c"-c".as_ptr(), script.as_ptr(), std::ptr::null()];
+            let args = [
+                c"sh".as_ptr(),
+                c"-c".as_ptr(),
+                script.as_ptr(),
+                std::ptr::null(),
+            ];
             let path = c"/bin/sh".as_ptr() as u64;
             call(libc::SYS_execve, &[path, args.as_ptr() as u64, 0]);
             unreachable!();

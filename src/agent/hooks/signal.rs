@@ -24,7 +24,9 @@ pub use super::foreign::deliver_foreign;
 /// handler): the restorer installs them as they are, and the tables behind them are in
 /// the image. [`super::sigaction::program_view`] is for showing them.
 pub fn restore_view(state: &mut crate::image::state::SignalState) {
-    state.pending.retain(|signal| signal.signo != RESERVED_SIGNAL);
+    state
+        .pending
+        .retain(|signal| signal.signo != RESERVED_SIGNAL);
 }
 
 fn reserved_blocked() -> bool {

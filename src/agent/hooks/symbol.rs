@@ -107,12 +107,15 @@ pub unsafe fn mask(how: i32, set: *const libc::sigset_t, old: *mut libc::sigset_
         // SAFETY: the caller's set; its first word is the kernel's.
         copy = unsafe { *set.cast::<u64>() } & !GLIBCS;
     }
-    let at = if set.is_null() { 0 } else { &raw const copy as u64 };
+    let at = if set.is_null() {
+        0
+    } else {
+        &raw const copy as u64
+    };
     -kernel(libc::SYS_rt_sigprocmask, &[how as u64, at, old as u64, 8]) as i32
 }
 
-type Sigaction =
-    unsafe extern "C" fn(i32, *const libc::sigaction, *mut libc::sigaction) -> i32;
+type Sigaction = unsafe extern "C" fn(i32, *const libc::sigaction, *mut libc::sigaction) -> i32;
 
 /// Bit `sig - 1`: the program's mask of that action holds the reserved signal.
 static RESERVED_IN_MASK: AtomicU64 = AtomicU64::new(0);
@@ -259,10 +262,7 @@ extern "C" fn at_exit(status: i32, _: *mut libc::c_void) {
 /// handler of libc's, which as the first to be registered runs last.
 pub fn watch_exit() {
     unsafe extern "C" {
-        fn on_exit(
-            f: extern "C" fn(i32, *mut libc::c_void),
-            arg: *mut libc::c_void,
-        ) -> i32;
+        fn on_exit(f: extern "C" fn(i32, *mut libc::c_void), arg: *mut libc::c_void) -> i32;
     }
     // SAFETY: registers a function of ours, constructor.
     unsafe { on_exit(at_exit, std::ptr::null_mut()) };
@@ -307,7 +307,10 @@ mod tests {
                 assert_eq!(sigaction(libc::sigaction, 10, &act, none), 0);
                 assert_eq!(libc::sigaction(10, std::ptr::null(), &mut old), 0);
                 assert_eq!(libc::sigismember(&old.sa_mask, 64), 0);
-                assert_eq!(sigaction(libc::sigaction, 10, std::ptr::null(), &mut old), 0);
+                assert_eq!(
+                    sigaction(libc::sigaction, 10, std::ptr::null(), &mut old),
+                    0
+                );
                 assert_eq!(libc::sigismember(&old.sa_mask, 64), 1);
                 assert_eq!(sigaction(libc::sigaction, 64, &act, &mut old), 0);
                 assert_eq!(signal_reserved(0), libc::SIG_IGN);

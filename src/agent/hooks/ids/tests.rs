@@ -45,9 +45,18 @@ fn arguments_are_translated() {
             crate::agent::hooks::dispatch(&mut f);
             f.args
         };
-        assert_eq!(arguments(libc::SYS_tgkill, &[1000, 1001, 9])[..2], [pid, 77]);
-        assert_eq!(arguments(libc::SYS_kill, &[-900i64 as u64, 9])[0] as i64, -66);
-        assert_eq!(arguments(libc::SYS_kill, &[-1000i64 as u64, 9])[0] as i64, -(pid as i64));
+        assert_eq!(
+            arguments(libc::SYS_tgkill, &[1000, 1001, 9])[..2],
+            [pid, 77]
+        );
+        assert_eq!(
+            arguments(libc::SYS_kill, &[-900i64 as u64, 9])[0] as i64,
+            -66
+        );
+        assert_eq!(
+            arguments(libc::SYS_kill, &[-1000i64 as u64, 9])[0] as i64,
+            -(pid as i64)
+        );
         assert_eq!(arguments(libc::SYS_kill, &[-1i64 as u64, 9])[0] as i64, -1);
         assert_eq!(arguments(libc::SYS_kill, &[0, 9])[0], 0);
         assert_eq!(arguments(libc::SYS_sched_getaffinity, &[1001])[0], 77);
@@ -56,7 +65,10 @@ fn arguments_are_translated() {
         assert_eq!(arguments(libc::SYS_wait4, &[900])[0], 900);
         assert_eq!(arguments(libc::SYS_wait4, &[-900i64 as u64])[0] as i64, -66);
         let clock = |id: i32| i64::from((!id << 3) | 6) as u64;
-        assert_eq!(arguments(libc::SYS_clock_getres, &[clock(1001)])[0], clock(77));
+        assert_eq!(
+            arguments(libc::SYS_clock_getres, &[clock(1001)])[0],
+            clock(77)
+        );
     });
 }
 
@@ -86,7 +98,13 @@ fn owners_and_credentials() {
         let mut cred = [0i32; 3];
         let mut len = 12u32;
         let (at, len_at) = (&raw mut cred as u64, &raw mut len as u64);
-        let option = [fd, libc::SOL_SOCKET as u64, libc::SO_PEERCRED as u64, at, len_at];
+        let option = [
+            fd,
+            libc::SOL_SOCKET as u64,
+            libc::SO_PEERCRED as u64,
+            at,
+            len_at,
+        ];
         assert_eq!(call(libc::SYS_getsockopt, &option), Some(0));
         assert_eq!(cred[0], 1000);
         let own: [i32; 2] = [1, 1000];
@@ -96,7 +114,10 @@ fn owners_and_credentials() {
         // SAFETY: asks the kernel.
         unsafe { syscall!(libc::SYS_fcntl, fd, 16, &raw mut back) };
         assert_eq!(back, [1, pid]);
-        assert_eq!(call(libc::SYS_fcntl, &[fd, 16, &raw mut back as u64]), Some(0));
+        assert_eq!(
+            call(libc::SYS_fcntl, &[fd, 16, &raw mut back as u64]),
+            Some(0)
+        );
         assert_eq!(back, own);
         assert_eq!(call(libc::SYS_fcntl, &[fd, 9]), Some(1000));
     });
@@ -107,9 +128,15 @@ fn proc_paths_and_links() {
     in_child(|| {
         restored();
         let path = c"/proc/1000/comm";
-        let fd = call(libc::SYS_openat, &[libc::AT_FDCWD as u64, path.as_ptr() as u64, 0, 0]);
+        let fd = call(
+            libc::SYS_openat,
+            &[libc::AT_FDCWD as u64, path.as_ptr() as u64, 0, 0],
+        );
         assert!(fd.unwrap() >= 0);
-        assert_eq!(call(libc::SYS_openat, &[0, c"/tmp".as_ptr() as u64, 0, 0]), None);
+        assert_eq!(
+            call(libc::SYS_openat, &[0, c"/tmp".as_ptr() as u64, 0, 0]),
+            None
+        );
         let mut buf = [0u8; 64];
         let link = c"/proc/self".as_ptr() as u64;
         let n = call(libc::SYS_readlink, &[link, &raw mut buf as u64, 64]);
@@ -124,7 +151,10 @@ fn a_thread_born_with_an_old_id_gets_another() {
         std::thread::spawn(|| {
             // SAFETY: no arguments.
             let (pid, tid) = unsafe {
-                (syscall!(libc::SYS_getpid) as i32, syscall!(libc::SYS_gettid) as i32)
+                (
+                    syscall!(libc::SYS_getpid) as i32,
+                    syscall!(libc::SYS_gettid) as i32,
+                )
             };
             set_identity(&[(1000, pid), (tid, 77)], 1000, pid).unwrap();
             assert_eq!(call(libc::SYS_set_robust_list, &[0, 24]), None);
