@@ -451,7 +451,14 @@ fn take(
     } else {
         writer::fork(|| {
             let image = ImageWriter::new(file, generation);
-            snapshot::write(image, manifest.clone(), plan.clone(), side.bytes(), true)
+            snapshot::write(
+                image,
+                manifest.clone(),
+                plan.clone(),
+                side.bytes(),
+                true,
+                true,
+            )
         })
     };
     let (outcome, name, t3, t4) = match forked {
@@ -459,11 +466,18 @@ fn take(
             let t3 = now_ns();
             stop::release(stopped);
             let t4 = now_ns();
-            (child.wait().map_err(store_error)?, "fork", t3, t4)
+            let outcome = child.wait().map_err(|error| match error {
+                writer::WriterError::NotInherited(reason) => {
+                    hooks::memory::note_special_advice();
+                    CheckpointError::Postponed(reason)
+                }
+                other => store_error(other),
+            })?;
+            (outcome, "fork", t3, t4)
         }
         None => {
             let image = ImageWriter::new(file, generation);
-            let result = snapshot::write(image, manifest, plan, side.bytes(), true);
+            let result = snapshot::write(image, manifest, plan, side.bytes(), false, true);
             let t3 = now_ns();
             stop::release(stopped);
             (result.map_err(store_error)?, "copy", t3, now_ns())
@@ -536,7 +550,9 @@ fn collect(
     };
     let descriptors = descriptors::collect(&target, &mut side).map_err(refused)?;
     let mut store = settings.store_root.clone();
-    store.extend_from_slice(b"/jobs/");
+    store.extend_from_slice(b"/jobs");
+    let mut store = procfs::real_path(&store).unwrap_or(store);
+    store.push(b'/');
     let own = memory::Own {
         store: &store,
         is_cache: callsites::cache::is_cache_path,
@@ -559,6 +575,5 @@ fn collect(
         },
         ..Manifest::default()
     };
-    let _ = procfs::number;
     Ok((manifest, plan, side))
 }
