@@ -144,8 +144,8 @@ fn print(cli: &Cli, args: &Args, removed: &[Removal]) {
         table.print();
     }
     let verb = if args.dry_run { "would remove" } else { "removed" };
-    let count = removed.len();
-    eprintln!("ckpt: {verb} {count} generations, {}", output::size(bytes));
+    let (count, s) = (removed.len(), if removed.len() == 1 { "" } else { "s" });
+    eprintln!("ckpt: {verb} {count} generation{s}, {}", output::size(bytes));
 }
 
 /// Reports of processes that are gone.
