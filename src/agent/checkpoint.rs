@@ -20,7 +20,7 @@ use crate::image::writer::ImageWriter;
 use crate::store::generation::{GenerationKind, GenerationRecord, MemberRecord};
 use crate::store::lock::{JobLock, Owner};
 use crate::store::start::{Claimed, claim};
-use crate::store::{Job, JobKey, RawFs, report};
+use crate::store::{Job, JobKey, Pending, RawFs, report};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -257,6 +257,17 @@ impl Worker {
         self.claimed.as_mut().ok_or_else(|| CheckpointError::Store("no job".into()))
     }
 
+    /// The files of a new generation, claimed from the store before the stop.
+    fn begin(&mut self) -> Result<Pending<RawFs>, CheckpointError> {
+        let fs = RawFs;
+        let mut pending = self.job()?.job.begin().map_err(store_error)?;
+        if let Err(error) = pending.create_member(&fs) {
+            pending.abort(&fs);
+            return Err(store_error(error));
+        }
+        Ok(pending)
+    }
+
     fn before_the_stop(&self) -> Result<(), CheckpointError> {
         if let Some(reason) = refusal::disabled() {
             return Err(CheckpointError::Refused(reason.into()));
@@ -275,13 +286,14 @@ impl Worker {
         let settings = self.settings;
         let last = self.last_generation;
         let id = request::inserted_call().map_or(0, |call| call.id);
-        let claimed = self.job()?;
-        let mut pending = claimed.job.begin().map_err(store_error)?;
+        let ending = || CheckpointError::Refused("the program is ending".into());
         let fs = RawFs;
-        if let Err(error) = pending.create_member(&fs) {
-            pending.abort(&fs);
-            return Err(store_error(error));
+        if !exit::enter_store() {
+            return Err(ending());
         }
+        let begun = self.begin();
+        exit::leave_store();
+        let pending = begun?;
         let generation = pending.generation;
         let taken = {
             let file = pending.member(0).expect("created above");
@@ -318,7 +330,14 @@ impl Worker {
             snapshot: taken.snapshot.into(),
             trigger: trigger.name().into(),
         };
-        claimed.job.publish(pending, &record).map_err(store_error)?;
+        if !exit::enter_store() {
+            return Err(ending());
+        }
+        let claimed = self.job()?;
+        let published = claimed.job.publish(pending, &record).map_err(store_error);
+        let pruned = claimed.job.prune(settings.config.keep, Some(generation), taken.realtime_ns);
+        exit::leave_store();
+        published?;
         log::line(format_args!(
             "generation {generation}: {} threads, {} pages, stop {} us (park {}, collect {}, {} {}, release {}), persisted after {} us",
             taken.threads,
@@ -331,7 +350,7 @@ impl Worker {
             taken.phases[3],
             record.persist_us,
         ));
-        if let Err(error) = claimed.job.prune(settings.config.keep, Some(generation), taken.realtime_ns) {
+        if let Err(error) = pruned {
             log::line(format_args!("{error}"));
         }
         Ok(generation)

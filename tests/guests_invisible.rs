@@ -1,0 +1,174 @@
+//! Checkpoints are invisible: results and elapsed times of blocking calls, storms, leaks,
+//! and long chains of generations.
+
+mod common;
+
+use common::*;
+
+/// Runs under checkpoints without being killed; returns the last generation's number.
+fn undisturbed(program: Program, setting: Setting, interval: &str, least: u64) {
+    let mut trial = Trial::new(program, setting)
+        .ckpt("CKPT_INTERVAL", interval)
+        .ckpt("CKPT_KEEP_ON_EXIT", "always");
+    let bare = trial.bare();
+    let life = trial.finish();
+    trial.compare(&bare, &life);
+    let taken = trial.generation();
+    if taken < least {
+        trial.fail(&format!(
+            "only {taken} checkpoints were taken, {least} wanted"
+        ));
+    }
+}
+
+mod calls {
+    use super::*;
+
+    #[test]
+    fn inv_calls_lazy_fork() {
+        undisturbed(
+            Program::guest("inv_calls").seconds(3.0),
+            LAZY_FORK,
+            "20ms",
+            50,
+        );
+    }
+
+    #[test]
+    fn inv_calls_eager_copy() {
+        undisturbed(
+            Program::guest("inv_calls").seconds(3.0),
+            EAGER_COPY,
+            "20ms",
+            50,
+        );
+    }
+
+    #[test]
+    fn inv_calls_killed() {
+        let program = Program::guest("inv_calls").seconds(2.0);
+        Trial::new(program.env("GUEST_NO_ELAPSED", "1"), LAZY_FORK).survives(3);
+    }
+
+    #[test]
+    fn wait_sees_no_strangers() {
+        undisturbed(
+            Program::guest("inv_wait").seconds(1.5),
+            LAZY_FORK,
+            "10ms",
+            1,
+        );
+    }
+}
+
+mod leaks {
+    use super::*;
+
+    fn none(setting: Setting) {
+        let program = Program::guest("inv_leak").env("GUEST_CHECKPOINTS", "1000");
+        let mut trial = Trial::new(program, setting).ckpt("CKPT_KEEP_ON_EXIT", "always");
+        trial.ckpt.remove("CKPT_INTERVAL");
+        let bare = trial.bare();
+        let life = trial.finish();
+        trial.compare(&bare, &life);
+        if trial.generation() < 1000 {
+            let taken = trial.generation();
+            trial.fail(&format!("{taken} checkpoints were committed, not 1000"));
+        }
+    }
+
+    #[test]
+    fn thousand_checkpoints_fork() {
+        none(LAZY_FORK);
+    }
+
+    #[test]
+    fn thousand_checkpoints_copy() {
+        none(EAGER_COPY);
+    }
+}
+
+mod storms {
+    use super::*;
+
+    macro_rules! storms {
+        ($($guest:ident)*) => { $(
+            mod $guest {
+                use super::*;
+
+                #[test]
+                fn undisturbed_fork() {
+                    undisturbed(Program::guest(stringify!($guest)).seconds(1.5), LAZY_FORK, "10ms", 1);
+                }
+
+                #[test]
+                fn undisturbed_copy() {
+                    undisturbed(Program::guest(stringify!($guest)).seconds(1.5), EAGER_COPY, "10ms", 1);
+                }
+
+                #[test]
+                fn killed() {
+                    let program = Program::guest(stringify!($guest)).seconds(3.0);
+                    Trial::new(program, LAZY_FORK).ckpt("CKPT_INTERVAL", "20ms").survives(3);
+                }
+            }
+        )* };
+    }
+
+    storms! { storm_malloc storm_dlopen storm_printf storm_fork storm_threads storm_signals }
+}
+
+mod chains {
+    use super::*;
+    use std::time::Duration;
+
+    /// Twenty generations in a chain (checkpoint, kill, resume, ...): nothing drifts.
+    fn twenty(guest: &str, setting: Setting) {
+        let mut trial = Trial::new(Program::guest(guest).seconds(5.0), setting);
+        let bare = trial.bare();
+        let mut sizes = Vec::new();
+        for _ in 0..20 {
+            let known = trial.generation();
+            let mut started = trial.start();
+            if trial.await_generation(&mut started, known).is_none() {
+                trial.fail("it ended before twenty lives were over");
+            }
+            let wait = trial.random(60);
+            std::thread::sleep(Duration::from_millis(wait));
+            sizes.push(started.sizes());
+            started.kill(true);
+        }
+        trial.note(format!("mappings and descriptors by life: {sizes:?}"));
+        let life = trial.finish();
+        trial.compare(&bare, &life);
+        let (early, late) = (sizes[2], sizes[19]);
+        if late.0 > early.0 + early.0 / 20 + 4 || late.1 > early.1 {
+            trial.fail("mappings or descriptors grow from life to life");
+        }
+    }
+
+    #[test]
+    fn memory_lazy_fork() {
+        twenty("mem_maps", LAZY_FORK);
+    }
+
+    #[test]
+    fn memory_eager_copy() {
+        twenty("mem_maps", EAGER_COPY);
+    }
+
+    #[test]
+    fn threads_lazy_fork() {
+        twenty("thr_many", LAZY_FORK);
+    }
+
+    #[test]
+    fn pipes_eager_copy() {
+        twenty("fd_pipes", EAGER_COPY);
+    }
+
+    #[test]
+    fn signals_lazy_fork() {
+        twenty("sig_handlers", LAZY_FORK);
+    }
+}
