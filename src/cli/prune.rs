@@ -143,9 +143,17 @@ fn print(cli: &Cli, args: &Args, removed: &[Removal]) {
         }
         table.print();
     }
-    let verb = if args.dry_run { "would remove" } else { "removed" };
-    let (count, s) = (removed.len(), if removed.len() == 1 { "" } else { "s" });
-    eprintln!("ckpt: {verb} {count} generation{s}, {}", output::size(bytes));
+    let verb = if args.dry_run {
+        "would remove"
+    } else {
+        "removed"
+    };
+    let count = removed.len();
+    let plural = if count == 1 { "" } else { "s" };
+    eprintln!(
+        "ckpt: {verb} {count} generation{plural}, {}",
+        output::size(bytes)
+    );
 }
 
 /// Reports of processes that are gone.
@@ -171,4 +179,3 @@ fn remove_stale_reports(root: &Path) {
         }
     }
 }
-
