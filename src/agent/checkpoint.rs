@@ -381,6 +381,7 @@ impl Worker {
         }
         self.report.program_pid = AGENT.pid.load(Ordering::Relaxed);
         self.report.state = "idle".into();
+        self.report.last_generation = self.last_generation;
         self.report.interval_ms = interval_ns(self.settings).map_or(0, |ns| ns / 1_000_000);
         self.report.recovered_from = self.settings.restored.as_ref().map(|r| r.1);
         self.report.net.installed = AGENT.net_installed.load(Ordering::Relaxed);
