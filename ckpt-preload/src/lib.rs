@@ -3,12 +3,15 @@
 
 use ckpt::agent;
 
+mod symbols;
+
 #[global_allocator]
 static ALLOCATOR: agent::heap::AgentAllocator = agent::heap::AgentAllocator;
 
 /// Pre-execution (FIG. 5).
 #[ctor::ctor(unsafe)]
 fn start() {
+    agent::hooks::symbol::set_touch(symbols::touch_all);
     // SAFETY: the constructor of the library, before any other thread exists.
     unsafe { agent::start::pre_execution(rseq()) }
 }

@@ -14,7 +14,6 @@
 pub mod blob;
 pub mod callsite;
 pub mod context;
-pub mod handler;
 pub mod raw;
 pub mod thread;
 pub mod tls;

@@ -38,7 +38,7 @@ pub struct ThreadBlock {
     /// The program asked to have the agent's reserved signal blocked (its view).
     pub reserved_blocked: u32,
     /// The thread's id as the program sees it, where that is not the kernel's
-    /// (restored without set_tid); 0 = the kernel's is right.
+    /// (restored without set_tid): positive = that id, else `agent::hooks::ids` knows.
     pub virtual_tid: i32,
     /// What the mask of the signal call in progress says about the reserved
     /// signal (`agent::hooks::foreign`).

@@ -20,7 +20,7 @@ use crate::image::writer::ImageWriter;
 use crate::store::generation::{GenerationKind, GenerationRecord, MemberRecord};
 use crate::store::lock::{JobLock, Owner};
 use crate::store::start::{Claimed, claim};
-use crate::store::{Job, JobKey, RawFs, report};
+use crate::store::{Job, JobKey, Pending, RawFs, report};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -75,6 +75,8 @@ pub struct Worker {
     retry_ns: Option<u64>,
     last_generation: Option<u64>,
     report: report::Report,
+    /// Nonces of the command's requests that the next outcome answers.
+    asked: Vec<u32>,
 }
 
 /// A postponed checkpoint is tried again after this time.
@@ -107,6 +109,7 @@ impl Worker {
             retry_ns: None,
             last_generation: None,
             report: report::Report::default(),
+            asked: Vec::new(),
         };
         if life == Life::Restored {
             worker.adopt_job();
@@ -149,6 +152,7 @@ impl Worker {
         let clock = self.due_ns.is_some_and(|due| now >= due);
         let retry = self.retry_ns.is_some_and(|due| now >= due);
         let call = request::inserted_call().is_some();
+        self.asked.extend(request::take_asked(request::CHECKPOINT));
         if call || wanted & request::CHECKPOINT != 0 || clock || retry {
             let trigger = if call {
                 Trigger::Call
@@ -160,12 +164,16 @@ impl Worker {
             self.checkpoint(trigger);
         }
         if wanted & request::REPORT != 0 {
+            for nonce in request::take_asked(request::REPORT) {
+                self.report.answer(nonce, None, None);
+            }
             self.write_report();
         }
         true
     }
 
     fn checkpoint(&mut self, trigger: Trigger) {
+        let answering = !self.asked.is_empty();
         let result = self.try_checkpoint(trigger);
         let now = now_ns();
         if let Some(ns) = interval_ns(self.settings)
@@ -178,8 +186,12 @@ impl Worker {
             Ok(generation) => {
                 self.last_generation = Some(generation);
                 self.report.last_generation = Some(generation);
+                self.report.last_checkpoint_ns = identity::realtime_ns();
                 self.report.checkpoints += 1;
                 request::answer(1);
+                for nonce in std::mem::take(&mut self.asked) {
+                    self.report.answer(nonce, Some(generation), None);
+                }
             }
             Err(CheckpointError::Postponed(reason)) => {
                 // The caller of ckpt_checkpoint is told; the clock and the command wait.
@@ -192,15 +204,23 @@ impl Worker {
             }
             Err(CheckpointError::Refused(reason)) => {
                 request::answer(-libc::EAGAIN);
+                self.fail_asked(&reason);
                 self.refuse(reason, trigger);
             }
             Err(CheckpointError::Store(reason)) => {
                 request::answer(-libc::EIO);
+                self.fail_asked(&reason);
                 self.refuse(reason, trigger);
             }
         }
-        if trigger == Trigger::Command {
+        if trigger == Trigger::Command || answering {
             self.write_report();
+        }
+    }
+
+    fn fail_asked(&mut self, reason: &str) {
+        for nonce in std::mem::take(&mut self.asked) {
+            self.report.answer(nonce, None, Some(reason.to_owned()));
         }
     }
 
@@ -237,6 +257,17 @@ impl Worker {
         self.claimed.as_mut().ok_or_else(|| CheckpointError::Store("no job".into()))
     }
 
+    /// The files of a new generation, claimed from the store before the stop.
+    fn begin(&mut self) -> Result<Pending<RawFs>, CheckpointError> {
+        let fs = RawFs;
+        let mut pending = self.job()?.job.begin().map_err(store_error)?;
+        if let Err(error) = pending.create_member(&fs) {
+            pending.abort(&fs);
+            return Err(store_error(error));
+        }
+        Ok(pending)
+    }
+
     fn before_the_stop(&self) -> Result<(), CheckpointError> {
         if let Some(reason) = refusal::disabled() {
             return Err(CheckpointError::Refused(reason.into()));
@@ -255,15 +286,14 @@ impl Worker {
         let settings = self.settings;
         let last = self.last_generation;
         let id = request::inserted_call().map_or(0, |call| call.id);
-        let net = self.report.net.clone();
-        let _ = net;
-        let claimed = self.job()?;
-        let mut pending = claimed.job.begin().map_err(store_error)?;
+        let ending = || CheckpointError::Refused("the program is ending".into());
         let fs = RawFs;
-        if let Err(error) = pending.create_member(&fs) {
-            pending.abort(&fs);
-            return Err(store_error(error));
+        if !exit::enter_store() {
+            return Err(ending());
         }
+        let begun = self.begin();
+        exit::leave_store();
+        let pending = begun?;
         let generation = pending.generation;
         let taken = {
             let file = pending.member(0).expect("created above");
@@ -300,7 +330,14 @@ impl Worker {
             snapshot: taken.snapshot.into(),
             trigger: trigger.name().into(),
         };
-        claimed.job.publish(pending, &record).map_err(store_error)?;
+        if !exit::enter_store() {
+            return Err(ending());
+        }
+        let claimed = self.job()?;
+        let published = claimed.job.publish(pending, &record).map_err(store_error);
+        let pruned = claimed.job.prune(settings.config.keep, Some(generation), taken.realtime_ns);
+        exit::leave_store();
+        published?;
         log::line(format_args!(
             "generation {generation}: {} threads, {} pages, stop {} us (park {}, collect {}, {} {}, release {}), persisted after {} us",
             taken.threads,
@@ -313,7 +350,7 @@ impl Worker {
             taken.phases[3],
             record.persist_us,
         ));
-        if let Err(error) = claimed.job.prune(settings.config.keep, Some(generation), taken.realtime_ns) {
+        if let Err(error) = pruned {
             log::line(format_args!("{error}"));
         }
         Ok(generation)
@@ -328,10 +365,14 @@ impl Worker {
             self.report.job = claimed.job.name();
             self.report.job_dir = claimed.job.dir.to_string_lossy().into_owned();
         }
-        self.report.last_nonce = request::MAILBOX.nonce.load(Ordering::SeqCst);
-        self.report.net_installed = AGENT.net_installed.load(Ordering::Relaxed);
+        self.report.program_pid = AGENT.pid.load(Ordering::Relaxed);
+        self.report.state = "idle".into();
+        self.report.interval_ms = interval_ns(self.settings).map_or(0, |ns| ns / 1_000_000);
+        self.report.recovered_from = self.settings.restored.as_ref().map(|r| r.1);
+        self.report.net.installed = AGENT.net_installed.load(Ordering::Relaxed);
+        self.report.tracker = "full".into();
         let root = PathBuf::from(std::ffi::OsStr::from_bytes(&self.settings.store_root));
-        if let Err(error) = report::write(&RawFs, &root, &self.report) {
+        if let Err(error) = self.report.write(&RawFs, &root) {
             log::line(format_args!("{error}"));
         }
     }

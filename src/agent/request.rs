@@ -10,7 +10,7 @@ use crate::agent::{helper, refusal};
 use ckpt_sys::context::{CapturedContext, capture};
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 /// Tag of a request by the `ckpt` command in `si_value`: tag, kind (16 bits), nonce (32 bits).
 pub const COMMAND_TAG: u64 = 0xC4B7;
@@ -23,8 +23,8 @@ pub struct Mailbox {
     pub bell: AtomicU32,
     /// Wanted things, or-ed.
     pub wanted: AtomicU32,
-    /// Nonce of the last request by the command.
-    pub nonce: AtomicU32,
+    /// Requests of the command that are not taken up yet: kind << 32 | nonce, 0 = free.
+    asked: [AtomicU64; 8],
     /// The thread that waits in `ckpt_checkpoint`; null = none.
     pub inserted: AtomicPtr<InsertedCall>,
     /// Depth of `ckpt_hold`.
@@ -34,7 +34,7 @@ pub struct Mailbox {
 pub static MAILBOX: Mailbox = Mailbox {
     bell: AtomicU32::new(0),
     wanted: AtomicU32::new(0),
-    nonce: AtomicU32::new(0),
+    asked: [const { AtomicU64::new(0) }; 8],
     inserted: AtomicPtr::new(std::ptr::null_mut()),
     holds: AtomicU32::new(0),
 };
@@ -72,15 +72,34 @@ pub fn wait(timeout_ns: Option<u64>) -> u32 {
 
 /// A request of the `ckpt` command arrived by signal.
 pub fn from_command(value: u64) {
-    MAILBOX.nonce.store(value as u32, Ordering::SeqCst);
     let what = match value >> 32 & 0xffff {
         1 => CHECKPOINT,
         2 => REPORT,
         _ => return,
     };
+    // Signal handler: no lock. With all places taken the request is carried out, but
+    // not answered by its nonce.
+    let entry = value & 0xffff_ffff_ffff;
+    let free = |place: &&AtomicU64| {
+        place.compare_exchange(0, entry, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    };
+    let _ = MAILBOX.asked.iter().find(free);
     if helper::ensure().is_ok() {
         post(what);
     }
+}
+
+/// Takes up the command's requests of one kind; returns their nonces.
+pub fn take_asked(what: u32) -> Vec<u32> {
+    let mut nonces = Vec::new();
+    for place in &MAILBOX.asked {
+        let entry = place.load(Ordering::SeqCst);
+        if entry >> 32 == u64::from(what) {
+            place.store(0, Ordering::SeqCst);
+            nonces.push(entry as u32);
+        }
+    }
+    nonces
 }
 
 /// The handler of the signal named in `CKPT_TRIGGER`.

@@ -12,7 +12,7 @@ use crate::agent::collect::threads::{SCHED_ATTR_SIZE, SCHED_FLAG_RESET_ON_FORK, 
 use crate::agent::hooks;
 use crate::agent::region::{self, Region};
 use crate::agent::state::AGENT;
-use crate::agent::{heap, helper, log, request, settings, state, stop};
+use crate::agent::{exit, heap, helper, log, request, settings, state, stop};
 use crate::image::codec;
 use crate::image::state::{Manifest, PendingSignal, PosixTimer, ProcessState, SchedState, ThreadState, TimerState};
 use ckpt_sys::blob::{RestorerArgs, RestorerThread};
@@ -239,6 +239,9 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
                 sid: payload.process.sid,
             });
             settings::adopt(payload);
+            if let Some(settings) = settings::get() {
+                exit::configure(settings.config.keep_on_exit);
+            }
         });
         let _ = state::wake();
     }

@@ -11,7 +11,7 @@ use crate::agent::collect::process::credentials;
 use crate::agent::recover;
 use crate::agent::settings::{self, Settings};
 use crate::agent::state::{self, AGENT};
-use crate::agent::{exit, helper, log, refusal, request, stop};
+use crate::agent::{exit, helper, hooks, log, refusal, request, stop};
 use crate::config::{Config, RestoreMethod};
 use crate::store::{self, JobKey};
 use ckpt_sys::syscall;
@@ -109,17 +109,20 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
 
     // SAFETY: constructor, one thread.
     unsafe {
+        hooks::signal::adopt();
         if let Err(errno) = state::wake().and_then(|()| stop::install_handler()) {
             log::line(format_args!("no checkpoints: cannot set up the stop signal, errno {errno}"));
             state::sleep();
             return;
         }
     }
+    hooks::touch_symbols();
     // SAFETY: constructor, once.
     let report = unsafe { callsites::install(&callsites::InstallOptions { cache: Some(root.join("cache")) }) };
     AGENT.net_installed.store(report.covers_libc(), Ordering::SeqCst);
     if !report.covers_libc() {
         log::line(format_args!("call-site net not laid: {:?}", report.objects));
+        hooks::symbol::watch_exit();
     }
     refusal::set_wake(Some(request::wake));
     exit::configure(config.keep_on_exit);

@@ -161,8 +161,14 @@ unsafe extern "C" fn on_reserved_signal(signo: i32, info: *mut libc::siginfo_t, 
         // SAFETY: as above.
         unsafe { restart::finish(uc, &interrupted, now_ns()) };
     } else {
-        // SAFETY: the handler's own arguments.
-        unsafe { hooks::signal::deliver_foreign(signo, info, uc) };
+        // SAFETY: the handler's own arguments. A signal that the program does not see
+        // (ignored, blocked) must not end its call either.
+        unsafe {
+            let interrupted = restart::prepare(uc);
+            if !hooks::foreign::deliver_foreign(signo, info, uc) {
+                restart::finish(uc, &interrupted, now_ns());
+            }
+        }
     }
 }
 

@@ -20,6 +20,8 @@ pub enum CheckError {
     SharedObject(usize, u32),
     #[error("descriptor {0} is out of order or names an open file that does not exist")]
     Descriptor(i32),
+    #[error("an epoll set watches descriptor {0} of an open file that does not exist")]
+    Epoll(i32),
 }
 
 /// Checks `manifest` against the header of the image that holds it.
@@ -43,14 +45,20 @@ pub fn check_manifest(manifest: &Manifest, header: &ParsedHeader) -> Result<(), 
     for object in &memory.shared {
         check_extents("shared object", &object.extents, header)?;
     }
+    let count = manifest.descriptors.files.len();
     for file in &manifest.descriptors.files {
         if let FileKind::Unlinked { extents, .. } | FileKind::Memfd { extents, .. } = &file.kind {
             check_extents("open file", extents, header)?;
         }
+        if let FileKind::Epoll { entries, .. } = &file.kind
+            && let Some(entry) = entries.iter().find(|e| e.file as usize >= count)
+        {
+            return Err(CheckError::Epoll(entry.fd));
+        }
     }
     let mut last = -1;
     for descriptor in &manifest.descriptors.fds {
-        let exists = (descriptor.file as usize) < manifest.descriptors.files.len();
+        let exists = (descriptor.file as usize) < count;
         if descriptor.fd <= last || !exists {
             return Err(CheckError::Descriptor(descriptor.fd));
         }
@@ -145,6 +153,7 @@ pub(crate) mod tests {
             fd: 0,
             cloexec: false,
             file: 0,
+            inherited: false,
         });
         manifest
     }

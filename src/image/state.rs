@@ -355,6 +355,9 @@ pub enum FileKind {
         path: Vec<u8>,
         dev: u64,
         ino: u64,
+        /// When the file was made, 0 if its file system does not tell: inode
+        /// numbers are used again.
+        btime_ns: i64,
         size: u64,
         mode: u32,
     },

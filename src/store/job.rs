@@ -46,7 +46,11 @@ pub struct JobKey(String);
 
 impl JobKey {
     /// A name of the user's (`CKPT_JOB`): different names give different keys.
+    /// `=KEY` is a key as it stands in the store, as `ckpt list` shows it.
     pub fn named(name: &[u8]) -> JobKey {
+        if let Some(exact) = name.strip_prefix(b"=").and_then(JobKey::exact) {
+            return exact;
+        }
         let mut key = String::new();
         // `.2` at the end is an instance suffix, a leading dot is hidden.
         let digits = name.iter().rev().take_while(|b| b.is_ascii_digit()).count();
@@ -81,7 +85,15 @@ impl JobKey {
         JobKey(format!("{:032x}", hash.digest128()))
     }
 
-    /// A key as it stands in the store (a directory's name).
+    /// A key as it stands in the store (a directory's name); `None` for what is never one.
+    pub fn exact(name: &[u8]) -> Option<JobKey> {
+        let plain = |b: &u8| b.is_ascii_alphanumeric() || b"-_.%~".contains(b);
+        let sound = !name.is_empty() && name[0] != b'.' && name.iter().all(plain);
+        let text = std::str::from_utf8(name).ok()?;
+        sound.then(|| JobKey(text.to_owned()))
+    }
+
+    /// A key that was made by this module before.
     pub fn from_dir_name(name: &str) -> JobKey {
         JobKey(name.to_owned())
     }
@@ -215,6 +227,8 @@ mod tests {
         assert_eq!(key("a%2Fb"), "a%252Fb");
         assert_eq!(key(".x"), "%2Ex");
         assert_eq!(key("x.2"), "x%2E2");
+        assert_eq!(key("=x.2"), "x.2");
+        assert_eq!(key("=../x"), "%3D..%2Fx");
         assert_eq!(key("v1.2.2"), "v1.2%2E2");
         let (long, other) = ("/".repeat(128), "/".repeat(127));
         assert!(key(&long).len() < 200);

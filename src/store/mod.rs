@@ -42,6 +42,8 @@ pub mod start;
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
+mod damage_tests;
+#[cfg(test)]
 mod fault_fs;
 
 pub use find::{FindError, Found, Skipped};

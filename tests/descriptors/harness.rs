@@ -61,6 +61,10 @@ pub fn run(name: &str, cases: &[Case]) {
 }
 
 fn child(phase: &str, case: &Case, dir: &Path, user: Option<u32>) {
+    let _ = std::fs::remove_file(dir.join("stderr"));
+    let mut appending = std::fs::OpenOptions::new();
+    let log = appending.create(true).append(true).open(dir.join("stderr"));
+    let log = log.unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
         .args(["phase", "--exact", "--nocapture", "--test-threads=1"])
@@ -71,7 +75,7 @@ fn child(phase: &str, case: &Case, dir: &Path, user: Option<u32>) {
         .current_dir(dir)
         .stdin(Stdio::null())
         .stdout(std::fs::File::create(dir.join("stdout")).unwrap())
-        .stderr(std::fs::File::create(dir.join("stderr")).unwrap());
+        .stderr(log);
     if let Some(id) = user {
         command.uid(id).gid(id);
     }
@@ -139,7 +143,19 @@ impl ContentSource for Pages {
 
 fn save(case: &Case) -> i32 {
     let inherited = collect::inherited_now();
+    // Low numbers are taken while the case is set up, so that what it opens does
+    // not land where it puts something else.
+    // SAFETY: no memory is involved.
+    let marker = at(3, unsafe { libc::eventfd(0, 0) });
+    (4..50).for_each(|fd| dup(marker, fd));
+    dup(marker, 999);
     (case.setup)();
+    for fd in (3..50).chain([999]) {
+        if same_description(fd, 999) {
+            // SAFETY: no memory is involved.
+            unsafe { libc::close(fd) };
+        }
+    }
     // SAFETY: no arguments.
     let (pid, tid) = unsafe { (libc::getpid(), libc::gettid()) };
     let target = Target {

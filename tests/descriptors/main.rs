@@ -41,10 +41,12 @@ macro_rules! tests {
 
 tests! {
     regular_files shared_descriptions thousand_files unlinked_files memfds directories
-    devices_and_path locks replaced_file missing_file redirected_output same_output
+    devices_and_path locks replaced_file missing_file recreated_file redirected_output same_output
     proc_self_files
     pipes pipe_ends_outside packet_pipe fifos
     eventfds timerfds signalfds inotify pidfds epoll_levels epoll_edges epoll_stale_entries
     epoll_oneshot refusals
     own_pty standard_descriptors
+    unix_pairs unix_names unix_datagrams tcp tcp_large_queue tcp_v6 udp outside socket_options
+    netlink descriptors_in_flight
 }

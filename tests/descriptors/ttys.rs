@@ -9,7 +9,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("standard_descriptors", standard_setup, standard_check),
         Case::new("same_output", same_setup, same_check),
         Case {
-            between: |dir| std::fs::remove_file(dir.join("stdout")).unwrap(),
+            between: |dir| std::fs::rename(dir.join("stdout"), dir.join("first")).unwrap(),
             ..Case::new("redirected_output", redirected_setup, redirected_check)
         },
     ]

@@ -424,3 +424,83 @@ fn drop_jumped_into(code: &[u8], at: usize, found: &mut Found) {
 
 /// What cached results depend on.
 pub const SOURCE: &str = include_str!("analyse.rs");
+
+#[cfg(test)]
+mod tests {
+    use super::super::{numbers, object};
+    use super::*;
+
+    #[test]
+    fn nearly_all_sites_of_libc_can_be_patched() {
+        let objects = object::loaded();
+        let libc = objects
+            .iter()
+            .find(|object| object.name.ends_with("/libc.so.6"))
+            .expect("libc is loaded");
+        let found = find(libc, numbers::wanted);
+        let doubtful = found
+            .left_alone
+            .iter()
+            .filter(|(_, why)| !matches!(why, LeftAlone::NotWanted | LeftAlone::SignalReturn))
+            .count();
+        assert!(found.sites.len() > 200, "{} sites", found.sites.len());
+        assert!(doubtful * 20 < found.sites.len(), "{:?}", found.left_alone);
+        for call in [
+            libc::SYS_write,
+            libc::SYS_openat,
+            libc::SYS_nanosleep,
+            libc::SYS_execve,
+        ] {
+            let known = |site: &Site| site.number == u16::try_from(call).ok();
+            assert!(
+                found.sites.iter().any(known) || call == libc::SYS_nanosleep,
+                "call {call}"
+            );
+        }
+    }
+
+    #[test]
+    fn windows_never_overlap() {
+        for object in object::loaded() {
+            let found = find(&object, |_| true);
+            for pair in found.sites.windows(2) {
+                assert!(pair[0].end <= pair[1].start, "{pair:x?}");
+            }
+        }
+    }
+
+    fn kinds(code: &[u8]) -> (Vec<Kind>, Vec<LeftAlone>) {
+        let mut found = Found::default();
+        Function::decode(code, 0x1000).find_sites(|_| true, &mut found);
+        (
+            found.sites.iter().map(|site| site.kind).collect(),
+            found.left_alone.iter().map(|&(_, why)| why).collect(),
+        )
+    }
+
+    #[test]
+    fn kinds_of_sites() {
+        // mov $39, %eax; syscall; ret
+        let immediate = [0xb8, 39, 0, 0, 0, 0x0f, 0x05, 0xc3];
+        assert_eq!(kinds(&immediate), (vec![Kind::Immediate], vec![]));
+        // mov %rdi, %rax; mov %rsi, %rdi; syscall; ret
+        let window = [0x48, 0x89, 0xf8, 0x48, 0x89, 0xf7, 0x0f, 0x05, 0xc3];
+        assert_eq!(kinds(&window), (vec![Kind::Window], vec![]));
+        // The same, with a jump to the second `mov` in front.
+        let jumped = [
+            0x74, 3, 0x48, 0x89, 0xf8, 0x48, 0x89, 0xf7, 0x0f, 0x05, 0xc3,
+        ];
+        assert_eq!(kinds(&jumped), (vec![], vec![LeftAlone::JumpTarget]));
+        // push %rbx moves the stack pointer; xor %eax, %eax is too short.
+        let short = [0x53, 0x31, 0xc0, 0x0f, 0x05, 0x5b, 0xc3];
+        assert_eq!(kinds(&short), (vec![], vec![LeftAlone::NoWindow]));
+        // xor %eax, %eax; syscall; cmp $-4096, %rax; ja
+        let forward = [
+            0x53, 0x31, 0xc0, 0x0f, 0x05, 0x48, 0x3d, 0, 0xf0, 0xff, 0xff, 0x77, 1,
+        ];
+        assert_eq!(kinds(&forward), (vec![Kind::Forward], vec![]));
+        // mov $15, %rax; syscall
+        let restorer = [0x48, 0xc7, 0xc0, 15, 0, 0, 0, 0x0f, 0x05];
+        assert_eq!(kinds(&restorer), (vec![], vec![LeftAlone::SignalReturn]));
+    }
+}

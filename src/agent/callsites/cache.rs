@@ -41,10 +41,11 @@ pub fn default_directory() -> Option<std::path::PathBuf> {
         .or_else(|| absolute("HOME").map(|dir| dir.join(".cache/ckpt")))
 }
 
-/// An open, verified copy.
+/// An open, verified copy; its head and slots are mapped at their place, read-only.
 pub struct Copy {
     fd: OwnedFd,
     pub header: Header,
+    place: usize,
 }
 
 impl Copy {
@@ -58,9 +59,10 @@ impl Copy {
         self.header.head_len as usize + self.header.slots_len as usize
     }
 
-    /// Head and slots.
-    pub fn read_head(&self) -> Option<Vec<u8>> {
-        read_exactly(&self.fd, 0, self.text_offset())
+    /// Head and slots, copied.
+    pub fn head(&self) -> Vec<u8> {
+        // SAFETY: mapped by `verify`.
+        unsafe { std::slice::from_raw_parts(self.place as *const u8, self.text_offset()) }.to_vec()
     }
 }
 
@@ -86,26 +88,37 @@ impl Cache {
         private.then_some(Cache { directory })
     }
 
-    /// The copy for `object` with its head at `place`, if there is a good one.
-    pub fn find(&self, object: &Object, place: usize) -> Option<Copy> {
+    /// The copy for `object` with its head at `place`, if there is a good one; its head and
+    /// slots are mapped there, still without the right to execute.
+    ///
+    /// # Safety
+    /// The [`super::patch::ROOM`] bytes at `place` are reserved for this object.
+    pub unsafe fn find(&self, object: &Object, place: usize) -> Option<Copy> {
         let distance = place.wrapping_sub(object.base) as i64;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let name = file_name(object, distance)?;
         let fd = rustix::fs::openat(&self.directory, &*name, flags, Mode::empty()).ok()?;
-        verify(fd, object, distance)
+        // SAFETY: the caller's promise.
+        unsafe { verify(fd, object, place) }
     }
 
     /// Publishes a copy and opens it again, verified to the last byte.
-    pub fn publish(&self, object: &Object, prepared: &mut Prepared) -> Option<Copy> {
+    ///
+    /// # Safety
+    /// As for [`Cache::find`], with the place that `prepared` was made for.
+    pub unsafe fn publish(&self, object: &Object, prepared: &mut Prepared) -> Option<Copy> {
         let name = file_name(object, prepared.header.distance)?;
         let text = prepared.patched_text(object);
         prepared.header.text_sum = xxhash_rust::xxh3::xxh3_64(&text);
         prepared.write_head();
+        // There may be a damaged one. Processes that have a copy mapped keep it.
+        let _ = rustix::fs::unlinkat(&self.directory, &*name, AtFlags::empty());
         self.write_file(&name, &[&prepared.bytes, &text]).ok()?;
         let place = object
             .base
             .wrapping_add_signed(prepared.header.distance as isize);
-        let copy = self.find(object, place)?;
+        // SAFETY: the caller's promise.
+        let copy = unsafe { self.find(object, place) }?;
         let stored = read_exactly(&copy.fd, copy.text_offset(), text.len())?;
         (stored == text).then_some(copy)
     }
@@ -155,43 +168,44 @@ fn file_name(object: &Object, distance: i64) -> Option<String> {
     Some(name)
 }
 
-/// Checks everything about an open copy but the text's bytes: those were read back and
-/// made durable before the copy got its name.
-fn verify(fd: OwnedFd, object: &Object, distance: i64) -> Option<Copy> {
+/// Maps head and slots of an open copy and checks everything about it but the text's bytes:
+/// those were read back and made durable before the copy got its name.
+///
+/// # Safety
+/// As for [`Cache::find`].
+unsafe fn verify(fd: OwnedFd, object: &Object, place: usize) -> Option<Copy> {
     let stat = rustix::fs::fstat(&fd).ok()?;
     let regular = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
     let mine = stat.st_uid == rustix::process::geteuid().as_raw() && stat.st_mode & 0o077 == 0;
-    if !regular || !mine || stat.st_size < size_of::<Header>() as i64 {
+    let (text, text_len) = object.text_pages();
+    let head = (stat.st_size as usize).checked_sub(text_len)?;
+    let sized = head >= PAGE && head.is_multiple_of(PAGE) && head + PAGE <= super::patch::ROOM;
+    if !regular || !mine || !sized {
         return None;
     }
-    let bytes = read_exactly(&fd, 0, size_of::<Header>())?;
-    // SAFETY: any bytes are a valid Header; the read is unaligned.
-    let mut header = unsafe { bytes.as_ptr().cast::<Header>().read_unaligned() };
-    let (text, text_len) = object.text_pages();
-    let head = (header.head_len as usize).checked_add(header.slots_len as usize)?;
+    let mut copy = Copy {
+        fd,
+        // SAFETY: all-zero is a valid Header.
+        header: unsafe { std::mem::zeroed() },
+        place,
+    };
+    // SAFETY: the room at `place` is ours; the file has `head` bytes at least.
+    let bytes = unsafe {
+        super::patch::map_head(copy.fd(), place, head).ok()?;
+        copy.header = (place as *const Header).read();
+        std::slice::from_raw_parts(place as *const u8, head)
+    };
+    let header = &copy.header;
     let right = header.magic == MAGIC
         && header.format == format_id()
         && header.build_id.starts_with(&object.build_id)
-        && header.distance == distance
+        && header.distance == place.wrapping_sub(object.base) as i64
         && header.text_start == (text - object.base) as u64
         && header.text_len == text_len as u64
-        && head.is_multiple_of(PAGE)
-        && head + PAGE <= super::patch::ROOM
-        && stat.st_size as u64 == (head + text_len) as u64
+        && header.head_len as usize + header.slots_len as usize == head
         && size_of::<Header>() + header.sites as usize * size_of::<SiteEntry>()
             <= header.head_len as usize;
-    if !right {
-        return None;
-    }
-    let mut bytes = read_exactly(&fd, 0, head)?;
-    let sum_at = std::mem::offset_of!(Header, head_sum);
-    bytes[sum_at..sum_at + 8].fill(0);
-    let sum = std::mem::replace(&mut header.head_sum, 0);
-    if xxhash_rust::xxh3::xxh3_64(&bytes).max(1) != sum {
-        return None;
-    }
-    header.head_sum = sum;
-    Some(Copy { fd, header })
+    (right && super::prepared::head_sum(bytes) == header.head_sum).then_some(copy)
 }
 
 fn read_exactly(fd: impl AsFd, from: usize, len: usize) -> Option<Vec<u8>> {

@@ -39,7 +39,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 /// In stage 1's table: the call goes to `hooks::dispatch`.
-const HOOKED: u8 = 1;
+pub const HOOKED: u8 = 1;
 /// The call leaves an entry record.
 const RECORDED: u8 = 2;
 
@@ -218,10 +218,9 @@ impl Session<'_> {
     /// # Safety
     /// As for [`install`]; `place` is reserved.
     unsafe fn install_at(&mut self, object: &Object, place: usize) -> Result<Done, &'static str> {
-        let copy = self
-            .cache
-            .as_ref()
-            .and_then(|cache| cache.find(object, place));
+        // SAFETY: `place` is reserved for this object.
+        let find = |cache: &Cache| unsafe { cache.find(object, place) };
+        let copy = self.cache.as_ref().and_then(find);
         if let Some(copy) = copy {
             // SAFETY: a verified copy for this very place.
             return unsafe { self.use_copy(object, place, &copy) };
@@ -241,10 +240,9 @@ impl Session<'_> {
                 .as_deref()
                 .and_then(|path| Cache::open(path, true));
         }
-        let published = self
-            .cache
-            .as_ref()
-            .and_then(|cache| cache.publish(object, &mut prepared));
+        // SAFETY: as above; the slots were made for this place.
+        let publish = |cache: &Cache| unsafe { cache.publish(object, &mut prepared) };
+        let published = self.cache.as_ref().and_then(publish);
         if let Some(copy) = published {
             // SAFETY: as above.
             let used = unsafe { self.use_copy(object, place, &copy) };
@@ -273,7 +271,7 @@ impl Session<'_> {
         // SAFETY: see above; the text is replaced only after its slots are in place, and
         // only while nobody can be inside a moved window.
         unsafe {
-            let mapped = patch::map_slots(copy.fd(), place, copy.text_offset()).is_ok();
+            let mapped = patch::enable_slots(place, copy.text_offset()).is_ok();
             if mapped
                 && self.alone
                 && patch::map_text(object, copy.fd(), copy.text_offset()).is_ok()
@@ -282,7 +280,7 @@ impl Session<'_> {
             }
             if !mapped {
                 // A file system without execution, or a security module.
-                let bytes = copy.read_head().ok_or("the cached copy cannot be read")?;
+                let bytes = copy.head();
                 patch::copy_slots(&bytes, place).map_err(|_| "slots cannot be made executable")?;
             }
             self.patch(object, place, header, Way::CachedTable)

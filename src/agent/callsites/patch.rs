@@ -49,12 +49,11 @@ pub fn reserve_near(base: usize) -> Option<usize> {
     None
 }
 
-/// Maps head and slots of an open cached copy to `place`.
+/// Maps `len` bytes of head and slots of an open cached copy to `place`, read-only.
 ///
 /// # Safety
-/// `place` lies in the hole or in space from [`reserve_near`], is free, and
-/// `fd` is a verified copy of `len` bytes of head and slots.
-pub unsafe fn map_slots(fd: i32, place: usize, len: usize) -> Result<(), i32> {
+/// `place` lies in the hole or in space from [`reserve_near`], and is free.
+pub unsafe fn map_head(fd: i32, place: usize, len: usize) -> Result<(), i32> {
     let flags = MAP_PRIVATE | MAP_FIXED;
     // SAFETY: the range is ours (the caller's promise).
     unsafe {
@@ -62,10 +61,27 @@ pub unsafe fn map_slots(fd: i32, place: usize, len: usize) -> Result<(), i32> {
             libc::SYS_mmap,
             place,
             len,
-            PROT_READ | PROT_EXEC,
+            PROT_READ,
             flags,
             fd,
             0
+        ))
+    }
+    .map(drop)
+}
+
+/// Makes a mapped and verified head executable.
+///
+/// # Safety
+/// After [`map_head`] with the same range.
+pub unsafe fn enable_slots(place: usize, len: usize) -> Result<(), i32> {
+    // SAFETY: the range is ours.
+    unsafe {
+        check(syscall!(
+            libc::SYS_mprotect,
+            place,
+            len,
+            PROT_READ | PROT_EXEC
         ))?;
         set_pointer(place + len)
     }
@@ -74,7 +90,7 @@ pub unsafe fn map_slots(fd: i32, place: usize, len: usize) -> Result<(), i32> {
 /// Copies head and slots to `place`.
 ///
 /// # Safety
-/// As for [`map_slots`].
+/// As for [`map_head`].
 pub unsafe fn copy_slots(bytes: &[u8], place: usize) -> Result<(), i32> {
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
     // SAFETY: the range is ours and nobody executes it yet.

@@ -39,8 +39,15 @@ pub struct Header {
     pub pad: [u16; 1],
     /// xxh3 of the patched text.
     pub text_sum: u64,
-    /// xxh3 of head and slots, computed with this field zero.
+    /// [`head_sum`]. The last field.
     pub head_sum: u64,
+}
+
+/// xxh3 of a head and its slots, but for the header's last field.
+pub fn head_sum(bytes: &[u8]) -> u64 {
+    use xxhash_rust::xxh3::xxh3_64;
+    const END: usize = size_of::<Header>();
+    xxh3_64(&bytes[..END - 8]) ^ xxh3_64(&bytes[END..])
 }
 
 pub const MAGIC: [u8; 8] = *b"CKPTNET\x01";
@@ -187,28 +194,21 @@ pub fn prepare(object: &Object, found: &Found, place: usize) -> Prepared {
 impl Prepared {
     /// Writes header and table into the bytes.
     pub fn write_head(&mut self) {
-        self.header.head_sum = 0;
-        for _ in 0..2 {
-            // SAFETY: both are plain machine words without padding bytes.
-            let (header, table) = unsafe {
-                (
-                    std::slice::from_raw_parts(
-                        (&raw const self.header).cast::<u8>(),
-                        size_of::<Header>(),
-                    ),
-                    std::slice::from_raw_parts(
-                        self.sites.as_ptr().cast::<u8>(),
-                        size_of_val(self.sites.as_slice()),
-                    ),
-                )
-            };
-            self.bytes[..header.len()].copy_from_slice(header);
-            self.bytes[header.len()..header.len() + table.len()].copy_from_slice(table);
-            if self.header.head_sum != 0 {
-                break;
-            }
-            self.header.head_sum = xxhash_rust::xxh3::xxh3_64(&self.bytes).max(1);
-        }
+        let end = size_of::<Header>();
+        // SAFETY: both are plain machine words without padding.
+        let (header, table) = unsafe {
+            (
+                std::slice::from_raw_parts((&raw const self.header).cast::<u8>(), end),
+                std::slice::from_raw_parts(
+                    self.sites.as_ptr().cast::<u8>(),
+                    size_of_val(self.sites.as_slice()),
+                ),
+            )
+        };
+        self.bytes[..end].copy_from_slice(header);
+        self.bytes[end..end + table.len()].copy_from_slice(table);
+        self.header.head_sum = head_sum(&self.bytes);
+        self.bytes[end - 8..end].copy_from_slice(&self.header.head_sum.to_le_bytes());
     }
 
     /// The text's pages with every site patched.

@@ -249,6 +249,24 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, now_ns: u64
     }
 }
 
+/// Tells a restarted call that one of the program's handlers runs: if the thread is in
+/// the stub before its `syscall`, it compares the counts again and the call ends with
+/// EINTR. For a wrapper of handlers that counts in `handlers_run`
+/// (`ckpt_program_sigreturn` does the same).
+///
+/// # Safety
+/// In the handler whose frame `uc` is.
+pub unsafe fn program_handler_runs(uc: *mut ucontext_t) {
+    // SAFETY: the handler's own frame (the caller's promise).
+    unsafe {
+        let rip = &mut (*uc).uc_mcontext.gregs[REG_RIP as usize];
+        let before_call = callsite::restart()..=callsite::restart_call();
+        if before_call.contains(&(*rip as usize)) {
+            *rip = callsite::restart() as i64;
+        }
+    }
+}
+
 const TIME: usize = std::mem::offset_of!(RestartRecord, time);
 const POLL_FD: usize = std::mem::offset_of!(RestartRecord, poll_fd);
 /// Stands for the address of the record's own time until that is known.

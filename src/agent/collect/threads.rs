@@ -56,7 +56,7 @@ fn state(slot: &Slot, default_affinity: &[u64]) -> ThreadState {
     let tid = slot.tid.load(Ordering::Relaxed) as i32;
     let name_len = slot.name.iter().position(|&b| b == 0).unwrap_or(16);
     ThreadState {
-        tid: crate::agent::hooks::ids::virtual_tid(tid),
+        tid: crate::agent::hooks::ids::to_virtual(tid),
         ucontext: slot.ucontext,
         interrupted: slot.interrupted,
         resume_stack: slot.resume_stack,

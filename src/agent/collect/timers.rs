@@ -55,7 +55,7 @@ pub fn collect() -> TimerState {
                     };
                     if by_thread {
                         t.notify |= SIGEV_THREAD_ID as i32;
-                        t.tid = hooks::ids::virtual_tid(id);
+                        t.tid = hooks::ids::to_virtual(id);
                     }
                 }
             }

@@ -15,7 +15,7 @@
 use super::sigaction::{reserved_action, set_reserved_action};
 use crate::agent::state::{RESERVED_BIT, RESERVED_SIGNAL};
 use crate::image::state::KernelSigaction;
-use ckpt_sys::{handler, syscall, tls::thread_block};
+use ckpt_sys::{syscall, tls::thread_block};
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicU32, Ordering::*};
 
@@ -45,15 +45,15 @@ static QUEUE: [Queued; 64] = [const {
     }
 }; 64];
 
-fn own_tid() -> u32 {
-    // SAFETY: no arguments.
-    unsafe { syscall!(libc::SYS_gettid) as u32 }
+/// The id that stays this thread's over a restore.
+fn own_name() -> u32 {
+    super::ids::own_tid() as u32
 }
 
 /// Keeps a signal for this thread; false when the queue is full (it is then lost,
 /// as a sender would lose it to RLIMIT_SIGPENDING).
 fn enqueue(info: &Info) -> bool {
-    let owner = own_tid() + 1;
+    let owner = own_name() + 1;
     for slot in &QUEUE {
         if slot.owner.compare_exchange(0, 1, AcqRel, Relaxed).is_ok() {
             // SAFETY: we own the slot.
@@ -69,14 +69,14 @@ fn enqueue(info: &Info) -> bool {
 pub fn any_pending() -> bool {
     // The common case costs no system call.
     QUEUE.iter().any(|s| s.owner.load(Relaxed) != 0) && {
-        let owner = own_tid() + 1;
+        let owner = own_name() + 1;
         QUEUE.iter().any(|s| s.owner.load(Relaxed) == owner)
     }
 }
 
 /// Takes one that waits for this thread.
 pub fn take_pending() -> Option<Info> {
-    let owner = own_tid() + 1;
+    let owner = own_name() + 1;
     for slot in &QUEUE {
         if slot
             .owner
@@ -100,7 +100,7 @@ pub fn release_pending() -> u32 {
         let Some(info) = take_pending() else { break };
         // SAFETY: to this very thread, with information that the kernel made.
         let ret = unsafe {
-            let (pid, tid) = (syscall!(libc::SYS_getpid), own_tid());
+            let (pid, tid) = (syscall!(libc::SYS_getpid), syscall!(libc::SYS_gettid));
             syscall!(
                 libc::SYS_rt_tgsigqueueinfo,
                 pid,
@@ -209,7 +209,8 @@ fn die(sig: i32) -> ! {
             8
         );
         let pid = syscall!(libc::SYS_getpid);
-        syscall!(libc::SYS_tgkill, pid, own_tid(), sig);
+        let tid = syscall!(libc::SYS_gettid);
+        syscall!(libc::SYS_tgkill, pid, tid, sig);
         loop {
             syscall!(libc::SYS_exit_group, 128 + sig);
         }
@@ -260,11 +261,6 @@ unsafe fn run_handler(
             0,
             8
         );
-        let filter = handler::INFO_FILTER.load(Relaxed);
-        if filter != 0 {
-            let f: unsafe extern "C" fn(*mut libc::siginfo_t) = std::mem::transmute(filter);
-            f(info);
-        }
         let run: Handler = std::mem::transmute(action.handler);
         run(sig, info, uc);
         // The handler may have edited the mask that the frame restores.
@@ -337,10 +333,7 @@ mod tests {
             set_handler(theirs as *const () as u64);
             let (mask, mut old) = (RESERVED_BIT, 0u64);
             let (at, old_at) = (&raw const mask as u64, &raw mut old as u64);
-            assert_eq!(
-                call(libc::SYS_rt_sigprocmask, &[0, at, old_at, 8]),
-                Some(0)
-            );
+            assert_eq!(call(libc::SYS_rt_sigprocmask, &[0, at, old_at, 8]), Some(0));
             assert_eq!(old & RESERVED_BIT, 0);
             send(77);
             assert_eq!((RAN.load(SeqCst), ENDED.load(SeqCst)), (0, 0));
@@ -348,10 +341,7 @@ mod tests {
             let p = &raw mut pending as u64;
             assert_eq!(call(libc::SYS_rt_sigpending, &[p, 8]), Some(0));
             assert_eq!(pending, RESERVED_BIT);
-            assert_eq!(
-                call(libc::SYS_rt_sigprocmask, &[1, at, old_at, 8]),
-                Some(0)
-            );
+            assert_eq!(call(libc::SYS_rt_sigprocmask, &[1, at, old_at, 8]), Some(0));
             assert_eq!(old & RESERVED_BIT, RESERVED_BIT);
             assert_eq!((RAN.load(SeqCst), VALUE.load(SeqCst)), (1, 77));
             // SAFETY: this thread's block.

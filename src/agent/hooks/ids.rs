@@ -8,9 +8,10 @@
 //!   `AGENT.ids_translated`.
 //! * **Own ids** are told by the kernel's answer and the thread's block, not by the
 //!   table: `getpid` is the old pid where the real one is `AGENT.real_pid`, so forked
-//!   and vforked children see their own; `gettid` is `ThreadBlock::virtual_tid` where
-//!   set (restored threads), else the kernel's. An id that the kernel gives again after a
-//!   restored thread's death is therefore never mistaken for it.
+//!   and vforked children see their own. `gettid` is `ThreadBlock::virtual_tid` where
+//!   positive; a thread born since the restore is marked in its first call and has the
+//!   kernel's, so an id that the kernel gives again after a restored thread's
+//!   death is never mistaken for it; all others are looked up.
 //! * **Threads born later** have real ids, which the kernel wrote into glibc's thread
 //!   descriptor (`pd->tid`). If such an id equals an old one in the table, two threads
 //!   would share it, and glibc's mutexes know owners by it. So a new thread, in its first
@@ -19,7 +20,7 @@
 //!
 //! Limits (the program can see the difference): a *child process* whose real pid
 //! equals one of our old ids cannot be signalled by that pid; `waitid`/SIGCHLD at the
-//! new starter, `si_pid` read by signalfd or sigtimedwait, message queue and semaphore
+//! new starter, `si_pid` of signals that the process sends itself, message queue and semaphore
 //! `*pid` fields, the contents of /proc files and listings of /proc/self/task, and
 //! `SCM_CREDENTIALS` show real ids; `clock_gettime` of another thread's CPU clock goes
 //! through the vdso with the old id and fails; PI futexes and robust lists compare real ids in the
@@ -30,7 +31,7 @@ pub mod calls;
 pub mod paths;
 
 use crate::agent::state::AGENT;
-use ckpt_sys::{handler, raw::check, syscall, tls::thread_block};
+use ckpt_sys::{raw::check, syscall, tls::thread_block};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicUsize, Ordering::*};
 
 #[derive(Clone, Copy)]
@@ -49,6 +50,9 @@ static LATE_USED: AtomicUsize = AtomicUsize::new(0);
 
 /// The kernel's ids end at PID_MAX_LIMIT = 2^22.
 const FIRST_LATE: i32 = 1 << 22;
+
+/// Which restore this is; `virtual_tid == -EPOCH` marks a thread born since.
+static EPOCH: AtomicI32 = AtomicI32::new(1);
 
 /// (old, new) of the process group and the session; 0 = not translated.
 static GROUP: [AtomicI32; 2] = [const { AtomicI32::new(0) }; 2];
@@ -69,7 +73,8 @@ fn find(table: &AtomicPtr<Pair>, id: i32) -> Option<i32> {
 /// (the main thread's included). Sets the agent's pid words and turns translation
 /// on if any id differs.
 pub fn set_identity(pairs: &[(i32, i32)], old_pid: i32, new_pid: i32) -> Result<(), i32> {
-    let half = size_of_val(pairs).next_multiple_of(4096).max(4096);
+    let count = pairs.len() + 1;
+    let half = (count * size_of::<Pair>()).next_multiple_of(4096).max(4096);
     // SAFETY: a fresh mapping with room for both tables, filled before it is published.
     unsafe {
         let at = check(syscall!(
@@ -81,9 +86,11 @@ pub fn set_identity(pairs: &[(i32, i32)], old_pid: i32, new_pid: i32) -> Result<
             -1i32,
             0
         ))?;
-        let forth = std::slice::from_raw_parts_mut(at as *mut Pair, pairs.len());
-        let back = std::slice::from_raw_parts_mut((at + half) as *mut Pair, pairs.len());
-        for (i, &(old, new)) in pairs.iter().enumerate() {
+        let forth = std::slice::from_raw_parts_mut(at as *mut Pair, count);
+        let back = std::slice::from_raw_parts_mut((at + half) as *mut Pair, count);
+        // The process's own pair too, in case its first thread is gone.
+        let own = (old_pid, new_pid);
+        for (i, &(old, new)) in pairs.iter().chain([&own]).enumerate() {
             forth[i] = Pair { from: old, to: new };
             back[i] = Pair { from: new, to: old };
         }
@@ -91,7 +98,7 @@ pub fn set_identity(pairs: &[(i32, i32)], old_pid: i32, new_pid: i32) -> Result<
         back.sort_unstable_by_key(|p| p.from);
         TO_REAL.store(std::ptr::null_mut(), Release);
         TO_VIRTUAL.store(std::ptr::null_mut(), Release);
-        COUNT.store(pairs.len(), Release);
+        COUNT.store(count, Release);
         TO_REAL.store(forth.as_mut_ptr(), Release);
         TO_VIRTUAL.store(back.as_mut_ptr(), Release);
     }
@@ -103,12 +110,7 @@ pub fn set_identity(pairs: &[(i32, i32)], old_pid: i32, new_pid: i32) -> Result<
     AGENT.pid.store(old_pid, Relaxed);
     AGENT.real_pid.store(new_pid, Relaxed);
     let differs = old_pid != new_pid || pairs.iter().any(|p| p.0 != p.1);
-    let filter = if differs {
-        calls::filter_info as *const () as u64
-    } else {
-        0
-    };
-    handler::INFO_FILTER.store(filter, Relaxed);
+    EPOCH.fetch_add(1, Relaxed);
     AGENT.ids_translated.store(differs, SeqCst);
     Ok(())
 }
@@ -121,10 +123,13 @@ pub fn set_groups(old_pgid: i32, new_pgid: i32, old_sid: i32, new_sid: i32) {
     SESSION[1].store(new_sid, Relaxed);
 }
 
-/// A restored thread, on itself, before it goes on: its old id.
-pub fn set_thread(tid: i32) {
-    // SAFETY: the thread's own block.
-    unsafe { (*thread_block()).virtual_tid = tid };
+/// The program's id of a thread of ours that the kernel calls `real` (collectors).
+pub fn virtual_tid(real: i32) -> i32 {
+    if AGENT.ids_translated.load(Relaxed) {
+        to_virtual(real)
+    } else {
+        real
+    }
 }
 
 /// The kernel's id for an id that the program uses; ids that are not ours as they are.
@@ -215,12 +220,16 @@ pub fn own_tid() -> i32 {
     unsafe {
         let tid = syscall!(libc::SYS_gettid) as i32;
         let known = (*thread_block()).virtual_tid;
-        if tid == AGENT.real_pid.load(Relaxed) {
+        if !AGENT.ids_translated.load(Relaxed) || known == -EPOCH.load(Relaxed) {
+            tid
+        } else if tid == AGENT.real_pid.load(Relaxed) {
             AGENT.pid.load(Relaxed)
-        } else if known != 0 && process().1 {
+        } else if !process().1 {
+            tid
+        } else if known > 0 {
             known
         } else {
-            tid
+            to_virtual(tid)
         }
     }
 }
@@ -233,9 +242,10 @@ fn at_birth() {
     // `pd->tid` is the thread's own and holds the id that the kernel wrote.
     unsafe {
         let tid = syscall!(libc::SYS_gettid) as i32;
-        if !ours || (*block).virtual_tid != 0 || tid == pid {
+        if !ours || tid == pid {
             return;
         }
+        (*block).virtual_tid = -EPOCH.load(Relaxed);
         if find(&TO_REAL, tid).is_none_or(|real| real == tid) {
             return;
         }
@@ -251,9 +261,7 @@ fn at_birth() {
         for (i, late) in LATE.iter().enumerate() {
             let real = late[1].load(Relaxed);
             if (real == 0 || dead(real))
-                && late[1]
-                    .compare_exchange(real, tid, AcqRel, Relaxed)
-                    .is_ok()
+                && late[1].compare_exchange(real, tid, AcqRel, Relaxed).is_ok()
             {
                 let id = FIRST_LATE + 1 + i as i32;
                 late[0].store(id, Release);

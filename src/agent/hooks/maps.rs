@@ -83,9 +83,8 @@ impl Maps {
                 ..Default::default()
             };
             // SAFETY: the structure is ours.
-            let ret = check(unsafe {
-                syscall!(libc::SYS_ioctl, self.fd, PROCMAP_QUERY, &raw mut q)
-            });
+            let ret =
+                check(unsafe { syscall!(libc::SYS_ioctl, self.fd, PROCMAP_QUERY, &raw mut q) });
             match ret {
                 Ok(_) => {
                     return Ok(Some(Mapping {

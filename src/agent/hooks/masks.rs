@@ -16,10 +16,12 @@ pub struct Interned {
 }
 
 impl Interned {
-    const EMPTY: Interned = Interned {
-        mask: AtomicU64::new(0),
-        pair: [const { AtomicU64::new(0) }; 2],
-    };
+    const fn empty() -> Interned {
+        Interned {
+            mask: AtomicU64::new(0),
+            pair: [const { AtomicU64::new(0) }; 2],
+        }
+    }
 
     /// Where the kernel reads the mask.
     pub fn mask_address(&'static self) -> u64 {
@@ -36,8 +38,8 @@ impl Interned {
 }
 
 const SLOTS: usize = 1024;
-static ZERO: Interned = Interned::EMPTY;
-static TABLE: [Interned; SLOTS] = [const { Interned::EMPTY }; SLOTS];
+static ZERO: Interned = Interned::empty();
+static TABLE: [Interned; SLOTS] = [const { Interned::empty() }; SLOTS];
 
 /// The table's copy of `mask`; `None` when a program has used more than a thousand
 /// different ones (its mask is then passed as it is, and a thread that waits with

@@ -50,24 +50,15 @@ fn page_end(addr: u64, len: u64) -> Option<u64> {
     (addr.is_multiple_of(PAGE) && end > addr).then_some(end)
 }
 
-/// What [`pieces`] does with a range that cannot be ours: nothing.
+/// A private mapping of one of our image files.
 fn is_image(m: &Mapping) -> bool {
     !m.shared && m.ino != 0 && ranges::is_image_file(m.dev, m.ino)
 }
 
 fn anonymous(addr: u64, len: u64, prot: u32, extra: i32) -> Result<u64, i32> {
     // SAFETY: the caller owns `[addr, addr + len)` or lets the kernel choose.
-    let at = check(unsafe {
-        syscall!(
-            libc::SYS_mmap,
-            addr,
-            len,
-            prot,
-            ANONYMOUS | extra,
-            -1i32,
-            0
-        )
-    })?;
+    let at =
+        check(unsafe { syscall!(libc::SYS_mmap, addr, len, prot, ANONYMOUS | extra, -1i32, 0) })?;
     Ok(at as u64)
 }
 

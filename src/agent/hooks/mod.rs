@@ -1,21 +1,190 @@
-//! placeholder
+//! What each intercepted system call does. The call-site net ends in [`dispatch`];
+//! where that net could not be laid, the exported symbols end in [`symbol`].
+//!
+//! Any thread and any context: signal handlers, forked and vforked children, threads
+//! that glibc knows nothing of. Only raw system calls; no allocation, no locks.
+//!
+//! | file | calls |
+//! |---|---|
+//! | [`signal`], [`sigaction`], [`foreign`], [`altstack`], [`masks`] | the reserved signal stays invisible |
+//! | [`memory`], [`ranges`], [`maps`] | ranges mapped from our image after a lazy restore |
+//! | [`ids`] | old pid and tids after a restore with new ones |
+//! | [`process`] | the end, exec, sandboxes, namespaces, facilities that cannot be saved |
+//! | [`user`] | the program's memory without crashes |
+//!
+//! Timers need no hook: what alarm, setitimer and timerfd hold can be read during the stop, a
+//! timer of timer_create keeps its number over a restore (the restorer asks for that
+//! number), and only its thread id is translated ([`ids`]).
+
+pub mod altstack;
+pub mod foreign;
 pub mod frame;
+pub mod ids;
+pub mod maps;
+pub mod masks;
+pub mod memory;
+pub mod process;
+pub mod ranges;
+pub mod sigaction;
+pub mod signal;
+pub mod symbol;
+#[cfg(test)]
+pub mod testing;
+pub mod user;
+
+use crate::agent::state::AGENT;
 use frame::{CallFrame, Verdict};
-pub fn table() -> [u8; 512] { [0; 512] }
-pub fn dispatch(_frame: &mut CallFrame) -> Verdict { Verdict::Forward }
-pub mod signal {
-    //! placeholder
-    /// # Safety
-    /// placeholder
-    pub unsafe fn deliver_foreign(_s: i32, _i: *mut libc::siginfo_t, _u: *mut libc::ucontext_t) {}
+use std::sync::atomic::Ordering::Relaxed;
+
+const SIGNAL_CALLS: &[libc::c_long] = &[
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigpending,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_rt_sigsuspend,
+    libc::SYS_sigaltstack,
+    libc::SYS_signalfd,
+    libc::SYS_signalfd4,
+    libc::SYS_ppoll,
+    libc::SYS_pselect6,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    IO_PGETEVENTS,
+];
+
+const IO_PGETEVENTS: libc::c_long = 333;
+
+const ADVICE_CALLS: &[libc::c_long] = &[
+    libc::SYS_madvise,
+    libc::SYS_mlock,
+    libc::SYS_mlock2,
+    libc::SYS_mlockall,
+];
+
+/// Only after a lazy restore.
+const IMAGE_CALLS: &[libc::c_long] = &[
+    libc::SYS_mremap,
+    libc::SYS_mprotect,
+    libc::SYS_pkey_mprotect,
+];
+
+/// Which calls go to [`dispatch`] *now*: one byte per number, 0 = none. What is only
+/// of interest after a restore is marked after a restore, so ask again then.
+pub fn table() -> [u8; 512] {
+    let mut table = [0; 512];
+    let mut mark = |numbers: &[libc::c_long]| {
+        for &nr in numbers {
+            table[nr as usize] = 1;
+        }
+    };
+    mark(SIGNAL_CALLS);
+    mark(ADVICE_CALLS);
+    mark(process::NUMBERS);
+    if ranges::active() {
+        mark(IMAGE_CALLS);
+    }
+    if AGENT.ids_translated.load(Relaxed) {
+        mark(ids::calls::NUMBERS);
+        for (nr, _) in ids::paths::CALLS {
+            mark(&[*nr]);
+        }
+    }
+    table
 }
-pub mod ids {
-    //! placeholder
-    pub fn virtual_tid(tid: i32) -> i32 { tid }
+
+/// Handles a call of the table. The frame is a system call that the program is about
+/// to make: its pointers are used as the kernel would use them.
+pub fn dispatch(frame: &mut CallFrame) -> Verdict {
+    match frame.rax {
+        libc::SYS_rt_sigprocmask => return signal::rt_sigprocmask(frame),
+        libc::SYS_rt_sigaction => return sigaction::rt_sigaction(frame),
+        libc::SYS_ppoll => return signal::masked(frame, 3, 4),
+        libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2 => return signal::masked(frame, 4, 5),
+        libc::SYS_rt_sigsuspend => return signal::masked(frame, 0, 1),
+        libc::SYS_pselect6 | IO_PGETEVENTS => return signal::masked_pair(frame),
+        libc::SYS_rt_sigtimedwait => return signal::rt_sigtimedwait(frame),
+        libc::SYS_rt_sigpending => return signal::rt_sigpending(frame),
+        libc::SYS_signalfd | libc::SYS_signalfd4 => return signal::signalfd(frame),
+        libc::SYS_sigaltstack => return altstack::sigaltstack(frame),
+        libc::SYS_madvise => return memory::madvise(frame),
+        libc::SYS_mlock | libc::SYS_mlock2 | libc::SYS_mlockall => return memory::mlock(frame),
+        libc::SYS_mremap => return memory::mremap(frame),
+        libc::SYS_mprotect | libc::SYS_pkey_mprotect => return memory::mprotect(frame),
+        _ => {}
+    }
+    if AGENT.ids_translated.load(Relaxed)
+        && let Some(verdict) = ids::calls::dispatch(frame).or_else(|| ids::paths::dispatch(frame))
+    {
+        return verdict;
+    }
+    process::dispatch(frame)
 }
-pub mod memory {
-    //! placeholder
-    pub fn special_advice_seen() -> bool { true }
+
+/// What a restore tells the hooks.
+#[derive(Debug, Clone, Copy)]
+pub struct Restored<'a> {
+    /// `(old, new)` id of every thread.
+    pub pairs: &'a [(i32, i32)],
+    pub old_pid: i32,
+    pub new_pid: i32,
+    /// The ranges that are mapped from the image, ascending.
+    pub mapped: &'a [(u64, u64)],
+    /// `(st_dev, st_ino)` of the image; used where no mapping tells better.
+    pub image_file: (u64, u64),
+    /// As the program knows them.
+    pub pgid: i32,
+    pub sid: i32,
 }
-pub struct Restored<'a> { pub pairs: &'a [(i32,i32)], pub old_pid: i32, pub new_pid: i32, pub mapped: &'a [(u64,u64)], pub image_file: (u64,u64), pub pgid: i32, pub sid: i32 }
-pub fn after_restore(_r: &Restored<'_>) {}
+
+/// Sets the tables of [`ids`] and [`memory`] and marks the calls that are of interest
+/// from now on in the net's table.
+///
+/// # Safety
+/// In the restored process before the program's threads run.
+pub unsafe fn after_restore(restored: &Restored) {
+    use crate::agent::{callsites::HOOKED, refusal};
+    use ckpt_sys::callsite::hook_byte;
+    use ckpt_sys::syscall;
+    // SAFETY: no pointers.
+    let (pgid, sid) = unsafe {
+        (
+            syscall!(libc::SYS_getpgid, 0) as i32,
+            syscall!(libc::SYS_getsid, 0) as i32,
+        )
+    };
+    let ids = ids::set_identity(restored.pairs, restored.old_pid, restored.new_pid);
+    ids::set_groups(restored.pgid, pgid, restored.sid, sid);
+    // The map's idea of the device is what the hooks compare with; stat(2) has
+    // another one on some file systems.
+    let mut file = (
+        u64::from(libc::major(restored.image_file.0)) << 32
+            | u64::from(libc::minor(restored.image_file.0)),
+        restored.image_file.1,
+    );
+    if let Some(&(start, _)) = restored.mapped.first()
+        && let Ok(mut maps) = maps::Maps::open()
+        && let Ok(Some(mapping)) = maps.at(start)
+        && mapping.ino != 0
+    {
+        file = (mapping.dev, mapping.ino);
+    }
+    let known = memory::set_image_files(&[file]);
+    let ranges = memory::set_image_ranges(restored.mapped);
+    if ids.is_err() || ranges.is_err() || !known {
+        refusal::disable("no memory for the tables of the restored process");
+    }
+    for (nr, _) in table()
+        .iter()
+        .enumerate()
+        .filter(|(_, wanted)| **wanted != 0)
+    {
+        if let Some(byte) = hook_byte(nr) {
+            byte.fetch_or(HOOKED, Relaxed);
+        }
+    }
+}
+
+/// Resolves the symbol net's real functions (constructor).
+pub fn touch_symbols() {
+    symbol::touch();
+}

@@ -28,9 +28,7 @@ impl Range {
             return;
         }
         if start <= s {
-            let _ = self
-                .start
-                .compare_exchange(s, end.min(e), AcqRel, Relaxed);
+            let _ = self.start.compare_exchange(s, end.min(e), AcqRel, Relaxed);
         } else if end >= e {
             let _ = self.end.compare_exchange(e, start, AcqRel, Relaxed);
         }
@@ -186,7 +184,11 @@ pub fn add_moved(start: u64, end: u64) {
         for r in &MOVED {
             let e = r.end.load(Relaxed);
             let s = r.start.load(Relaxed);
-            if s >= e && r.start.compare_exchange(s, u64::MAX, AcqRel, Relaxed).is_ok() {
+            if s >= e
+                && r.start
+                    .compare_exchange(s, u64::MAX, AcqRel, Relaxed)
+                    .is_ok()
+            {
                 r.end.store(end, Release);
                 r.start.store(start, Release);
                 return;

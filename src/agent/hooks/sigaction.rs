@@ -1,12 +1,12 @@
 //! rt_sigaction: the reserved signal is answered from a table, the others' masks
-//! never hold it, and the program's handlers are entered through
-//! [`ckpt_sys::handler`] so that they can be counted.
+//! never hold it, and the program's handlers return through
+//! [`callsite::program_sigreturn`], which counts them.
 //!
 //! The count (`ThreadBlock::handlers_run`) is what proves to the restart of
-//! interrupted calls that *our* signal ended a call: a frame behind a call site
-//! with -EINTR is ours only when the entry record belongs to this very call (same
-//! site **and same stack pointer**: a handler's own calls lie deeper) and no
-//! handler was entered since (`handlers_run == call_handlers`). glibc's 32 and 33
+//! interrupted calls that *our* signal ended a call. It is taken when a handler
+//! *returns*: a call that the handler itself made has left an entry record with the
+//! count from before, so it can never be mistaken for the call that was interrupted,
+//! even at the same site. The program is shown its own `sa_restorer`. glibc's 32 and 33
 //! (cancellation, set-id) are left alone entirely.
 //!
 //! Any thread, any context (vfork children too: they share this memory but not the
@@ -16,7 +16,7 @@ use super::frame::{CallFrame, Verdict};
 use super::user;
 use crate::agent::state::{AGENT, RESERVED_BIT, RESERVED_SIGNAL, awake};
 use crate::image::state::KernelSigaction;
-use ckpt_sys::{handler, syscall};
+use ckpt_sys::{callsite, syscall};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
 
 // SAFETY: four u64, repr(C).
@@ -24,6 +24,22 @@ unsafe impl user::Plain for KernelSigaction {}
 
 /// Bit `sig - 1`: the program's mask of that action holds the reserved signal.
 static RESERVED_IN_MASK: AtomicU64 = AtomicU64::new(0);
+
+/// The restorer that the program gave with each action (index = number); replaced,
+/// never cleared.
+static RESTORERS: [AtomicU64; 65] = [const { AtomicU64::new(0) }; 65];
+
+const SA_RESTORER: u64 = 0x0400_0000;
+
+/// The restorer that counts.
+fn counting() -> u64 {
+    callsite::program_sigreturn() as u64
+}
+
+/// May the action's restorer be replaced? Only for functions.
+fn is_countable(action: &KernelSigaction) -> bool {
+    action.handler > 1 && action.flags & SA_RESTORER != 0 && action.restorer != counting()
+}
 
 /// The program's action for the reserved signal: slots in turn, so that a reader
 /// never waits for a writer that its own signal interrupted.
@@ -72,8 +88,8 @@ pub fn program_view(sig: i32, action: &mut KernelSigaction) {
         *action = reserved_action();
         return;
     }
-    if action.handler == handler::entry() {
-        action.handler = handler::TABLE[sig as usize].load(Relaxed);
+    if action.restorer == counting() {
+        action.restorer = RESTORERS[sig as usize].load(Relaxed);
     }
     if RESERVED_IN_MASK.load(Relaxed) & (1 << (sig - 1)) != 0 {
         action.mask |= RESERVED_BIT;
@@ -95,14 +111,14 @@ pub fn adopt_handlers() {
             continue;
         }
         let in_mask = action.mask & RESERVED_BIT != 0;
-        if action.handler <= 1 || action.handler == handler::entry() {
+        if !is_countable(&action) {
             continue;
         }
-        handler::TABLE[sig as usize].store(action.handler, Relaxed);
+        RESTORERS[sig as usize].store(action.restorer, Relaxed);
         if in_mask {
             RESERVED_IN_MASK.fetch_or(1 << (sig - 1), Relaxed);
         }
-        action.handler = handler::entry();
+        action.restorer = counting();
         action.mask &= !RESERVED_BIT;
         kernel(sig, &action, std::ptr::null_mut());
     }
@@ -148,7 +164,7 @@ fn replace(sig: i32, act: u64, old: u64) -> Result<(), i32> {
 /// Installs `new` for an ordinary signal; returns the program's view of the one before.
 fn exchange(sig: i32, new: Option<KernelSigaction>) -> Result<KernelSigaction, i32> {
     let mut before = KernelSigaction::default();
-    let place = &handler::TABLE[sig as usize];
+    let place = &RESTORERS[sig as usize];
     let bit = 1u64 << (sig - 1);
     let (last, had) = (place.load(Relaxed), RESERVED_IN_MASK.load(Relaxed) & bit);
     let ret = match new {
@@ -162,10 +178,9 @@ fn exchange(sig: i32, new: Option<KernelSigaction>) -> Result<KernelSigaction, i
                 } else if had != 0 {
                     RESERVED_IN_MASK.fetch_and(!bit, Relaxed);
                 }
-                if new.handler > 1 && new.handler != handler::entry() {
-                    // Before the kernel knows: a signal in between finds one or the other.
-                    place.store(new.handler, SeqCst);
-                    new.handler = handler::entry();
+                if is_countable(&new) {
+                    place.store(new.restorer, Relaxed);
+                    new.restorer = counting();
                 }
             }
             kernel(sig, &new, &mut before)
@@ -174,8 +189,8 @@ fn exchange(sig: i32, new: Option<KernelSigaction>) -> Result<KernelSigaction, i
     if ret < 0 {
         return Err(-ret as i32);
     }
-    if before.handler == handler::entry() {
-        before.handler = last;
+    if before.restorer == counting() {
+        before.restorer = last;
     }
     if had != 0 {
         before.mask |= RESERVED_BIT;
@@ -219,7 +234,7 @@ mod tests {
             let sig = libc::SIGUSR1 as u64;
             assert_eq!(call(libc::SYS_rt_sigaction, &[sig, at, 0, 8]), Some(0));
             kernel(libc::SIGUSR1, std::ptr::null(), &mut old);
-            assert_eq!((old.handler, old.mask), (handler::entry(), 1));
+            assert_eq!((old.restorer, old.mask), (counting(), 1));
             let old_at = &raw mut old as u64;
             assert_eq!(call(libc::SYS_rt_sigaction, &[sig, 0, old_at, 8]), Some(0));
             assert_eq!(old, act);
@@ -272,7 +287,7 @@ mod tests {
             adopt_handlers();
             let mut now = KernelSigaction::default();
             kernel(libc::SIGUSR1, std::ptr::null(), &mut now);
-            assert_eq!((now.handler, now.mask), (handler::entry(), 0));
+            assert_eq!((now.restorer, now.mask), (counting(), 0));
             program_view(libc::SIGUSR1, &mut now);
             assert_eq!(now, act);
         });

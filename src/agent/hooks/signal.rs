@@ -17,6 +17,18 @@ use ckpt_sys::{syscall, tls::thread_block};
 
 user::plain!([u64; 16]);
 
+pub use super::foreign::deliver_foreign;
+
+/// The collected signal state as the image keeps it. The actions stay in the
+/// kernel's terms (counting restorers, masks without the reserved signal, our own
+/// handler): the restorer installs them as they are, and the tables behind them are in
+/// the image. [`super::sigaction::program_view`] is for showing them.
+pub fn restore_view(state: &mut crate::image::state::SignalState) {
+    state
+        .pending
+        .retain(|signal| signal.signo != RESERVED_SIGNAL);
+}
+
 fn reserved_blocked() -> bool {
     // SAFETY: the thread's own block.
     unsafe { (*thread_block()).reserved_blocked != 0 }

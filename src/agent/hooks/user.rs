@@ -60,7 +60,7 @@ pub unsafe trait Plain: Copy + Default {}
 
 macro_rules! plain { ($($t:ty),*) => { $(
     // SAFETY: integers, arrays of them or repr(C) structs of integers.
-    unsafe impl Plain for $t {}
+    unsafe impl crate::agent::hooks::user::Plain for $t {}
 )* } }
 pub(super) use plain;
 plain!(i32, u32, u64, [u64; 2], [u64; 3], [u8; 16], [u64; 8]);

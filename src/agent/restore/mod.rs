@@ -128,7 +128,7 @@ pub fn restore(
     let writable = |path: &[u8]| can_write(path);
     let mut tape = tape::memory(&manifest, &options, &mut area, &shared_fd, &writable);
     for work in &late {
-        tape::late(&mut tape, work);
+        tape::late(&mut tape, work, &mut area);
     }
     tape::process(&mut tape, &manifest, &mut area);
     payload.mapped = std::mem::take(&mut tape.mapped);

@@ -234,7 +234,7 @@ pub fn process(tape: &mut Tape, manifest: &Manifest, area: &mut Area) {
 
 /// Work on descriptors that had to wait for the memory map: it needs the program's
 /// own descriptor table, which the helper does not share.
-pub fn late(tape: &mut Tape, work: &Late) {
+pub fn late(tape: &mut Tape, work: &Late, area: &mut Area) {
     const F_ADD_SEALS: u64 = libc::F_ADD_SEALS as u64;
     match work {
         Late::Seals { fd, seals } => {
@@ -243,6 +243,11 @@ pub fn late(tape: &mut Tape, work: &Late) {
         // The thread does not exist yet: the process is the owner.
         Late::Owner { fd, owner } => {
             tape.op(libc::SYS_fcntl, OP_MAY_FAIL, [*fd as u64, libc::F_SETOWN as u64, owner.1 as u64, 0, 0, 0]);
+        }
+        // Opening and closing mapped files has dropped the locks on them.
+        Late::PosixLock(lock) => {
+            let at = area.put_slice(&[Late::flock(lock)]);
+            tape.op(libc::SYS_fcntl, OP_MAY_FAIL, [lock.fd as u64, libc::F_SETLK as u64, at, 0, 0, 0]);
         }
     }
 }
@@ -262,7 +267,10 @@ pub fn area_needed(manifest: &Manifest) -> u64 {
     let shared: usize = manifest.memory.shared.iter().map(|o| o.extents.len() * 4).sum();
     let ops = vmas + manifest.memory.extents.len() * 2 + shared + 200;
     let actions = 64 * 64;
-    (paths + ops * size_of::<TapeOp>() + actions + manifest.process.auxv.len() + 4096) as u64
+    // A `struct flock` and an operation each, and the other late work.
+    let late = manifest.descriptors.locks.len() * 64 + manifest.descriptors.files.len();
+    let late = late * (1 + size_of::<TapeOp>() / 64) + manifest.descriptors.files.len() * size_of::<TapeOp>();
+    (paths + ops * size_of::<TapeOp>() + actions + late + manifest.process.auxv.len() + 4096) as u64
 }
 
 /// Shared objects that several ranges map, or that have a descriptor, need a file of

@@ -27,16 +27,17 @@ fn named(raw: &Raw, path: &[u8]) -> Result<FileKind, Refusal> {
     } else {
         0
     };
-    let there = sys::fstatat(libc::AT_FDCWD, &sys::cstr(path), flags);
-    match there {
-        Ok(st) if (st.st_dev, st.st_ino) == (raw.stat.st_dev, raw.stat.st_ino) => {}
+    let there = sys::identity(libc::AT_FDCWD, &sys::cstr(path), flags);
+    let btime = match there {
+        Ok((dev, ino, btime)) if (dev, ino) == (raw.stat.st_dev, raw.stat.st_ino) => btime,
         Ok(_) => return Err(raw.refuse_kind("is no longer what its path leads to")),
         Err(e) => return Err(raw.refuse("cannot be reached by its path any more", e)),
-    }
+    };
     Ok(FileKind::Regular {
         path: path.to_vec(),
         dev: raw.stat.st_dev,
         ino: raw.stat.st_ino,
+        btime_ns: btime,
         size: raw.stat.st_size as u64,
         mode: raw.stat.st_mode,
     })
@@ -70,6 +71,7 @@ pub(super) fn file(c: &mut Collector, at: usize) -> Result<FileKind, Refusal> {
             path,
             dev: raw.stat.st_dev,
             ino: raw.stat.st_ino,
+            btime_ns: 0,
             size: 0,
             mode: raw.stat.st_mode,
         });

@@ -151,6 +151,28 @@ pub fn stat(path: &[u8]) -> Result<libc::stat, i32> {
     fstatat(libc::AT_FDCWD, &cstr(path), 0)
 }
 
+/// `(device, inode, birth time in ns or 0)`; `path` must be NUL-terminated.
+pub fn identity(dir: i32, path: &[u8], flags: i32) -> Result<(u64, u64, i64), i32> {
+    // SAFETY: plain integers; all-zero is valid.
+    let mut st: libc::statx = unsafe { std::mem::zeroed() };
+    let mask = libc::STATX_INO | libc::STATX_BTIME;
+    // SAFETY: live NUL-terminated path, live result.
+    check(unsafe {
+        syscall!(
+            libc::SYS_statx,
+            dir,
+            path.as_ptr(),
+            flags,
+            mask,
+            &raw mut st
+        )
+    })?;
+    let dev = libc::makedev(st.stx_dev_major, st.stx_dev_minor);
+    let born = st.stx_btime.tv_sec * 1_000_000_000 + i64::from(st.stx_btime.tv_nsec);
+    let known = st.stx_mask & libc::STATX_BTIME != 0;
+    Ok((dev, st.stx_ino, if known { born } else { 0 }))
+}
+
 /// The file system's magic number.
 pub fn fs_magic(fd: i32) -> Result<i64, i32> {
     // SAFETY: plain integers; all-zero is valid.

@@ -114,7 +114,11 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
         libc::SYS_getppid => {
             // A child of the restored process knows its parent by the old id.
             let (parent, ours) = (execute(f), process().1);
-            let shown = if ours { parent as i32 } else { to_virtual(parent as i32) };
+            let shown = if ours {
+                parent as i32
+            } else {
+                to_virtual(parent as i32)
+            };
             result(f, i64::from(shown))
         }
         libc::SYS_set_tid_address => {
@@ -251,7 +255,11 @@ fn fcntl(f: &mut CallFrame) -> Verdict {
             let value = execute(f);
             let id = value as i32;
             // A group comes back negative and may look like an error; the kernel has it so.
-            let shown = if id < 0 { -group_to_virtual(-id) } else { to_virtual(id) };
+            let shown = if id < 0 {
+                -group_to_virtual(-id)
+            } else {
+                to_virtual(id)
+            };
             result(f, i64::from(shown))
         }
         F_SETOWN_EX => {
@@ -259,7 +267,11 @@ fn fcntl(f: &mut CallFrame) -> Verdict {
                 return Verdict::Forward;
             };
             let (kind, id) = (owner as i32, (owner >> 32) as i32);
-            let real = if kind == F_OWNER_PGRP { group_to_real(id) } else { to_real(id) };
+            let real = if kind == F_OWNER_PGRP {
+                group_to_real(id)
+            } else {
+                to_real(id)
+            };
             let copy = owner & 0xffff_ffff | u64::from(real as u32) << 32;
             f.args[2] = &raw const copy as u64;
             let value = execute(f);
@@ -335,19 +347,4 @@ fn getsockopt(f: &mut CallFrame) -> Verdict {
         let _ = user::write(f.args[3], &to_virtual(id));
     }
     result(f, value)
-}
-
-/// `si_pid` of a signal that the process sent itself, before a handler sees it.
-///
-/// # Safety
-/// `info` is the information the kernel gave with a signal.
-pub unsafe extern "C" fn filter_info(info: *mut libc::siginfo_t) {
-    const SI_TKILL: i32 = -6;
-    // SAFETY: by contract; word 4 is si_pid for these codes.
-    unsafe {
-        if matches!((*info).si_code, libc::SI_USER | SI_TKILL) {
-            let pid = info.cast::<i32>().add(4);
-            *pid = to_virtual(*pid);
-        }
-    }
 }

@@ -143,7 +143,10 @@ mod tests {
             let to = |p: &[u8]| rewrite(p).map(|t| t.bytes[..t.len - 1].to_vec());
             assert_eq!(to(b"/proc/100/fd/100").unwrap(), b"/proc/7/fd/100");
             assert_eq!(to(b"/proc/100").unwrap(), b"/proc/7");
-            assert_eq!(to(b"/proc/self/task/101/comm").unwrap(), b"/proc/self/task/80000/comm");
+            assert_eq!(
+                to(b"/proc/self/task/101/comm").unwrap(),
+                b"/proc/self/task/80000/comm"
+            );
             assert_eq!(to(b"/proc/100/task/101").unwrap(), b"/proc/7/task/80000");
             assert_eq!(to(b"/proc/5/maps"), None);
             assert_eq!(to(b"/proc/sys/100"), None);

@@ -89,7 +89,10 @@ fn wipe_on_fork_keeps_the_contents() {
         poke(at, 9);
         assert_eq!(advise(at, 2, libc::MADV_WIPEONFORK), None);
         assert!(mapping(at).is_anonymous());
-        assert_eq!((byte(at), byte(at + PAGE), byte(at + 2 * PAGE)), (9, 0xaa, 0xaa));
+        assert_eq!(
+            (byte(at), byte(at + PAGE), byte(at + 2 * PAGE)),
+            (9, 0xaa, 0xaa)
+        );
         // SAFETY: the call the hook let through.
         let ret = unsafe { libc::madvise(at as *mut _, 8192, libc::MADV_WIPEONFORK) };
         assert_eq!(ret, 0);
@@ -103,7 +106,10 @@ fn growth_in_place_is_zero() {
         let (old, new) = (5 * PAGE, 9 * PAGE);
         let ret = call(libc::SYS_mremap, &[at, old, new, 0, 0]);
         assert_eq!(ret, Some(at as i64));
-        assert_eq!((byte(at), byte(at + 4 * PAGE), byte(at + 8 * PAGE)), (0xaa, 0, 0));
+        assert_eq!(
+            (byte(at), byte(at + 4 * PAGE), byte(at + 8 * PAGE)),
+            (0xaa, 0, 0)
+        );
         // And again, now over several mappings, with a neighbour in the way.
         anonymous(at + new, PAGE, 3, libc::MAP_FIXED).unwrap();
         let ret = call(libc::SYS_mremap, &[at, new, new + PAGE, 0, 0]);
@@ -112,7 +118,10 @@ fn growth_in_place_is_zero() {
         let flags = libc::MREMAP_MAYMOVE as u64;
         let to = call(libc::SYS_mremap, &[at, new, new + PAGE, flags, 0]).unwrap() as u64;
         assert_ne!(to, at);
-        assert_eq!((byte(to), byte(to + PAGE), byte(to + 9 * PAGE)), (3, 0xaa, 0));
+        assert_eq!(
+            (byte(to), byte(to + PAGE), byte(to + 9 * PAGE)),
+            (3, 0xaa, 0)
+        );
         assert_eq!(advise(to, 10, libc::MADV_DONTNEED), Some(0));
         assert_eq!((byte(to), byte(to + PAGE)), (0, 0));
     });
@@ -138,7 +147,10 @@ fn fixed_moves_and_keeps_nothing_behind() {
         let from = at - PAGE;
         let ret = call(libc::SYS_mremap, &[from, 6 * PAGE, 8 * PAGE, flags, to]);
         assert_eq!(ret, Some(to as i64));
-        assert_eq!((byte(to), byte(to + PAGE), byte(to + 5 * PAGE)), (0, 0xaa, 0));
+        assert_eq!(
+            (byte(to), byte(to + PAGE), byte(to + 5 * PAGE)),
+            (0, 0xaa, 0)
+        );
         assert!(mapping(from).start >= from + 6 * PAGE);
         let keep = (libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP) as u64;
         let ret = call(libc::SYS_mremap, &[to, 8 * PAGE, 8 * PAGE, keep, 0]);

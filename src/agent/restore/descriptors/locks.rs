@@ -2,7 +2,7 @@
 //! [`super::restore`]. A lock that someone else holds by now is an error: the
 //! program believes that it holds it.
 
-use super::{RestoreError, Restorer};
+use super::{Late, RestoreError, Restorer};
 use crate::agent::collect::descriptors::sys;
 use crate::image::state::{FileLock, LockKind};
 use ckpt_sys::raw::check;
@@ -26,11 +26,14 @@ pub(super) fn take(r: &mut Restorer) -> Result<(), RestoreError> {
             };
             RestoreError::Lock { path, reason }
         })?;
+        if lock.kind == LockKind::Posix {
+            r.out.late.push(Late::PosixLock(lock.clone()));
+        }
     }
     Ok(())
 }
 
-fn flock_of(lock: &FileLock) -> libc::flock {
+pub(super) fn flock_of(lock: &FileLock) -> libc::flock {
     // SAFETY: plain integers; all-zero is valid.
     let mut range: libc::flock = unsafe { std::mem::zeroed() };
     range.l_type = if lock.write {

@@ -20,11 +20,12 @@ mod numbers;
 mod pipes;
 mod regular;
 mod sockets;
+mod sockpair;
 mod tty;
 
 use crate::agent::collect::descriptors::InheritedFd;
 use crate::agent::collect::descriptors::sys::{self, Fd};
-use crate::image::state::{DescriptorState, DescriptorTable, FileKind, OpenFileState};
+use crate::image::state::{DescriptorState, DescriptorTable, FileKind, FileLock, OpenFileState};
 use std::collections::BTreeMap;
 use std::os::fd::RawFd;
 
@@ -61,6 +62,17 @@ pub enum Late {
     Seals { fd: RawFd, seals: u32 },
     /// `fcntl(fd, F_SETOWN_EX, owner)` and `F_SETSIG` once the thread exists.
     Owner { fd: RawFd, owner: (i32, i32) },
+    /// A POSIX record lock, to be taken once more (`fcntl(fd, F_SETLK)`) after the
+    /// last descriptor of any mapped or otherwise examined file has been closed:
+    /// closing one drops the process's locks on that file.
+    PosixLock(FileLock),
+}
+
+impl Late {
+    /// The argument of `F_SETLK` for a [`Late::PosixLock`].
+    pub fn flock(lock: &FileLock) -> libc::flock {
+        locks::flock_of(lock)
+    }
 }
 
 /// Why the table could not be restored.

@@ -57,7 +57,11 @@ fn open_again(path: &[u8], flags: i32) -> Result<Fd, i32> {
 pub(super) fn named(r: &mut Restorer, file: usize) -> Result<Fd, RestoreError> {
     let state = r.state(file);
     let FileKind::Regular {
-        path, ino, mode, ..
+        path,
+        ino,
+        mode,
+        btime_ns,
+        ..
     } = &state.kind
     else {
         return Err(r.fail(file, "regular file", libc::EINVAL));
@@ -72,7 +76,9 @@ pub(super) fn named(r: &mut Restorer, file: usize) -> Result<Fd, RestoreError> {
     if st.st_mode & libc::S_IFMT != mode & libc::S_IFMT {
         return Err(r.fail_open(file, path, "another kind of file has taken its place"));
     }
-    if st.st_ino != *ino && !unstable() {
+    let born = sys::identity(fd.raw(), b"\0", libc::AT_EMPTY_PATH).map_or(0, |(_, _, b)| b);
+    let reborn = born != 0 && *btime_ns != 0 && born != *btime_ns;
+    if (st.st_ino != *ino || reborn) && !unstable() {
         return Err(r.fail_open(
             file,
             path,

@@ -1,0 +1,269 @@
+//! The end of the process, exec, sandboxes, namespaces, and the facilities whose
+//! state nobody can save. Acts for the agent's own process only (not for forked,
+//! vforked or other CLONE_VM children); everything is forwarded.
+
+use super::frame::{CallFrame, Verdict};
+use super::sigaction;
+use crate::agent::exit;
+use crate::agent::refusal::{self, Kind};
+use crate::agent::state::{RESERVED_BIT, RESERVED_SIGNAL, is_agents_process};
+use crate::image::state::KernelSigaction;
+use ckpt_sys::{syscall, tls::thread_block};
+
+/// The numbers this file acts on.
+pub const NUMBERS: &[libc::c_long] = &[
+    libc::SYS_exit_group,
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_prctl,
+    libc::SYS_arch_prctl,
+    libc::SYS_seccomp,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_io_uring_setup,
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    libc::SYS_io_setup,
+    libc::SYS_bpf,
+    libc::SYS_pkey_alloc,
+    libc::SYS_modify_ldt,
+    libc::SYS_iopl,
+    libc::SYS_ioperm,
+    libc::SYS_memfd_secret,
+];
+
+const SANDBOX: &str = "the program entered a system-call sandbox (seccomp)";
+const NAMESPACE: &str = "the program entered other namespaces (unshare, setns)";
+const OWN_TABLES: &str = "a thread has a descriptor table or directory of its own (unshare)";
+
+pub fn dispatch(frame: &mut CallFrame) -> Verdict {
+    let [a, b, ..] = frame.args;
+    match frame.rax {
+        libc::SYS_exit_group if is_agents_process() => exit::on_exit(a as i32),
+        libc::SYS_execve | libc::SYS_execveat => return execve(frame),
+        // Modes 1 and 2; what is invalid is told by the kernel, so a wrong guess here
+        // only costs checkpoints.
+        libc::SYS_prctl if a as i32 == libc::PR_SET_SECCOMP && is_agents_process() => sandbox(),
+        libc::SYS_seccomp if seccomp_acts(a, frame.args[2]) && is_agents_process() => sandbox(),
+        libc::SYS_arch_prctl => {
+            const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
+            if a == ARCH_REQ_XCOMP_PERM {
+                refusal::note(Kind::TileRegisters);
+            }
+        }
+        libc::SYS_unshare => return namespaces(frame, a),
+        libc::SYS_setns => {
+            let all = (libc::CLONE_NEWUSER | libc::CLONE_NEWNS) as u64;
+            return namespaces(frame, if b == 0 { all } else { b });
+        }
+        libc::SYS_io_uring_setup => refusal::note(Kind::IoUring),
+        libc::SYS_perf_event_open => refusal::note(Kind::PerfEvent),
+        libc::SYS_userfaultfd => refusal::note(Kind::Userfaultfd),
+        libc::SYS_io_setup => refusal::note(Kind::Aio),
+        libc::SYS_bpf => refusal::note(Kind::Bpf),
+        libc::SYS_pkey_alloc => refusal::note(Kind::ProtectionKeys),
+        libc::SYS_modify_ldt | libc::SYS_iopl | libc::SYS_ioperm => {
+            refusal::note(Kind::ProcessorState);
+        }
+        libc::SYS_memfd_secret => refusal::note(Kind::SecretMemory),
+        _ => {}
+    }
+    Verdict::Forward
+}
+
+/// Does seccomp(operation, _, filter) enter a sandbox? A null filter does not: programs ask
+/// that way whether filters are known (the answer is EFAULT).
+fn seccomp_acts(operation: u64, filter: u64) -> bool {
+    const SET_MODE_STRICT: u64 = 0;
+    const SET_MODE_FILTER: u64 = 1;
+    operation == SET_MODE_STRICT || (operation == SET_MODE_FILTER && filter != 0)
+}
+
+/// Before the filter is in force: from then on hooks make no calls of their own.
+fn sandbox() {
+    refusal::disable(SANDBOX);
+    refusal::retire_and_wait();
+    refusal::set_sandboxed();
+}
+
+/// unshare and setns. Some need a process of one thread, and our helper is a second.
+fn namespaces(frame: &mut CallFrame, flags: u64) -> Verdict {
+    let tables = (libc::CLONE_FILES | libc::CLONE_FS) as u64;
+    if flags == 0 || !is_agents_process() {
+        return Verdict::Forward;
+    }
+    if flags & !tables == 0 {
+        refusal::disable(OWN_TABLES);
+        return Verdict::Forward;
+    }
+    refusal::disable(NAMESPACE);
+    refusal::retire_and_wait();
+    // A thread that has said good-bye is counted until the kernel has buried it.
+    let mut ret = -(libc::EINVAL as isize);
+    for _ in 0..50 {
+        let [a, b, ..] = frame.args;
+        // SAFETY: the program's own request; acts on this thread.
+        ret = unsafe { syscall!(frame.rax, a, b) };
+        if ret != -(libc::EINVAL as isize) {
+            break;
+        }
+        let pause = [0u64, 1_000_000];
+        // SAFETY: a time of ours.
+        unsafe { syscall!(libc::SYS_nanosleep, &raw const pause, 0) };
+    }
+    frame.rax = ret as i64;
+    Verdict::Done
+}
+
+/// exec hands on what is ignored and what is blocked. Only a program that ignores or
+/// blocks the reserved signal itself needs help: the call is made here, with the
+/// program's view put in force, and what failed is put back.
+fn execve(frame: &mut CallFrame) -> Verdict {
+    let ignored = sigaction::reserved_action().handler == 1;
+    // SAFETY: the thread's own block.
+    let blocked = unsafe { (*thread_block()).reserved_blocked != 0 };
+    if !ignored && !blocked {
+        return Verdict::Forward;
+    }
+    let mut before = KernelSigaction::default();
+    let ignore = KernelSigaction {
+        handler: 1,
+        ..Default::default()
+    };
+    let bit = RESERVED_BIT;
+    let [a, b, c, d, e, _] = frame.args;
+    // SAFETY: our own structures; the program's own call. When it succeeds nothing
+    // of this memory is left (or, in a vfork child, this thread is gone).
+    unsafe {
+        let sig = RESERVED_SIGNAL;
+        if ignored {
+            syscall!(
+                libc::SYS_rt_sigaction,
+                sig,
+                &raw const ignore,
+                &raw mut before,
+                8
+            );
+        }
+        if blocked {
+            syscall!(
+                libc::SYS_rt_sigprocmask,
+                libc::SIG_BLOCK,
+                &raw const bit,
+                0,
+                8
+            );
+        }
+        frame.rax = syscall!(frame.rax, a, b, c, d, e) as i64;
+        if blocked {
+            syscall!(
+                libc::SYS_rt_sigprocmask,
+                libc::SIG_UNBLOCK,
+                &raw const bit,
+                0,
+                8
+            );
+        }
+        if ignored {
+            syscall!(libc::SYS_rt_sigaction, sig, &raw const before, 0, 8);
+        }
+    }
+    Verdict::Done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::hooks::testing::{call, in_child};
+    use crate::agent::state::{AGENT, wake};
+    use std::sync::atomic::Ordering::*;
+
+    fn ours() {
+        // SAFETY: a child of the test alone in its process.
+        unsafe {
+            wake().unwrap();
+            AGENT
+                .real_pid
+                .store(syscall!(libc::SYS_getpid) as i32, SeqCst);
+        }
+    }
+
+    #[test]
+    fn sandboxes_end_checkpoints() {
+        in_child(|| {
+            assert_eq!(call(libc::SYS_seccomp, &[1, 0, 8]), None);
+            assert_eq!(refusal::disabled(), None);
+            ours();
+            assert_eq!(call(libc::SYS_seccomp, &[1, 0, 0]), None);
+            assert_eq!(refusal::disabled(), None);
+            assert_eq!(
+                call(libc::SYS_prctl, &[libc::PR_SET_SECCOMP as u64, 2]),
+                None
+            );
+            assert_eq!(refusal::disabled(), Some(SANDBOX));
+            assert!(refusal::sandboxed());
+        });
+    }
+
+    #[test]
+    fn facilities_are_noted() {
+        in_child(|| {
+            assert_eq!(refusal::noted(), 0);
+            assert_eq!(call(libc::SYS_io_setup, &[1, 0]), None);
+            assert_eq!(call(libc::SYS_io_uring_setup, &[1, 0]), None);
+            assert!(refusal::was_noted(Kind::Aio) && refusal::was_noted(Kind::IoUring));
+        });
+    }
+
+    #[test]
+    fn namespaces_retire_the_helper() {
+        in_child(|| {
+            ours();
+            static WOKEN: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+            refusal::set_wake(Some(|| WOKEN.store(true, SeqCst)));
+            let ret = call(libc::SYS_unshare, &[libc::CLONE_NEWUTS as u64]);
+            assert!(matches!(ret, Some(0 | -1)), "{ret:?}");
+            assert!(WOKEN.load(SeqCst));
+            assert_eq!(refusal::disabled(), Some(NAMESPACE));
+        });
+    }
+
+    #[test]
+    fn a_failed_exec_changes_nothing() {
+        in_child(|| {
+            let ignore = KernelSigaction {
+                handler: 1,
+                ..Default::default()
+            };
+            sigaction::set_reserved_action(&ignore);
+            let path = c"/nonexistent";
+            let ret = call(libc::SYS_execve, &[path.as_ptr() as u64, 0, 0]);
+            assert_eq!(ret, Some(-2));
+            let mut now = KernelSigaction::default();
+            // SAFETY: asks the kernel.
+            unsafe { syscall!(libc::SYS_rt_sigaction, 64, 0, &raw mut now, 8) };
+            assert_eq!(now.handler, 0);
+        });
+    }
+
+    #[test]
+    fn exec_hands_on_what_the_program_ignores() {
+        in_child(|| {
+            let ignore = KernelSigaction {
+                handler: 1,
+                ..Default::default()
+            };
+            sigaction::set_reserved_action(&ignore);
+            let script = c"grep -q '^SigIgn:.8' /proc/self/status";
+            let args = [
+                c"sh".as_ptr(),
+                c"-c".as_ptr(),
+                script.as_ptr(),
+                std::ptr::null(),
+            ];
+            let path = c"/bin/sh".as_ptr() as u64;
+            call(libc::SYS_execve, &[path, args.as_ptr() as u64, 0]);
+            unreachable!();
+        });
+    }
+}

@@ -1,0 +1,69 @@
+//! `ckpt list`: jobs and their generations.
+
+use super::output::{self, Table};
+use super::{Cli, Outcome, select};
+use serde_json::json;
+use std::process::ExitCode;
+
+/// List jobs and their checkpoints
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only this job (key, name or beginning of one)
+    job: Option<String>,
+}
+
+pub fn run(cli: &Cli, args: &Args) -> Outcome {
+    let root = select::root(cli)?;
+    let jobs = select::jobs_or(&root, args.job.as_deref())?;
+    if cli.json {
+        let jobs: Vec<_> = jobs
+            .iter()
+            .map(|job| {
+                let generations = job.generations();
+                let generations = generations.iter().map(|g| output::generation_json(job, g));
+                json!({
+                    "job": job.name(),
+                    "dir": job.dir.to_string_lossy(),
+                    "command": output::words(&select::cmdline(job)),
+                    "running": select::owner(job).map(|owner| owner.pid),
+                    "generations": generations.collect::<Vec<_>>(),
+                })
+            })
+            .collect();
+        output::print_json(&json!({ "jobs": jobs }));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = Table::new(&[
+        "JOB", ">GEN", ">ID", "TAKEN", "KIND", ">SIZE", ">STOP", "STATE", "COMMAND",
+    ]);
+    let mut rows = 0;
+    for job in &jobs {
+        let running = select::owner(job).is_some();
+        for generation in job.generations() {
+            let whole = job.open_generation(generation, false).is_ok();
+            let state = match (whole, running) {
+                (false, _) => "damaged",
+                (true, true) => "running",
+                (true, false) => "restorable",
+            };
+            table.row(vec![
+                job.name(),
+                generation.generation.to_string(),
+                generation.id.to_string(),
+                output::age(generation.time_ns),
+                generation.kind.name().to_owned(),
+                output::size(generation.bytes_stored),
+                output::micros(generation.stop_us),
+                state.to_owned(),
+                output::command(&select::cmdline(job), 60),
+            ]);
+            rows += 1;
+        }
+    }
+    if rows == 0 {
+        eprintln!("ckpt: no checkpoints in {}", root.display());
+    } else {
+        table.print();
+    }
+    Ok(ExitCode::SUCCESS)
+}

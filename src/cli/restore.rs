@@ -1,0 +1,79 @@
+//! `ckpt restore`: starts a job's recorded command line again, where it was recorded,
+//! to go on from one of its generations.
+
+use super::exec::{self, Environment};
+use super::{Cli, Outcome, select};
+use crate::config::Resume;
+use anyhow::{Context, bail};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Start a job again from a checkpoint
+///
+/// The recorded program is started with its recorded arguments in its recorded
+/// directory, and becomes the process of the checkpoint.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Key, name or beginning of one [default: the only job there is]
+    job: Option<String>,
+    /// The generation to go on from [default: the latest valid one]
+    #[arg(long, value_name = "N")]
+    generation: Option<u64>,
+    /// Checkpoint by the clock from then on: 90, 500ms, 15m, 1h30m, default, auto, off
+    #[arg(long, value_name = "TIME")]
+    interval: Option<String>,
+    /// How memory comes back: lazy, eager
+    #[arg(long, value_name = "METHOD")]
+    restore: Option<String>,
+    /// Verify all page data first
+    #[arg(long)]
+    verify: bool,
+}
+
+pub fn run(cli: &Cli, args: &Args, sigpipe_ignored: bool) -> Outcome {
+    let root = select::root(cli)?;
+    let job = select::job(&root, args.job.as_deref())?;
+    if let Some(owner) = select::owner(&job) {
+        bail!("job {} is running (process {})", job.name(), owner.pid);
+    }
+    let resume = args.generation.map_or(Resume::Auto, Resume::Generation);
+    let (found, skipped) = job.find(resume, false)?;
+    for skipped in skipped {
+        tracing::warn!("{skipped}");
+    }
+    let Some(found) = found else {
+        bail!("job {} has no checkpoint", job.name());
+    };
+    let generation = found.record.generation;
+    let member = found.members.first().context("the generation has no member")?;
+    let process = &member.image.manifest.process;
+    let exe = Path::new(OsStr::from_bytes(&process.exe));
+    let arguments = exec::arguments(&process.cmdline);
+    if exe.as_os_str().is_empty() || arguments.is_empty() {
+        bail!("generation {generation} records no command line");
+    }
+
+    let mut env = Environment::inherited();
+    env.set("CKPT_DIR", &root);
+    env.set("CKPT_JOB", format!("={}", job.name()));
+    env.set("CKPT_RESUME", generation.to_string());
+    if let Some(interval) = &args.interval {
+        env.set("CKPT_INTERVAL", interval);
+    }
+    if let Some(method) = &args.restore {
+        env.set("CKPT_RESTORE", method);
+    }
+    if args.verify {
+        env.set("CKPT_VERIFY", "1");
+    }
+    env.validate()?;
+    let library = exec::library()?;
+    env.preload(&library)?;
+    let cwd = Path::new(OsStr::from_bytes(&process.cwd));
+    std::env::set_current_dir(cwd).with_context(|| format!("enter {}", cwd.display()))?;
+    let path = exec::resolve(exe.as_os_str())?;
+    tracing::info!("generation {generation} of job {}", job.name());
+    drop(found);
+    Err(exec::become_program(&path, &arguments, &env, sigpipe_ignored))
+}
