@@ -50,6 +50,8 @@ pub struct Program {
     pub env: BTreeMap<String, String>,
     /// Standard input's content; `None` is /dev/null.
     pub input: Option<Vec<u8>>,
+    /// Files that stand in its working directory when it begins.
+    pub files: Vec<(String, Vec<u8>)>,
     /// Exit status at its true end.
     pub status: i32,
     /// Only guests write `begin` into `$GUEST_LOG`.
@@ -65,6 +67,7 @@ impl Program {
             args: Vec::new(),
             env: BTreeMap::new(),
             input: None,
+            files: Vec::new(),
             status: 73,
             counts_its_beginnings: true,
         };
@@ -86,11 +89,16 @@ impl Program {
 
     /// Any other program: found in PATH, expected to end with 0.
     pub fn real(command: &str, args: &[&str]) -> Program {
+        Program::at(build::find_command(command), args)
+    }
+
+    pub fn at(path: PathBuf, args: &[&str]) -> Program {
         Program {
-            path: build::find_command(command),
+            path,
             args: args.iter().map(|a| (*a).to_owned()).collect(),
             env: BTreeMap::new(),
             input: None,
+            files: Vec::new(),
             status: 0,
             counts_its_beginnings: false,
         }
@@ -103,6 +111,11 @@ impl Program {
 
     pub fn env(mut self, name: &str, value: &str) -> Program {
         self.env.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    pub fn file(mut self, name: &str, content: impl Into<Vec<u8>>) -> Program {
+        self.files.push((name.to_owned(), content.into()));
         self
     }
 
