@@ -22,7 +22,11 @@ fn rseq() -> (i64, u32) {
     unsafe {
         let offset = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr()) as *const i64;
         let size = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_size".as_ptr()) as *const u32;
-        if offset.is_null() || size.is_null() { (0, 0) } else { (*offset, *size) }
+        if offset.is_null() || size.is_null() {
+            (0, 0)
+        } else {
+            (*offset, *size)
+        }
     }
 }
 

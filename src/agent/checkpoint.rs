@@ -119,9 +119,13 @@ impl Worker {
 
     /// After a restore: the lock's descriptor came along, the job is the old one.
     fn adopt_job(&mut self) {
-        let Some((dir, generation)) = &self.settings.restored else { return };
+        let Some((dir, generation)) = &self.settings.restored else {
+            return;
+        };
         let dir = PathBuf::from(std::ffi::OsStr::from_bytes(dir));
-        let Some(fd) = crate::agent::region::kept_fd() else { return };
+        let Some(fd) = crate::agent::region::kept_fd() else {
+            return;
+        };
         // SAFETY: the descriptor was handed over to this thread alone.
         let lock = JobLock::adopt(unsafe { OwnedFd::from_raw_fd(fd) }, dir.clone());
         if let Some(owner) = &self.owner {
@@ -225,7 +229,11 @@ impl Worker {
     }
 
     fn refuse(&mut self, reason: String, trigger: Trigger) {
-        let same = self.report.last_refusal.as_ref().is_some_and(|r| r.reason == reason);
+        let same = self
+            .report
+            .last_refusal
+            .as_ref()
+            .is_some_and(|r| r.reason == reason);
         if !same {
             log::line(format_args!("no checkpoint ({}): {reason}", trigger.name()));
         }
@@ -254,7 +262,9 @@ impl Worker {
             self.owner = Some(owner);
             self.claimed = Some(claimed);
         }
-        self.claimed.as_mut().ok_or_else(|| CheckpointError::Store("no job".into()))
+        self.claimed
+            .as_mut()
+            .ok_or_else(|| CheckpointError::Store("no job".into()))
     }
 
     /// The files of a new generation, claimed from the store before the stop.
@@ -273,7 +283,9 @@ impl Worker {
             return Err(CheckpointError::Refused(reason.into()));
         }
         if request::MAILBOX.holds.load(Ordering::SeqCst) != 0 {
-            return Err(CheckpointError::Postponed("the program holds checkpoints off (ckpt_hold)".into()));
+            return Err(CheckpointError::Postponed(
+                "the program holds checkpoints off (ckpt_hold)".into(),
+            ));
         }
         if let Some(reason) = refusal::noted_reason() {
             return Err(CheckpointError::Refused(reason.into()));
@@ -335,7 +347,9 @@ impl Worker {
         }
         let claimed = self.job()?;
         let published = claimed.job.publish(pending, &record).map_err(store_error);
-        let pruned = claimed.job.prune(settings.config.keep, Some(generation), taken.realtime_ns);
+        let pruned = claimed
+            .job
+            .prune(settings.config.keep, Some(generation), taken.realtime_ns);
         exit::leave_store();
         published?;
         log::line(format_args!(
@@ -415,13 +429,18 @@ fn take(
             return Err(error);
         }
     };
-    if let Err(error) = plan.copy_unfrozen(side.bytes_mut(), &|dev, ino| has_descriptor(&manifest, dev, ino)) {
+    if let Err(error) = plan.copy_unfrozen(side.bytes_mut(), &|dev, ino| {
+        has_descriptor(&manifest, dev, ino)
+    }) {
         stop::release(stopped);
         return Err(refused(error));
     }
     let threads = manifest.threads.len() as u32;
-    let (realtime_ns, host, boot_id) =
-        (manifest.identity.realtime_ns, manifest.identity.hostname.clone(), manifest.identity.boot_id.clone());
+    let (realtime_ns, host, boot_id) = (
+        manifest.identity.realtime_ns,
+        manifest.identity.hostname.clone(),
+        manifest.identity.boot_id.clone(),
+    );
     let cmdline = manifest.process.cmdline.clone();
     let mut phases = [(t1 - t0) / 1000, (t2 - t1) / 1000, 0, 0];
     let mut manifest = manifest;
@@ -468,11 +487,19 @@ fn take(
 
 /// Is the content of this shared object kept with a descriptor?
 fn has_descriptor(manifest: &Manifest, dev: u64, ino: u64) -> bool {
-    manifest.descriptors.files.iter().any(|file| match &file.kind {
-        FileKind::Memfd { object_dev, object_ino, .. } => (*object_dev, *object_ino) == (dev, ino),
-        FileKind::Unlinked { dev: d, ino: i, .. } => (*d, *i) == (dev, ino),
-        _ => false,
-    })
+    manifest
+        .descriptors
+        .files
+        .iter()
+        .any(|file| match &file.kind {
+            FileKind::Memfd {
+                object_dev,
+                object_ino,
+                ..
+            } => (*object_dev, *object_ino) == (dev, ino),
+            FileKind::Unlinked { dev: d, ino: i, .. } => (*d, *i) == (dev, ino),
+            _ => false,
+        })
 }
 
 fn collect(
@@ -500,13 +527,20 @@ fn collect(
         pid: leader,
         tid: first,
         program_pid: AGENT.pid.load(Ordering::Relaxed),
-        inherited: settings.inherited.iter().map(|&(fd, dev, ino)| InheritedFd { fd, dev, ino }).collect(),
+        inherited: settings
+            .inherited
+            .iter()
+            .map(|&(fd, dev, ino)| InheritedFd { fd, dev, ino })
+            .collect(),
         path_hints: Vec::new(),
     };
     let descriptors = descriptors::collect(&target, &mut side).map_err(refused)?;
     let mut store = settings.store_root.clone();
     store.extend_from_slice(b"/jobs/");
-    let own = memory::Own { store: &store, is_cache: callsites::cache::is_cache_path };
+    let own = memory::Own {
+        store: &store,
+        is_cache: callsites::cache::is_cache_path,
+    };
     let mut plan = memory::collect(&own).map_err(refused)?;
     if hooks::memory::special_advice_seen() || !AGENT.net_installed.load(Ordering::Relaxed) {
         plan.read_flags();

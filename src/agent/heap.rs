@@ -42,7 +42,14 @@ pub struct Heap {
 impl Heap {
     /// An empty heap that grows by itself.
     pub const fn growing() -> Heap {
-        Heap { free: [0; CLASSES], bump: 0, end: 0, growable: true, runs: [(0, 0); MAX_RUNS], nruns: 0 }
+        Heap {
+            free: [0; CLASSES],
+            bump: 0,
+            end: 0,
+            growable: true,
+            runs: [(0, 0); MAX_RUNS],
+            nruns: 0,
+        }
     }
 
     /// Makes this the heap of the page-aligned range `start..end` and no more.
@@ -183,7 +190,10 @@ fn with_heap<R>(f: impl FnOnce(&mut Heap) -> R) -> R {
         return f(unsafe { &mut *heap });
     }
     let _hook = InHook::enter();
-    while AGENT_LOCK.compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
+    while AGENT_LOCK
+        .compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed)
+        .is_err()
+    {
         std::hint::spin_loop();
     }
     // SAFETY: the lock is held.

@@ -49,7 +49,15 @@ pub fn start(keep: &[i32]) -> Result<(), i32> {
     let mut mask = 0u64;
     // SAFETY: valid pointers. Signals stay blocked while the helper is born: it
     // inherits the mask, and a handler here could want a helper as well.
-    unsafe { syscall!(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &everything, &mut mask, 8) };
+    unsafe {
+        syscall!(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &everything,
+            &mut mask,
+            8
+        )
+    };
     let result = loop {
         match STATE.compare_exchange(NONE, STARTING, Ordering::SeqCst, Ordering::SeqCst) {
             Ok(_) => break spawn(keep),
@@ -57,7 +65,15 @@ pub fn start(keep: &[i32]) -> Result<(), i32> {
             Err(RETIRED) => break Err(libc::EPERM),
             // SAFETY: a futex word of ours.
             Err(_) => unsafe {
-                syscall!(libc::SYS_futex, &STATE, FUTEX_WAIT_PRIVATE, STARTING, 0, 0, 0);
+                syscall!(
+                    libc::SYS_futex,
+                    &STATE,
+                    FUTEX_WAIT_PRIVATE,
+                    STARTING,
+                    0,
+                    0,
+                    0
+                );
             },
         }
     };
@@ -68,9 +84,22 @@ pub fn start(keep: &[i32]) -> Result<(), i32> {
 
 fn spawn(keep: &[i32]) -> Result<(), i32> {
     let result = try_spawn(keep);
-    STATE.store(if result.is_ok() { RUNNING } else { NONE }, Ordering::SeqCst);
+    STATE.store(
+        if result.is_ok() { RUNNING } else { NONE },
+        Ordering::SeqCst,
+    );
     // SAFETY: a futex word of ours.
-    unsafe { syscall!(libc::SYS_futex, &STATE, FUTEX_WAKE_PRIVATE, i32::MAX, 0, 0, 0) };
+    unsafe {
+        syscall!(
+            libc::SYS_futex,
+            &STATE,
+            FUTEX_WAKE_PRIVATE,
+            i32::MAX,
+            0,
+            0,
+            0
+        )
+    };
     result
 }
 
@@ -88,7 +117,13 @@ fn try_spawn(keep: &[i32]) -> Result<(), i32> {
             *place = *fd;
         }
         region::publish(base);
-        let born = spawn_raw(HELPER_FLAGS, (*region).stack_top, (*region).tls, first_life, base);
+        let born = spawn_raw(
+            HELPER_FLAGS,
+            (*region).stack_top,
+            (*region).tls,
+            first_life,
+            base,
+        );
         check(born)?;
         // Wait until it has dropped its copies of the program's descriptors: a pipe's
         // end must not live longer than the program wants.
@@ -166,7 +201,9 @@ pub fn on_panic(info: &std::panic::PanicHookInfo<'_>) {
     let in_helper = unsafe { (*thread_block()).is_helper } != 0;
     let at = info.location().map_or(0, |l| l.line());
     let file = info.location().map_or("?", |l| l.file());
-    log::line(format_args!("internal error at {file}:{at}: no more checkpoints"));
+    log::line(format_args!(
+        "internal error at {file}:{at}: no more checkpoints"
+    ));
     if in_helper {
         refusal::disable("internal error in the checkpoint library");
         stop::emergency_release();

@@ -55,7 +55,10 @@ pub fn line(message: Arguments<'_>) {
         return;
     }
     let mut ts = [0u64; 2];
-    let mut line = Line { buf: [0; 1024], len: 0 };
+    let mut line = Line {
+        buf: [0; 1024],
+        len: 0,
+    };
     // SAFETY: raw system calls on a buffer and a path of ours.
     unsafe {
         syscall!(libc::SYS_clock_gettime, libc::CLOCK_REALTIME, &mut ts);
@@ -73,7 +76,10 @@ pub fn line(message: Arguments<'_>) {
 
 /// One line on standard error, for what the user must see before main runs.
 pub fn complain(message: Arguments<'_>) {
-    let mut line = Line { buf: [0; 1024], len: 0 };
+    let mut line = Line {
+        buf: [0; 1024],
+        len: 0,
+    };
     let _ = write!(line, "ckpt: {message}");
     line.buf[line.len] = b'\n';
     // SAFETY: raw write of a buffer of ours.

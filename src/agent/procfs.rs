@@ -35,7 +35,13 @@ impl OwnFd {
         buf[..path.len()].copy_from_slice(path);
         // SAFETY: a NUL-terminated path.
         let fd = unsafe {
-            check(syscall!(libc::SYS_openat, libc::AT_FDCWD, buf.as_ptr(), flags | libc::O_CLOEXEC, 0))?
+            check(syscall!(
+                libc::SYS_openat,
+                libc::AT_FDCWD,
+                buf.as_ptr(),
+                flags | libc::O_CLOEXEC,
+                0
+            ))?
         };
         Ok(OwnFd(fd as i32))
     }
@@ -77,7 +83,13 @@ pub fn read_link(path: &[u8]) -> Result<Vec<u8>, i32> {
     let mut buf = vec![0u8; 4096];
     // SAFETY: a NUL-terminated path and a buffer of the length given.
     let n: SysResult = check(unsafe {
-        syscall!(libc::SYS_readlinkat, libc::AT_FDCWD, name.as_ptr(), buf.as_mut_ptr(), buf.len())
+        syscall!(
+            libc::SYS_readlinkat,
+            libc::AT_FDCWD,
+            name.as_ptr(),
+            buf.as_mut_ptr(),
+            buf.len()
+        )
     });
     buf.truncate(n?);
     Ok(buf)
@@ -101,7 +113,9 @@ pub fn number(text: &[u8]) -> Option<i64> {
     if len == 0 {
         return None;
     }
-    let value = digits[..len].iter().fold(0i64, |v, &b| v.wrapping_mul(10).wrapping_add((b - b'0') as i64));
+    let value = digits[..len].iter().fold(0i64, |v, &b| {
+        v.wrapping_mul(10).wrapping_add((b - b'0') as i64)
+    });
     Some(if negative { -value } else { value })
 }
 
@@ -110,7 +124,9 @@ pub fn hex(text: &[u8]) -> Option<u64> {
     let mut value = 0u64;
     let mut any = false;
     for &b in text {
-        let Some(digit) = (b as char).to_digit(16) else { break };
+        let Some(digit) = (b as char).to_digit(16) else {
+            break;
+        };
         value = value << 4 | digit as u64;
         any = true;
     }
@@ -120,7 +136,11 @@ pub fn hex(text: &[u8]) -> Option<u64> {
 /// The fields of /proc/.../stat behind the command name: index 0 is field 3 (state).
 pub fn stat_fields(text: &[u8]) -> Vec<&[u8]> {
     let after = text.iter().rposition(|&b| b == b')').map_or(0, |at| at + 2);
-    text.get(after..).unwrap_or(&[]).trim_ascii().split(|&b| b == b' ').collect()
+    text.get(after..)
+        .unwrap_or(&[])
+        .trim_ascii()
+        .split(|&b| b == b' ')
+        .collect()
 }
 
 fn task_path(tid: i32, leaf: &str) -> Vec<u8> {
@@ -153,7 +173,10 @@ pub struct TaskList {
 impl TaskList {
     #[allow(clippy::new_without_default)]
     pub fn new() -> TaskList {
-        TaskList { buf: vec![0; 64 << 10], ids: Vec::new() }
+        TaskList {
+            buf: vec![0; 64 << 10],
+            ids: Vec::new(),
+        }
     }
 
     pub fn ids(&self) -> &[i32] {
@@ -165,7 +188,9 @@ impl TaskList {
         self.ids.clear();
         let dir = OwnFd::open_with(b"/proc/self/task", libc::O_RDONLY | libc::O_DIRECTORY)?;
         let (buf, ids) = (&mut self.buf, &mut self.ids);
-        for_each_entry(&dir, buf, |name| ids.extend(number(name).map(|id| id as i32)))?;
+        for_each_entry(&dir, buf, |name| {
+            ids.extend(number(name).map(|id| id as i32))
+        })?;
         Ok(self.ids.len())
     }
 }
@@ -174,7 +199,9 @@ impl TaskList {
 pub fn for_each_entry(dir: &OwnFd, buf: &mut [u8], mut f: impl FnMut(&[u8])) -> Result<(), i32> {
     loop {
         // SAFETY: a buffer of the length given.
-        let n = check(unsafe { syscall!(libc::SYS_getdents64, dir.raw(), buf.as_mut_ptr(), buf.len()) })?;
+        let n = check(unsafe {
+            syscall!(libc::SYS_getdents64, dir.raw(), buf.as_mut_ptr(), buf.len())
+        })?;
         if n == 0 {
             return Ok(());
         }

@@ -18,7 +18,9 @@ pub fn try_recover(config: &Config, root: &Path, key: &JobKey) {
     let recovery = match store::start::start(root, key, config.resume, config.verify) {
         Ok(Start::Fresh { busy }) => {
             if let Some(pid) = busy {
-                log::line(format_args!("process {pid} runs the same command: this is another instance"));
+                log::line(format_args!(
+                    "process {pid} runs the same command: this is another instance"
+                ));
             }
             return;
         }
@@ -31,7 +33,12 @@ pub fn try_recover(config: &Config, root: &Path, key: &JobKey) {
 }
 
 fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
-    let Recovery { lock, job, found, skipped } = recovery;
+    let Recovery {
+        lock,
+        job,
+        found,
+        skipped,
+    } = recovery;
     for damaged in &skipped {
         let message = format_args!("{damaged}; falling back to an older checkpoint");
         log::complain(message);
@@ -40,7 +47,9 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
     let age_s = identity::realtime_ns().saturating_sub(found.record.time_ns) / 1_000_000_000;
     let name = job.name();
     let generation = found.record.generation;
-    log::line(format_args!("recovering job {name}, generation {generation}, {age_s} s old"));
+    log::line(format_args!(
+        "recovering job {name}, generation {generation}, {age_s} s old"
+    ));
     // SAFETY: no pointers.
     if unsafe { libc::isatty(2) } == 1 {
         log::complain(format_args!(
@@ -50,19 +59,36 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
     let payload = Payload {
         env: settings::get().map(|s| s.env.clone()).unwrap_or_default(),
         job_dir: job.dir.as_os_str().as_bytes().to_vec(),
-        job_key: settings::get().map(|s| s.job_key.clone()).unwrap_or_default(),
+        job_key: settings::get()
+            .map(|s| s.job_key.clone())
+            .unwrap_or_default(),
         store_root: root.as_os_str().as_bytes().to_vec(),
         generation,
-        inherited: inherited_now().iter().map(|i| (i.fd, i.dev, i.ino)).collect(),
+        inherited: inherited_now()
+            .iter()
+            .map(|i| (i.fd, i.dev, i.ino))
+            .collect(),
         started_ns: stop::now_ns(),
         ..Payload::default()
     };
-    let options = restore::Options { lazy: start::lazy(config) };
-    let Some(member) = found.members.into_iter().next() else {
-        start::give_up(format_args!("generation {generation} of job {name} has no member"))
+    let options = restore::Options {
+        lazy: start::lazy(config),
     };
-    match restore::restore(member.image, member.file, Some(lock.into_fd()), options, payload) {
+    let Some(member) = found.members.into_iter().next() else {
+        start::give_up(format_args!(
+            "generation {generation} of job {name} has no member"
+        ))
+    };
+    match restore::restore(
+        member.image,
+        member.file,
+        Some(lock.into_fd()),
+        options,
+        payload,
+    ) {
         Ok(never) => match never {},
-        Err(error) => start::give_up(format_args!("cannot restore job {name}, generation {generation}: {error}")),
+        Err(error) => start::give_up(format_args!(
+            "cannot restore job {name}, generation {generation}: {error}"
+        )),
     }
 }

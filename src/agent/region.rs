@@ -34,8 +34,12 @@ pub static REGION: AtomicU64 = AtomicU64::new(0);
 /// The ranges of memory that do not belong to the image, ascending.
 pub fn own_ranges() -> impl Iterator<Item = (u64, u64)> {
     let base = REGION.load(Ordering::Relaxed);
-    // SAFETY: a published region stays mapped as long as it is published.
-    let len = if base == 0 { 0 } else { unsafe { (*(base as *const Region)).len } };
+    let len = if base == 0 {
+        0
+    } else {
+        // SAFETY: a published region stays mapped as long as it is published.
+        unsafe { (*(base as *const Region)).len }
+    };
     (base != 0).then_some((base, base + len)).into_iter()
 }
 
@@ -55,7 +59,15 @@ pub fn map() -> Result<u64, i32> {
         // SAFETY: fresh address space.
         let got = unsafe {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-            check(syscall!(libc::SYS_mmap, 0, len + 2 * PAGE, libc::PROT_NONE, flags, -1i32, 0))
+            check(syscall!(
+                libc::SYS_mmap,
+                0,
+                len + 2 * PAGE,
+                libc::PROT_NONE,
+                flags,
+                -1i32,
+                0
+            ))
         };
         match got {
             Ok(addr) => {
@@ -100,7 +112,10 @@ pub unsafe fn lay_out(base: u64, len: u64) {
     unsafe {
         let fs: u64;
         std::arch::asm!("mov {}, fs:[0]", out(reg) fs, options(nostack, readonly));
-        let below = (fs - thread_block() as u64).next_multiple_of(PAGE).max(64 << 10) + PAGE;
+        let below = (fs - thread_block() as u64)
+            .next_multiple_of(PAGE)
+            .max(64 << 10)
+            + PAGE;
         let region = base as *mut Region;
         let header = (size_of::<Region>() as u64).next_multiple_of(PAGE);
         let tls = base + header + below;

@@ -52,7 +52,17 @@ pub fn post(what: u32) {
 pub fn wake() {
     MAILBOX.bell.fetch_add(1, Ordering::SeqCst);
     // SAFETY: a futex word of ours.
-    unsafe { syscall!(libc::SYS_futex, &MAILBOX.bell, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0) };
+    unsafe {
+        syscall!(
+            libc::SYS_futex,
+            &MAILBOX.bell,
+            FUTEX_WAKE_PRIVATE,
+            1,
+            0,
+            0,
+            0
+        )
+    };
 }
 
 /// Sleeps until a request arrives or `timeout_ns` is over (`None` = for ever);
@@ -66,7 +76,17 @@ pub fn wait(timeout_ns: Option<u64>) -> u32 {
     let ts = timeout_ns.map(|ns| [ns / 1_000_000_000, ns % 1_000_000_000]);
     let ts_ptr = ts.as_ref().map_or(std::ptr::null(), |t| t.as_ptr());
     // SAFETY: a futex word of ours, a valid timespec or null.
-    unsafe { syscall!(libc::SYS_futex, &MAILBOX.bell, FUTEX_WAIT_PRIVATE, bell, ts_ptr, 0, 0) };
+    unsafe {
+        syscall!(
+            libc::SYS_futex,
+            &MAILBOX.bell,
+            FUTEX_WAIT_PRIVATE,
+            bell,
+            ts_ptr,
+            0,
+            0
+        )
+    };
     MAILBOX.wanted.swap(0, Ordering::SeqCst)
 }
 
@@ -81,7 +101,9 @@ pub fn from_command(value: u64) {
     // not answered by its nonce.
     let entry = value & 0xffff_ffff_ffff;
     let free = |place: &&AtomicU64| {
-        place.compare_exchange(0, entry, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+        place
+            .compare_exchange(0, entry, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
     };
     let _ = MAILBOX.asked.iter().find(free);
     if helper::ensure().is_ok() {
@@ -156,7 +178,13 @@ pub fn checkpoint_from_program(id: i32) -> i32 {
     let mut altstack = [0u64; 3];
     // SAFETY: valid pointers of the right size.
     unsafe {
-        syscall!(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &everything, &mut mask, 8);
+        syscall!(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &everything,
+            &mut mask,
+            8
+        );
         syscall!(libc::SYS_sigaltstack, 0, &mut altstack);
     }
     let result = inserted(id, mask, altstack);
@@ -168,7 +196,12 @@ pub fn checkpoint_from_program(id: i32) -> i32 {
 fn inserted(id: i32, mask: u64, altstack: [u64; 3]) -> i32 {
     // SAFETY: all-zero is a valid Slot.
     let slot: Slot = unsafe { std::mem::zeroed() };
-    let mut call = InsertedCall { id, slot, context: CapturedContext::new(), done: AtomicI32::new(0) };
+    let mut call = InsertedCall {
+        id,
+        slot,
+        context: CapturedContext::new(),
+        done: AtomicI32::new(0),
+    };
     call.context.prepare(mask, altstack);
     // SAFETY: gettid has no arguments.
     let tid = unsafe { syscall!(libc::SYS_gettid) } as u32;
@@ -189,7 +222,12 @@ fn inserted(id: i32, mask: u64, altstack: [u64; 3]) -> i32 {
     // One caller at a time; others queue here and can be stopped as they wait.
     while MAILBOX
         .inserted
-        .compare_exchange(std::ptr::null_mut(), pointer, Ordering::SeqCst, Ordering::SeqCst)
+        .compare_exchange(
+            std::ptr::null_mut(),
+            pointer,
+            Ordering::SeqCst,
+            Ordering::SeqCst,
+        )
         .is_err()
     {
         let pause = [0u64, 1_000_000];
@@ -197,7 +235,13 @@ fn inserted(id: i32, mask: u64, altstack: [u64; 3]) -> i32 {
         // SAFETY: valid pointers; the mask is set back right after.
         unsafe {
             let mut was = 0u64;
-            syscall!(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &only_ours, &mut was, 8);
+            syscall!(
+                libc::SYS_rt_sigprocmask,
+                libc::SIG_SETMASK,
+                &only_ours,
+                &mut was,
+                8
+            );
             syscall!(libc::SYS_nanosleep, &pause, 0);
             syscall!(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &was, 0, 8);
         }
@@ -232,20 +276,32 @@ pub fn copy_slot(call: &InsertedCall) -> Slot {
 /// Wakes the thread that waits in `ckpt_checkpoint` with `result` (1 = taken, or a
 /// negated errno).
 pub fn answer(result: i32) {
-    let call = MAILBOX.inserted.swap(std::ptr::null_mut(), Ordering::SeqCst);
+    let call = MAILBOX
+        .inserted
+        .swap(std::ptr::null_mut(), Ordering::SeqCst);
     if !call.is_null() {
         // SAFETY: valid until `done` is stored; only the futex address is used after.
         unsafe {
             let done = &raw const (*call).done;
             (*done).store(result, Ordering::Release);
-            let _ = check(syscall!(libc::SYS_futex, done, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0));
+            let _ = check(syscall!(
+                libc::SYS_futex,
+                done,
+                FUTEX_WAKE_PRIVATE,
+                1,
+                0,
+                0,
+                0
+            ));
         }
     }
 }
 
 /// After a restore: nobody waits, nothing is wanted.
 pub fn reset_after_restore() {
-    MAILBOX.inserted.store(std::ptr::null_mut(), Ordering::SeqCst);
+    MAILBOX
+        .inserted
+        .store(std::ptr::null_mut(), Ordering::SeqCst);
     MAILBOX.wanted.store(0, Ordering::SeqCst);
 }
 
@@ -262,7 +318,9 @@ pub fn release() -> i32 {
     if !awake() {
         return -libc::ENOSYS;
     }
-    let was = MAILBOX.holds.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+    let was = MAILBOX
+        .holds
+        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
     match was {
         Ok(1) => {
             // A checkpoint may have been put off meanwhile: let the helper look.

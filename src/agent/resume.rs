@@ -14,7 +14,9 @@ use crate::agent::region::{self, Region};
 use crate::agent::state::AGENT;
 use crate::agent::{exit, heap, helper, log, request, settings, state, stop};
 use crate::image::codec;
-use crate::image::state::{Manifest, PendingSignal, PosixTimer, ProcessState, SchedState, ThreadState, TimerState};
+use crate::image::state::{
+    Manifest, PendingSignal, PosixTimer, ProcessState, SchedState, ThreadState, TimerState,
+};
 use ckpt_sys::blob::{RestorerArgs, RestorerThread};
 use ckpt_sys::syscall;
 use ckpt_sys::thread::sigreturn_to;
@@ -49,7 +51,11 @@ impl ThreadRecord {
         let mut name = [0u8; 16];
         let n = thread.name.len().min(15);
         name[..n].copy_from_slice(&thread.name[..n]);
-        ThreadRecord { name, timer_slack_ns: thread.timer_slack_ns, pdeathsig: thread.pdeathsig }
+        ThreadRecord {
+            name,
+            timer_slack_ns: thread.timer_slack_ns,
+            pdeathsig: thread.pdeathsig,
+        }
     }
 }
 
@@ -90,7 +96,11 @@ impl Payload {
         self.threads = manifest
             .threads
             .iter()
-            .map(|t| ThreadRest { tid: t.tid, sched: t.sched.clone(), pending: t.pending.clone() })
+            .map(|t| ThreadRest {
+                tid: t.tid,
+                sched: t.sched.clone(),
+                pending: t.pending.clone(),
+            })
             .collect();
         self.pending = manifest.signals.pending.clone();
         self.timers = manifest.timers.clone();
@@ -117,12 +127,23 @@ const FUTEX_WAIT_PRIVATE: i32 = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
 const FUTEX_WAKE_PRIVATE: i32 = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
 
 /// The entry of each restored thread, on its own stack below its saved frame.
-pub extern "C" fn resume_thread(uc: *mut libc::ucontext_t, interrupted: u64, record: *const ThreadRecord) -> ! {
+///
+/// # Safety
+/// Only the restorer jumps here, with what the manifest says of this thread.
+pub unsafe extern "C" fn resume_thread(
+    uc: *mut libc::ucontext_t,
+    interrupted: u64,
+    record: *const ThreadRecord,
+) -> ! {
     // SAFETY: the blob passes what the manifest says; the record lies in the area,
     // which stays mapped until every thread has counted itself out below.
     unsafe {
         syscall!(libc::SYS_prctl, libc::PR_SET_NAME, &(*record).name);
-        syscall!(libc::SYS_prctl, libc::PR_SET_TIMERSLACK, (*record).timer_slack_ns);
+        syscall!(
+            libc::SYS_prctl,
+            libc::PR_SET_TIMERSLACK,
+            (*record).timer_slack_ns
+        );
         if (*record).pdeathsig != 0 {
             syscall!(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, (*record).pdeathsig);
         }
@@ -137,7 +158,10 @@ pub extern "C" fn resume_thread(uc: *mut libc::ucontext_t, interrupted: u64, rec
 }
 
 /// The entry of the new helper thread.
-pub extern "C" fn after_restore(args: *const HelperArgs) -> ! {
+///
+/// # Safety
+/// Only the restorer calls this, once, with arguments in the area.
+pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
     // SAFETY: `args` and all it points to lie in the area; every program thread waits
     // at the barrier, so this thread has the agent's state for itself.
     unsafe {
@@ -151,7 +175,8 @@ pub extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         RESUMED.store(0, Ordering::SeqCst);
         let restorer = &*(args.restorer as *const RestorerArgs);
         wait_at_least(&restorer.ready, expected_threads(restorer));
-        let bytes = std::slice::from_raw_parts(args.payload.0 as *const u8, args.payload.1 as usize);
+        let bytes =
+            std::slice::from_raw_parts(args.payload.0 as *const u8, args.payload.1 as usize);
         match codec::decode::<Payload>(bytes) {
             Ok(payload) => rebuild(restorer, &payload),
             // Same build, same memory: cannot happen. The program still runs on.
@@ -159,7 +184,15 @@ pub extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         }
         helper::mark_running();
         restorer.go.store(1, Ordering::SeqCst);
-        syscall!(libc::SYS_futex, &restorer.go, FUTEX_WAKE_PRIVATE, i32::MAX, 0, 0, 0);
+        syscall!(
+            libc::SYS_futex,
+            &restorer.go,
+            FUTEX_WAKE_PRIVATE,
+            i32::MAX,
+            0,
+            0,
+            0
+        );
         wait_at_least(&RESUMED, restorer.nthreads as u32);
         // The initial thread of a process whose leader had exited ends in the area;
         // the kernel clears the word when it is gone.
@@ -193,7 +226,17 @@ fn wait_at_least(word: &AtomicU32, count: u32) {
         }
         let timeout = [0u64, 10_000_000];
         // SAFETY: a futex word of ours and a valid timespec.
-        unsafe { syscall!(libc::SYS_futex, word, FUTEX_WAIT_PRIVATE, now, &timeout, 0, 0) };
+        unsafe {
+            syscall!(
+                libc::SYS_futex,
+                word,
+                FUTEX_WAIT_PRIVATE,
+                now,
+                &timeout,
+                0,
+                0
+            )
+        };
     }
 }
 
@@ -216,7 +259,10 @@ unsafe fn adopt_dtv(region: *mut Region, fs: u64) {
 fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
     // SAFETY: the blob's thread table lies in the area.
     let threads = unsafe {
-        std::slice::from_raw_parts(restorer.threads as *const RestorerThread, restorer.nthreads as usize)
+        std::slice::from_raw_parts(
+            restorer.threads as *const RestorerThread,
+            restorer.nthreads as usize,
+        )
     };
     // SAFETY: no arguments.
     let real_pid = unsafe { syscall!(libc::SYS_getpid) } as i32;
@@ -245,7 +291,12 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
         });
         let _ = state::wake();
     }
-    let real = |tid: i32| pairs.iter().find(|(old, _)| *old == tid).map_or(tid, |(_, new)| *new);
+    let real = |tid: i32| {
+        pairs
+            .iter()
+            .find(|(old, _)| *old == tid)
+            .map_or(tid, |(_, new)| *new)
+    };
     for thread in &payload.threads {
         let tid = real(thread.tid);
         set_sched(tid, &thread.sched);
@@ -260,7 +311,16 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
         set_rlimit(resource, soft, hard);
     }
     // SAFETY: no pointers.
-    unsafe { syscall!(libc::SYS_prctl, libc::PR_SET_DUMPABLE, payload.process.dumpable.min(1), 0, 0, 0) };
+    unsafe {
+        syscall!(
+            libc::SYS_prctl,
+            libc::PR_SET_DUMPABLE,
+            payload.process.dumpable.min(1),
+            0,
+            0,
+            0
+        )
+    };
     set_timers(&payload.timers, &real);
 }
 
@@ -268,7 +328,11 @@ fn set_sched(tid: i32, sched: &SchedState) {
     let attr = SchedAttr {
         size: SCHED_ATTR_SIZE,
         policy: sched.policy,
-        flags: if sched.reset_on_fork { SCHED_FLAG_RESET_ON_FORK } else { 0 },
+        flags: if sched.reset_on_fork {
+            SCHED_FLAG_RESET_ON_FORK
+        } else {
+            0
+        },
         nice: sched.nice,
         priority: sched.priority as u32,
         ..SchedAttr::default()
@@ -280,7 +344,12 @@ fn set_sched(tid: i32, sched: &SchedState) {
         }
         if !sched.affinity.is_empty() {
             let len = sched.affinity.len() * 8;
-            syscall!(libc::SYS_sched_setaffinity, tid, len, sched.affinity.as_ptr());
+            syscall!(
+                libc::SYS_sched_setaffinity,
+                tid,
+                len,
+                sched.affinity.as_ptr()
+            );
         }
     }
 }
@@ -318,7 +387,10 @@ fn set_timers(timers: &TimerState, real: &dyn Fn(i32) -> i32) {
     }
     for timer in &timers.posix {
         if let Err(errno) = make_timer(timer, real) {
-            log::line(format_args!("timer {} not restored: errno {errno}", timer.id));
+            log::line(format_args!(
+                "timer {} not restored: errno {errno}",
+                timer.id
+            ));
         }
     }
 }

@@ -4,9 +4,9 @@
 //! In the agent heap, thus in the image. Read by the helper; hooks only use the few
 //! atomics in `state`.
 
+use crate::agent::log;
 use crate::agent::resume::Payload;
 use crate::agent::state::AGENT;
-use crate::agent::log;
 use crate::config::{Config, LogTarget};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -37,7 +37,9 @@ static SETTINGS: AtomicPtr<Settings> = AtomicPtr::new(std::ptr::null_mut());
 /// opens; `settings` must be in the agent heap.
 pub unsafe fn publish(settings: Box<Settings>) {
     let config = &settings.config;
-    AGENT.return_value.store(config.return_value, Ordering::SeqCst);
+    AGENT
+        .return_value
+        .store(config.return_value, Ordering::SeqCst);
     let path = match &config.log.target {
         LogTarget::File(path) => Some(path.as_slice()),
         LogTarget::Stderr => Some(&b"/dev/stderr"[..]),
@@ -65,7 +67,10 @@ pub fn get() -> Option<&'static Settings> {
 /// As for [`publish`].
 pub unsafe fn adopt(payload: &Payload) {
     let Some(old) = get() else { return };
-    let pairs = payload.env.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
+    let pairs = payload
+        .env
+        .iter()
+        .map(|(name, value)| (name.as_slice(), value.as_slice()));
     // The constructor has validated these very pairs.
     let config = Config::from_env(pairs).unwrap_or_else(|_| old.config.clone());
     let settings = Settings {

@@ -26,7 +26,8 @@ impl ContentSink for SideBuffer {
     fn append(&mut self, pages: &[u8]) -> Result<u64, i32> {
         let offset = self.bytes.len() as u64;
         self.bytes.extend_from_slice(pages);
-        self.bytes.resize(self.bytes.len().next_multiple_of(PAGE), 0);
+        self.bytes
+            .resize(self.bytes.len().next_multiple_of(PAGE), 0);
         Ok(offset)
     }
 }

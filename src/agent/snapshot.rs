@@ -74,10 +74,16 @@ struct PageScanner {
 
 impl PageScanner {
     fn new() -> Result<PageScanner, SnapshotError> {
-        let pagemap = OwnFd::open(b"/proc/self/pagemap")
-            .map_err(|errno| SnapshotError::Open { path: "/proc/self/pagemap", errno })?;
+        let pagemap = OwnFd::open(b"/proc/self/pagemap").map_err(|errno| SnapshotError::Open {
+            path: "/proc/self/pagemap",
+            errno,
+        })?;
         // More than 512 regions a call and the walk may end behind what was returned.
-        Ok(PageScanner { pagemap, regions: vec![PageRegion::default(); 512], by_words: false })
+        Ok(PageScanner {
+            pagemap,
+            regions: vec![PageRegion::default(); 512],
+            by_words: false,
+        })
     }
 
     fn scan(
@@ -101,7 +107,9 @@ impl PageScanner {
                 ..PmScanArg::default()
             };
             // SAFETY: a filled struct and a region array of the length given.
-            let n = match check(unsafe { syscall!(libc::SYS_ioctl, self.pagemap.raw(), PAGEMAP_SCAN, &mut arg) }) {
+            let n = match check(unsafe {
+                syscall!(libc::SYS_ioctl, self.pagemap.raw(), PAGEMAP_SCAN, &mut arg)
+            }) {
                 Ok(n) => n,
                 Err(libc::ENOTTY | libc::EINVAL | libc::ENOSYS) if at == start => {
                     self.by_words = true;
@@ -117,7 +125,11 @@ impl PageScanner {
             }
             at = arg.walk_end;
         }
-        if self.by_words { self.scan_words(start, end, f) } else { Ok(()) }
+        if self.by_words {
+            self.scan_words(start, end, f)
+        } else {
+            Ok(())
+        }
     }
 
     /// proc_pid_pagemap(5): bit 63 present, 62 swapped, 61 file or shared anonymous.
@@ -134,7 +146,13 @@ impl PageScanner {
             let want = ((end - at) / PAGE).min(words.len() as u64);
             // SAFETY: a buffer of that many words.
             let n = check(unsafe {
-                syscall!(libc::SYS_pread64, self.pagemap.raw(), words.as_mut_ptr(), want * 8, at / PAGE * 8)
+                syscall!(
+                    libc::SYS_pread64,
+                    self.pagemap.raw(),
+                    words.as_mut_ptr(),
+                    want * 8,
+                    at / PAGE * 8
+                )
             })
             .map_err(SnapshotError::Scan)?;
             if n < 8 {
@@ -181,7 +199,11 @@ impl<S: ImageSink> Pages<'_, S> {
             last.npages += npages;
             return;
         }
-        self.extents.push(Extent { addr, npages, offset });
+        self.extents.push(Extent {
+            addr,
+            npages,
+            offset,
+        });
     }
 
     fn flush(&mut self) -> Result<(), SnapshotError> {
@@ -235,7 +257,8 @@ impl<S: ImageSink> Pages<'_, S> {
         for k in 0..npages {
             let addr = start + k * PAGE;
             // SAFETY: a buffer of one page.
-            let n = unsafe { syscall!(libc::SYS_pread64, mem.raw(), page.as_mut_ptr(), PAGE, addr) };
+            let n =
+                unsafe { syscall!(libc::SYS_pread64, mem.raw(), page.as_mut_ptr(), PAGE, addr) };
             if n != PAGE as isize || is_zero(&page) {
                 continue;
             }
@@ -265,8 +288,17 @@ pub fn write<S: ImageSink>(
         extents.iter_mut().for_each(|e| e.offset += base);
     }
     let mut scanner = PageScanner::new()?;
-    let mem = OwnFd::open(b"/proc/self/mem").map_err(|errno| SnapshotError::Open { path: "/proc/self/mem", errno })?;
-    let mut out = Pages { writer: &mut writer, extents: Vec::new(), runs: Vec::with_capacity(MAX_RUNS), pages: 0, barrier: false };
+    let mem = OwnFd::open(b"/proc/self/mem").map_err(|errno| SnapshotError::Open {
+        path: "/proc/self/mem",
+        errno,
+    })?;
+    let mut out = Pages {
+        writer: &mut writer,
+        extents: Vec::new(),
+        runs: Vec::with_capacity(MAX_RUNS),
+        pages: 0,
+        barrier: false,
+    };
     let mut logical = 0;
     for piece in &plan.pieces {
         let (start, end) = (piece.vma.start, piece.vma.end);
@@ -278,7 +310,11 @@ pub fn write<S: ImageSink>(
             How::All => out.through(&mem, start, (end - start) / PAGE)?,
             How::Scan => scanner.scan(start, end, &mut |at, n| {
                 logical += n * PAGE;
-                if readable { out.memory(at, n) } else { out.through(&mem, at, n) }
+                if readable {
+                    out.memory(at, n)
+                } else {
+                    out.through(&mem, at, n)
+                }
             })?,
         }
         out.flush()?;
@@ -286,11 +322,21 @@ pub fn write<S: ImageSink>(
     }
     let mut extents = std::mem::take(&mut out.extents);
     let pages = out.pages;
-    extents.extend(plan.copied.iter().map(|e| Extent { offset: e.offset + base, ..*e }));
+    extents.extend(plan.copied.iter().map(|e| Extent {
+        offset: e.offset + base,
+        ..*e
+    }));
     extents.sort_unstable_by_key(|e| e.addr);
     plan.join();
     manifest.identity.objects = crate::agent::collect::objects::collect(&plan);
     manifest.memory = plan.into_state(extents);
-    let Written { bytes, header_crc, .. } = writer.finish(&manifest, sync)?;
-    Ok(Outcome { bytes_logical: logical.max(pages * PAGE), bytes_stored: bytes, pages, header_crc })
+    let Written {
+        bytes, header_crc, ..
+    } = writer.finish(&manifest, sync)?;
+    Ok(Outcome {
+        bytes_logical: logical.max(pages * PAGE),
+        bytes_stored: bytes,
+        pages,
+        header_crc,
+    })
 }

@@ -75,7 +75,10 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
     let pid = unsafe { syscall!(libc::SYS_getpid) } as i32;
     // A process that a watched program started: the library is asleep in it. The
     // same process after an exec is awake.
-    let owner = config.owner.as_deref().and_then(crate::agent::procfs::number);
+    let owner = config
+        .owner
+        .as_deref()
+        .and_then(crate::agent::procfs::number);
     if config.disable || owner.is_some_and(|owner| owner != pid as i64) {
         return;
     }
@@ -90,8 +93,12 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
         Err(error) => give_up(format_args!("{error}")),
     };
     let key = job_key(&config);
-    let own_env: Vec<(Vec<u8>, Vec<u8>)> = ours.iter().map(|(n, v)| (n.to_vec(), v.to_vec())).collect();
-    let inherited: Vec<(i32, u64, u64)> = inherited_now().iter().map(|i| (i.fd, i.dev, i.ino)).collect();
+    let own_env: Vec<(Vec<u8>, Vec<u8>)> =
+        ours.iter().map(|(n, v)| (n.to_vec(), v.to_vec())).collect();
+    let inherited: Vec<(i32, u64, u64)> = inherited_now()
+        .iter()
+        .map(|i| (i.fd, i.dev, i.ino))
+        .collect();
     let settings = Settings {
         config: config.clone(),
         env: own_env,
@@ -111,15 +118,23 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
     unsafe {
         hooks::signal::adopt();
         if let Err(errno) = state::wake().and_then(|()| stop::install_handler()) {
-            log::line(format_args!("no checkpoints: cannot set up the stop signal, errno {errno}"));
+            log::line(format_args!(
+                "no checkpoints: cannot set up the stop signal, errno {errno}"
+            ));
             state::sleep();
             return;
         }
     }
     hooks::touch_symbols();
     // SAFETY: constructor, once.
-    let report = unsafe { callsites::install(&callsites::InstallOptions { cache: Some(root.join("cache")) }) };
-    AGENT.net_installed.store(report.covers_libc(), Ordering::SeqCst);
+    let report = unsafe {
+        callsites::install(&callsites::InstallOptions {
+            cache: Some(root.join("cache")),
+        })
+    };
+    AGENT
+        .net_installed
+        .store(report.covers_libc(), Ordering::SeqCst);
     if !report.covers_libc() {
         log::line(format_args!("call-site net not laid: {:?}", report.objects));
         hooks::symbol::watch_exit();
@@ -131,10 +146,12 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
         unsafe { request::install_trigger(signo) };
     }
     mark_owner(pid);
-    if config.interval.is_some() {
-        if let Err(errno) = helper::ensure() {
-            log::line(format_args!("no checkpoints: cannot start the helper thread, errno {errno}"));
-        }
+    if config.interval.is_some()
+        && let Err(errno) = helper::ensure()
+    {
+        log::line(format_args!(
+            "no checkpoints: cannot start the helper thread, errno {errno}"
+        ));
     }
 }
 
@@ -163,7 +180,10 @@ fn mark_owner(pid: i32) {
         let mut entries: Vec<*mut libc::c_char> = Vec::new();
         let mut at = environ;
         while !at.is_null() && !(*at).is_null() {
-            if !std::ffi::CStr::from_ptr(*at).to_bytes().starts_with(b"CKPT_OWNER=") {
+            if !std::ffi::CStr::from_ptr(*at)
+                .to_bytes()
+                .starts_with(b"CKPT_OWNER=")
+            {
                 entries.push(*at);
             }
             at = at.add(1);

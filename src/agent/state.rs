@@ -39,7 +39,10 @@ pub struct Agent {
 impl Agent {
     /// Where glibc's rseq area lies from the thread pointer, and its size.
     pub fn rseq(&self) -> (i64, u32) {
-        (self.rseq_offset.load(Ordering::Relaxed), self.rseq_size.load(Ordering::Relaxed))
+        (
+            self.rseq_offset.load(Ordering::Relaxed),
+            self.rseq_size.load(Ordering::Relaxed),
+        )
     }
 }
 

@@ -133,21 +133,40 @@ const SA_RESTORER: u64 = 0x0400_0000;
 pub unsafe fn install_handler() -> Result<(), i32> {
     let action = KernelAction {
         handler: on_reserved_signal as *const () as u64,
-        flags: libc::SA_SIGINFO as u64 | libc::SA_RESTART as u64 | libc::SA_ONSTACK as u64 | SA_RESTORER,
+        flags: libc::SA_SIGINFO as u64
+            | libc::SA_RESTART as u64
+            | libc::SA_ONSTACK as u64
+            | SA_RESTORER,
         restorer: ckpt_sys::thread::restorer as *const () as u64,
         mask: u64::MAX,
     };
     let set = crate::agent::state::RESERVED_BIT;
     // SAFETY: valid structs; the handler is async-signal-safe.
     unsafe {
-        check(syscall!(libc::SYS_rt_sigaction, RESERVED_SIGNAL, &action, 0, 8))?;
-        check(syscall!(libc::SYS_rt_sigprocmask, libc::SIG_UNBLOCK, &set, 0, 8))?;
+        check(syscall!(
+            libc::SYS_rt_sigaction,
+            RESERVED_SIGNAL,
+            &action,
+            0,
+            8
+        ))?;
+        check(syscall!(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_UNBLOCK,
+            &set,
+            0,
+            8
+        ))?;
     }
     Ok(())
 }
 
 /// The handler of the reserved signal.
-unsafe extern "C" fn on_reserved_signal(signo: i32, info: *mut libc::siginfo_t, uc: *mut libc::ucontext_t) {
+unsafe extern "C" fn on_reserved_signal(
+    signo: i32,
+    info: *mut libc::siginfo_t,
+    uc: *mut libc::ucontext_t,
+) {
     // SAFETY: the kernel passes a valid siginfo.
     let queued = unsafe { &*(info as *const QueuedInfo) };
     let value = queued.value;
@@ -219,7 +238,8 @@ unsafe fn park(value: u64, uc: *mut libc::ucontext_t) {
     }
     // SAFETY: the slot array stays mapped while the stop word holds this number,
     // and the helper does not touch a slot in state NEW that it has signalled.
-    let slot = unsafe { &mut *(STOP.slots.load(Ordering::Acquire) as *mut Slot).add(index as usize) };
+    let slot =
+        unsafe { &mut *(STOP.slots.load(Ordering::Acquire) as *mut Slot).add(index as usize) };
     // SAFETY: gettid has no arguments.
     let tid = unsafe { syscall!(libc::SYS_gettid) } as u32;
     if slot.tid.load(Ordering::Acquire) != tid || slot.state.load(Ordering::Acquire) != NEW {
@@ -235,7 +255,17 @@ unsafe fn park(value: u64, uc: *mut libc::ucontext_t) {
     let parked = STOP.parked.fetch_add(1, Ordering::SeqCst) + 1;
     if parked >= STOP.wanted.load(Ordering::SeqCst) {
         // SAFETY: a futex word of ours.
-        unsafe { syscall!(libc::SYS_futex, &STOP.parked, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0) };
+        unsafe {
+            syscall!(
+                libc::SYS_futex,
+                &STOP.parked,
+                FUTEX_WAKE_PRIVATE,
+                1,
+                0,
+                0,
+                0
+            )
+        };
     }
     loop {
         let word = STOP.word.load(Ordering::Acquire);
@@ -248,7 +278,17 @@ unsafe fn park(value: u64, uc: *mut libc::ucontext_t) {
             continue;
         }
         // SAFETY: a futex word of ours.
-        unsafe { syscall!(libc::SYS_futex, &STOP.word, FUTEX_WAIT_PRIVATE, word, 0, 0, 0) };
+        unsafe {
+            syscall!(
+                libc::SYS_futex,
+                &STOP.word,
+                FUTEX_WAIT_PRIVATE,
+                word,
+                0,
+                0,
+                0
+            )
+        };
     }
     // SAFETY: the frame of this very handler, prepared above.
     unsafe { restart::finish(uc, &interrupted, now_ns()) };
@@ -294,15 +334,36 @@ pub fn drain(slot: &Slot, set: u64) -> Vec<PendingSignal> {
         return Vec::new();
     }
     let mut room = vec![[0u8; signals::SIGINFO_LEN]; DRAIN_MAX];
-    slot.drain_to.store(room.as_mut_ptr() as u64, Ordering::Release);
+    slot.drain_to
+        .store(room.as_mut_ptr() as u64, Ordering::Release);
     slot.drain.store(set, Ordering::Release);
     STOP.word.fetch_add(NUMBER_MASK + 1, Ordering::SeqCst);
     // SAFETY: futex words of ours and a valid timespec.
-    unsafe { syscall!(libc::SYS_futex, &STOP.word, FUTEX_WAKE_PRIVATE, i32::MAX, 0, 0, 0) };
+    unsafe {
+        syscall!(
+            libc::SYS_futex,
+            &STOP.word,
+            FUTEX_WAKE_PRIVATE,
+            i32::MAX,
+            0,
+            0,
+            0
+        )
+    };
     while slot.drain.load(Ordering::Acquire) != 0 {
         let timeout = [0u64, 1_000_000];
         // SAFETY: as above.
-        unsafe { syscall!(libc::SYS_futex, &slot.drain, FUTEX_WAIT_PRIVATE, set as u32, &timeout, 0, 0) };
+        unsafe {
+            syscall!(
+                libc::SYS_futex,
+                &slot.drain,
+                FUTEX_WAIT_PRIVATE,
+                set as u32,
+                &timeout,
+                0,
+                0
+            )
+        };
     }
     let count = slot.drained.load(Ordering::Acquire) as usize;
     room.truncate(count);
@@ -320,8 +381,17 @@ pub fn report(slot: &mut Slot) {
     unsafe {
         syscall!(libc::SYS_arch_prctl, 0x1003, &mut slot.fs_base); // ARCH_GET_FS
         syscall!(libc::SYS_arch_prctl, 0x1004, &mut slot.gs_base); // ARCH_GET_GS
-        syscall!(libc::SYS_get_robust_list, 0, &mut slot.robust_list, &mut slot.robust_list_len);
-        syscall!(libc::SYS_prctl, libc::PR_GET_TID_ADDRESS, &mut slot.clear_child_tid);
+        syscall!(
+            libc::SYS_get_robust_list,
+            0,
+            &mut slot.robust_list,
+            &mut slot.robust_list_len
+        );
+        syscall!(
+            libc::SYS_prctl,
+            libc::PR_GET_TID_ADDRESS,
+            &mut slot.clear_child_tid
+        );
         syscall!(libc::SYS_prctl, libc::PR_GET_NAME, &mut slot.name);
         syscall!(libc::SYS_prctl, libc::PR_GET_PDEATHSIG, &mut slot.pdeathsig);
         slot.timer_slack_ns = syscall!(libc::SYS_prctl, libc::PR_GET_TIMERSLACK).max(0) as u64;
@@ -359,7 +429,15 @@ unsafe fn send(tid: i32, value: u64) -> isize {
         rest: [0; 12],
     };
     // SAFETY: a full siginfo; the target is a thread of this process.
-    unsafe { syscall!(libc::SYS_rt_tgsigqueueinfo, pid, tid, RESERVED_SIGNAL, &info) }
+    unsafe {
+        syscall!(
+            libc::SYS_rt_tgsigqueueinfo,
+            pid,
+            tid,
+            RESERVED_SIGNAL,
+            &info
+        )
+    }
 }
 
 /// Why the threads could not be stopped.
@@ -370,7 +448,11 @@ pub enum StopError {
     #[error("cannot signal thread {tid}: errno {errno} (RLIMIT_SIGPENDING of this user used up?)")]
     Signal { tid: i32, errno: i32 },
     #[error("thread {tid} ({name}) does not stop: it waits in {wchan}")]
-    Stuck { tid: i32, name: String, wchan: String },
+    Stuck {
+        tid: i32,
+        name: String,
+        wchan: String,
+    },
     #[error("more than {0} threads")]
     TooMany(usize),
 }
@@ -384,7 +466,9 @@ pub struct Stopped {
 impl Stopped {
     /// The slots of the threads that are alive and parked.
     pub fn threads(&self) -> impl Iterator<Item = &Slot> {
-        self.slots[..self.used].iter().filter(|slot| slot.state.load(Ordering::Acquire) == PARKED)
+        self.slots[..self.used]
+            .iter()
+            .filter(|slot| slot.state.load(Ordering::Acquire) == PARKED)
     }
 }
 
@@ -419,7 +503,8 @@ pub fn stop_all(inserted: Option<Slot>) -> Result<Stopped, StopError> {
     let already = used as u32;
     let number = STOP.number.fetch_add(1, Ordering::SeqCst).wrapping_add(1) & 0xff_ffff;
     let number = number.max(1);
-    STOP.slots.store(slots.as_mut_ptr() as u64, Ordering::SeqCst);
+    STOP.slots
+        .store(slots.as_mut_ptr() as u64, Ordering::SeqCst);
     STOP.nslots.store(capacity as u32, Ordering::SeqCst);
     STOP.parked.store(already, Ordering::SeqCst);
     STOP.wanted.store(u32::MAX, Ordering::SeqCst);
@@ -466,7 +551,11 @@ pub fn stop_all(inserted: Option<Slot>) -> Result<Stopped, StopError> {
         }
         pass += 1;
         known.clear();
-        known.extend(stopped.slots[..stopped.used].iter().map(|s| s.tid.load(Ordering::Relaxed) as i32));
+        known.extend(
+            stopped.slots[..stopped.used]
+                .iter()
+                .map(|s| s.tid.load(Ordering::Relaxed) as i32),
+        );
         known.sort_unstable();
         if let Err(errno) = tasks.read() {
             release(stopped);
@@ -490,8 +579,17 @@ fn wait_parked(stopped: &mut Stopped) -> Result<(), StopError> {
         }
         let timeout = [0u64, 10_000_000];
         // SAFETY: a futex word of ours and a valid timespec.
-        let ret =
-            unsafe { syscall!(libc::SYS_futex, &STOP.parked, FUTEX_WAIT_PRIVATE, parked, &timeout, 0, 0) };
+        let ret = unsafe {
+            syscall!(
+                libc::SYS_futex,
+                &STOP.parked,
+                FUTEX_WAIT_PRIVATE,
+                parked,
+                &timeout,
+                0,
+                0
+            )
+        };
         if ret != -(libc::ETIMEDOUT as isize) {
             continue;
         }
@@ -520,7 +618,17 @@ fn wait_parked(stopped: &mut Stopped) -> Result<(), StopError> {
 pub fn release(stopped: Stopped) {
     STOP.word.store(0, Ordering::SeqCst);
     // SAFETY: a futex word of ours.
-    unsafe { syscall!(libc::SYS_futex, &STOP.word, FUTEX_WAKE_PRIVATE, i32::MAX, 0, 0, 0) };
+    unsafe {
+        syscall!(
+            libc::SYS_futex,
+            &STOP.word,
+            FUTEX_WAKE_PRIVATE,
+            i32::MAX,
+            0,
+            0,
+            0
+        )
+    };
     // The slots may only go when no handler is left that could write to one (a late
     // thread of a stop that was given up). They leave as soon as they see the word.
     for _ in 0..2000 {
@@ -539,7 +647,17 @@ pub fn release(stopped: Stopped) {
 pub fn emergency_release() {
     if STOP.word.swap(0, Ordering::SeqCst) != 0 {
         // SAFETY: a futex word of ours.
-        unsafe { syscall!(libc::SYS_futex, &STOP.word, FUTEX_WAKE_PRIVATE, i32::MAX, 0, 0, 0) };
+        unsafe {
+            syscall!(
+                libc::SYS_futex,
+                &STOP.word,
+                FUTEX_WAKE_PRIVATE,
+                i32::MAX,
+                0,
+                0,
+                0
+            )
+        };
     }
 }
 

@@ -71,7 +71,10 @@ pub fn fork(work: impl FnOnce() -> Result<Outcome, SnapshotError>) -> Option<Wri
             }
             pid if pid > 0 => {
                 exit::WRITER_PID.store(pid as i32, Ordering::SeqCst);
-                Some(Writer { pid: pid as i32, shared })
+                Some(Writer {
+                    pid: pid as i32,
+                    shared,
+                })
             }
             _ => {
                 syscall!(libc::SYS_munmap, page, 4096);
@@ -101,7 +104,9 @@ impl Writer {
                 Err(WriterError::Killed(libc::WTERMSIG(status)))
             } else {
                 let n = (result.message_len as usize).min(512);
-                Err(WriterError::Failed(String::from_utf8_lossy(&result.message[..n]).into_owned()))
+                Err(WriterError::Failed(
+                    String::from_utf8_lossy(&result.message[..n]).into_owned(),
+                ))
             };
             syscall!(libc::SYS_munmap, self.shared, 4096);
             outcome

@@ -67,7 +67,10 @@ impl Target {
         if status.sigcgt >> (RESERVED_SIGNAL - 1) & 1 == 0 {
             bail!("the library is asleep in process {pid}");
         }
-        let start_time = process.stat().with_context(|| format!("process {pid}"))?.starttime;
+        let start_time = process
+            .stat()
+            .with_context(|| format!("process {pid}"))?
+            .starttime;
         let root = match &cli.dir {
             Some(_) => select::root(cli)?,
             None => root_of(&process).unwrap_or(select::root(cli)?),
@@ -149,7 +152,9 @@ impl Target {
 fn root_of(process: &Process) -> Option<PathBuf> {
     use std::os::unix::ffi::OsStrExt;
     let environment = process.environ().ok()?;
-    let pairs = environment.iter().map(|(n, v)| (n.as_bytes(), v.as_bytes()));
+    let pairs = environment
+        .iter()
+        .map(|(n, v)| (n.as_bytes(), v.as_bytes()));
     store_root(&Config::from_env(pairs).ok()?).ok()
 }
 

@@ -104,9 +104,17 @@ fn word(state: State) -> &'static str {
 fn system(found: &mut Findings) {
     let machine = std::env::consts::ARCH;
     let kernel = read("/proc/sys/kernel/osrelease");
-    let state = if machine == "x86_64" { State::Good } else { State::Bad };
+    let state = if machine == "x86_64" {
+        State::Good
+    } else {
+        State::Bad
+    };
     found.add("kernel", state, format!("Linux {kernel}, {machine}"));
-    found.add("libc", State::Good, format!("glibc {}", probe::libc_version()));
+    found.add(
+        "libc",
+        State::Good,
+        format!("glibc {}", probe::libc_version()),
+    );
     match exec::library() {
         Ok(path) => {
             let id = elf::build_id(&path).unwrap_or_else(|| "none".to_owned());
@@ -123,7 +131,10 @@ fn system(found: &mut Findings) {
     ];
     let names = features.iter().filter(|f| f.1).map(|f| f.0);
     let names: Vec<_> = names.collect();
-    let detail = format!("{} (an image needs all that its program saw)", names.join(" "));
+    let detail = format!(
+        "{} (an image needs all that its program saw)",
+        names.join(" ")
+    );
     found.add("processor", State::Good, detail);
 }
 
@@ -169,7 +180,11 @@ fn kernel(found: &mut Findings, set_tid: &probe::Probe) {
         "no restore: the kernel lacks CONFIG_CHECKPOINT_RESTORE",
     );
     match probe::sealed_system_mappings() {
-        true => found.add("system mappings", Bad, "no restore: the vdso is sealed (mseal)"),
+        true => found.add(
+            "system mappings",
+            Bad,
+            "no restore: the vdso is sealed (mseal)",
+        ),
         false => found.add("system mappings", Good, "not sealed"),
     }
     found.probe(
@@ -203,12 +218,23 @@ fn limits(found: &mut Findings) {
         mode => found.add("overcommit", Good, format!("mode {mode}")),
     }
     let count = read("/proc/sys/vm/max_map_count");
-    found.add("memory areas", Good, format!("at most {count} (vm.max_map_count)"));
-    let limit = |resource| getrlimit(resource).map(|(soft, _)| soft).unwrap_or(u64::MAX);
+    found.add(
+        "memory areas",
+        Good,
+        format!("at most {count} (vm.max_map_count)"),
+    );
+    let limit = |resource| {
+        getrlimit(resource)
+            .map(|(soft, _)| soft)
+            .unwrap_or(u64::MAX)
+    };
     match limit(Resource::RLIMIT_FSIZE) {
         u64::MAX => found.add("file size", Good, "unlimited"),
         soft => {
-            let detail = format!("images of more than {} fail (ulimit -f)", output::size(soft));
+            let detail = format!(
+                "images of more than {} fail (ulimit -f)",
+                output::size(soft)
+            );
             found.add("file size", Limited, detail);
         }
     }
@@ -241,14 +267,22 @@ fn store(cli: &Cli, found: &mut Findings) -> Option<PathBuf> {
     let writable = nix::unistd::access(&existing, nix::unistd::AccessFlags::W_OK).is_ok();
     let kind = probe::file_system(&existing);
     let free = probe::free_space(&existing).map_or("?".to_owned(), output::size);
-    let detail = format!("{}, {free} free, {}", root.display(), kind.unwrap_or("local"));
+    let detail = format!(
+        "{}, {free} free, {}",
+        root.display(),
+        kind.unwrap_or("local")
+    );
     match (writable, kind) {
         (false, _) => {
             let detail = format!("{detail}: {} cannot be written", existing.display());
             found.add("store", State::Bad, detail);
         }
         (true, Some("tmpfs")) => {
-            found.add("store", State::Limited, format!("{detail}: lost at a reboot"));
+            found.add(
+                "store",
+                State::Limited,
+                format!("{detail}: lost at a reboot"),
+            );
         }
         (true, _) => found.add("store", State::Good, detail),
     }
@@ -258,7 +292,11 @@ fn store(cli: &Cli, found: &mut Findings) -> Option<PathBuf> {
             State::Limited,
             "noexec: executable pages are read instead of mapped",
         ),
-        false => found.add("store mount", State::Good, "pages can be mapped as they are"),
+        false => found.add(
+            "store mount",
+            State::Good,
+            "pages can be mapped as they are",
+        ),
     }
     Some(existing)
 }
@@ -268,8 +306,16 @@ fn plan(set_tid: &probe::Probe, store: Option<&Path>) -> Vec<(&'static str, Stri
     let mut plan = Vec::new();
     let mut add = |what, choice: &str, why: String| plan.push((what, choice.to_owned(), why));
     match set_tid {
-        Ok(()) => add("process ids", "the old ones", "clone3 with set_tid is permitted".into()),
-        Err(error) => add("process ids", "translated", format!("clone3 with set_tid: {error}")),
+        Ok(()) => add(
+            "process ids",
+            "the old ones",
+            "clone3 with set_tid is permitted".into(),
+        ),
+        Err(error) => add(
+            "process ids",
+            "translated",
+            format!("clone3 with set_tid: {error}"),
+        ),
     }
     match store.is_some_and(probe::is_noexec) {
         true => add(
@@ -277,9 +323,17 @@ fn plan(set_tid: &probe::Probe, store: Option<&Path>) -> Vec<(&'static str, Stri
             "mapped, executable pages read",
             "the store is mounted noexec".into(),
         ),
-        false => add("restore", "mapped (lazy)", "CKPT_RESTORE=eager reads instead".into()),
+        false => add(
+            "restore",
+            "mapped (lazy)",
+            "CKPT_RESTORE=eager reads instead".into(),
+        ),
     }
-    add("checkpoints", "full", "every checkpoint holds all of memory".into());
+    add(
+        "checkpoints",
+        "full",
+        "every checkpoint holds all of memory".into(),
+    );
     plan
 }
 

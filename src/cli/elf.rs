@@ -86,11 +86,17 @@ fn check_privileges(path: &Path, metadata: &std::fs::Metadata) -> Result<(), Uns
     let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
     let path = path.to_owned();
     if metadata.mode() & libc::S_ISUID != 0 && metadata.uid() != uid.as_raw() {
-        return Err(Unsuitable::SetId { path, which: "user-id" });
+        return Err(Unsuitable::SetId {
+            path,
+            which: "user-id",
+        });
     }
     let group_bits = libc::S_ISGID | libc::S_IXGRP;
     if metadata.mode() & group_bits == group_bits && metadata.gid() != gid.as_raw() {
-        return Err(Unsuitable::SetId { path, which: "group-id" });
+        return Err(Unsuitable::SetId {
+            path,
+            which: "group-id",
+        });
     }
     if !uid.is_root() {
         let mut value = [0u8; 64];
@@ -189,7 +195,9 @@ mod tests {
     #[test]
     fn the_build_id_of_libc_is_found() {
         let text = std::fs::read_to_string("/proc/self/maps").unwrap();
-        let libc = text.lines().find_map(|l| l.split_once('/').filter(|p| p.1.contains("libc.so")));
+        let libc = text
+            .lines()
+            .find_map(|l| l.split_once('/').filter(|p| p.1.contains("libc.so")));
         let path = format!("/{}", libc.unwrap().1);
         assert!(build_id(Path::new(&path)).unwrap().len() >= 16);
     }

@@ -30,7 +30,10 @@ impl Environment {
         let pairs = self.0.iter().map(|(n, v)| (n.as_bytes(), v.as_bytes()));
         let config = Config::from_env(pairs)?;
         for name in &config.unknown {
-            tracing::warn!("{} is not a variable of ckpt", String::from_utf8_lossy(name));
+            tracing::warn!(
+                "{} is not a variable of ckpt",
+                String::from_utf8_lossy(name)
+            );
         }
         Ok(config)
     }
@@ -40,7 +43,10 @@ impl Environment {
         let path = library.as_os_str();
         // The dynamic linker splits the variable at these, and knows no quoting.
         if path.as_bytes().iter().any(|b| b" :\t\n".contains(b)) {
-            bail!("{}: LD_PRELOAD cannot name a path with a space or colon", library.display());
+            bail!(
+                "{}: LD_PRELOAD cannot name a path with a space or colon",
+                library.display()
+            );
         }
         let value = match self.0.remove(OsStr::new("LD_PRELOAD")) {
             Some(old) if !old.is_empty() => {
@@ -92,7 +98,10 @@ pub fn library() -> anyhow::Result<PathBuf> {
     let places = || candidates.iter().map(|p| p.display().to_string());
     found.with_context(|| {
         let places: Vec<_> = places().collect();
-        format!("libckpt.so is not at {} (CKPT_LIB names another place)", places.join(", "))
+        format!(
+            "libckpt.so is not at {} (CKPT_LIB names another place)",
+            places.join(", ")
+        )
     })
 }
 
@@ -129,7 +138,11 @@ pub fn resolve(program: &OsStr) -> anyhow::Result<PathBuf> {
 }
 
 fn refusal(path: &Path) -> String {
-    let reason = if path.is_dir() { "is a directory" } else { "permission denied" };
+    let reason = if path.is_dir() {
+        "is a directory"
+    } else {
+        "permission denied"
+    };
     format!("{}: {reason}", path.display())
 }
 
@@ -163,7 +176,10 @@ fn exec(
     elf::check(path)?;
     let c = |text: &OsStr| CString::new(text.as_bytes());
     let file = c(path.as_os_str())?;
-    let argv = args.iter().map(|arg| c(arg)).collect::<Result<Vec<_>, _>>()?;
+    let argv = args
+        .iter()
+        .map(|arg| c(arg))
+        .collect::<Result<Vec<_>, _>>()?;
     let envp = env.to_c()?;
     if sigpipe_ignored {
         // SAFETY: SIG_IGN is a valid disposition; this thread is the only one.
@@ -191,7 +207,9 @@ fn exec(
 pub fn arguments(cmdline: &[u8]) -> Vec<OsString> {
     let trimmed = cmdline.strip_suffix(b"\0").unwrap_or(cmdline);
     let words = trimmed.split(|&b| b == 0);
-    words.map(|word| OsString::from_vec(word.to_vec())).collect()
+    words
+        .map(|word| OsString::from_vec(word.to_vec()))
+        .collect()
 }
 
 #[cfg(test)]

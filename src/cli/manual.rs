@@ -20,8 +20,7 @@ pub struct CompletionArgs {
 
 pub fn man(args: &ManArgs) -> Outcome {
     let command = Cli::command();
-    std::fs::create_dir_all(&args.dir)
-        .with_context(|| format!("create {}", args.dir.display()))?;
+    std::fs::create_dir_all(&args.dir).with_context(|| format!("create {}", args.dir.display()))?;
     clap_mangen::generate_to(command, &args.dir)
         .with_context(|| format!("write manual pages to {}", args.dir.display()))?;
     Ok(ExitCode::SUCCESS)

@@ -102,7 +102,11 @@ pub fn main(args: Vec<OsString>, sigpipe_ignored: bool) -> ExitCode {
             let _ = error.print();
             // As env(1): wrong usage must not look like the program's own status.
             let own = error.use_stderr() && args.get(1).is_some_and(starts_program);
-            let status = if own { OWN_FAILURE } else { error.exit_code() as u8 };
+            let status = if own {
+                OWN_FAILURE
+            } else {
+                error.exit_code() as u8
+            };
             return ExitCode::from(status);
         }
     };

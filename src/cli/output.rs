@@ -15,7 +15,9 @@ impl Table {
     /// A heading that starts with `>` is a column of numbers.
     pub fn new(headings: &[&str]) -> Table {
         let right = headings.iter().map(|h| h.starts_with('>')).collect();
-        let names = headings.iter().map(|h| h.trim_start_matches('>').to_owned());
+        let names = headings
+            .iter()
+            .map(|h| h.trim_start_matches('>').to_owned());
         Table {
             rows: vec![names.collect()],
             right,

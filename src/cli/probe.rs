@@ -65,7 +65,7 @@ pub fn pagemap_scan() -> Probe {
 pub fn soft_dirty() -> bool {
     use std::os::unix::fs::FileExt;
     let fresh = vec![1u8; 8192];
-    let page = (fresh.as_ptr() as u64 + 4095) / 4096;
+    let page = (fresh.as_ptr() as u64).div_ceil(4096);
     let mut entry = [0; 8];
     let Ok(file) = File::open("/proc/self/pagemap") else {
         return false;

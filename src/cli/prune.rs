@@ -143,7 +143,11 @@ fn print(cli: &Cli, args: &Args, removed: &[Removal]) {
         }
         table.print();
     }
-    let verb = if args.dry_run { "would remove" } else { "removed" };
+    let verb = if args.dry_run {
+        "would remove"
+    } else {
+        "removed"
+    };
     let count = removed.len();
     eprintln!("ckpt: {verb} {count} generations, {}", output::size(bytes));
 }
@@ -171,4 +175,3 @@ fn remove_stale_reports(root: &Path) {
         }
     }
 }
-

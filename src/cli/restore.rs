@@ -46,7 +46,10 @@ pub fn run(cli: &Cli, args: &Args, sigpipe_ignored: bool) -> Outcome {
         bail!("job {} has no checkpoint", job.name());
     };
     let generation = found.record.generation;
-    let member = found.members.first().context("the generation has no member")?;
+    let member = found
+        .members
+        .first()
+        .context("the generation has no member")?;
     let process = &member.image.manifest.process;
     let exe = Path::new(OsStr::from_bytes(&process.exe));
     let arguments = exec::arguments(&process.cmdline);
@@ -75,5 +78,10 @@ pub fn run(cli: &Cli, args: &Args, sigpipe_ignored: bool) -> Outcome {
     let path = exec::resolve(exe.as_os_str())?;
     tracing::info!("generation {generation} of job {}", job.name());
     drop(found);
-    Err(exec::become_program(&path, &arguments, &env, sigpipe_ignored))
+    Err(exec::become_program(
+        &path,
+        &arguments,
+        &env,
+        sigpipe_ignored,
+    ))
 }

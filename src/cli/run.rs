@@ -72,5 +72,10 @@ pub fn run(cli: &Cli, args: &Args, sigpipe_ignored: bool) -> Outcome {
     env.preload(&library)?;
     let path = exec::resolve(&args.command[0])?;
     tracing::info!("{} under {}", path.display(), library.display());
-    Err(exec::become_program(&path, &args.command, &env, sigpipe_ignored))
+    Err(exec::become_program(
+        &path,
+        &args.command,
+        &env,
+        sigpipe_ignored,
+    ))
 }

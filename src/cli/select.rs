@@ -69,7 +69,9 @@ pub fn job(root: &Path, name: Option<&str>) -> anyhow::Result<Job<RawFs>> {
         return Ok(jobs.swap_remove(at));
     }
     if let Ok(pid) = name.parse::<i32>()
-        && let Some(at) = jobs.iter().position(|job| owner(job).is_some_and(|o| o.pid == pid))
+        && let Some(at) = jobs
+            .iter()
+            .position(|job| owner(job).is_some_and(|o| o.pid == pid))
     {
         return Ok(jobs.swap_remove(at));
     }

@@ -51,8 +51,14 @@ pub fn run(cli: &Cli, args: &Args) -> Outcome {
     if cli.json {
         let mut value = output::generation_json(&job, &found.record);
         value["job"] = json!(job.name());
-        value["dir"] = json!(job.generation_dir(found.record.generation).to_string_lossy());
-        let details = found.members.iter().map(|m| member_json(args, &m.image.manifest));
+        value["dir"] = json!(
+            job.generation_dir(found.record.generation)
+                .to_string_lossy()
+        );
+        let details = found
+            .members
+            .iter()
+            .map(|m| member_json(args, &m.image.manifest));
         value["contents"] = Value::Array(details.collect());
         output::print_json(&value);
         return Ok(ExitCode::SUCCESS);
@@ -98,7 +104,10 @@ fn summary(job: &str, found: &Found<RawFs>) {
     line("dirty pages", record.pages_dirty.to_string());
     line("stop", output::micros(record.stop_us));
     line("until durable", output::micros(record.persist_us));
-    line("tracker, snapshot", format!("{}, {}", record.tracker, record.snapshot));
+    line(
+        "tracker, snapshot",
+        format!("{}, {}", record.tracker, record.snapshot),
+    );
     for member in &found.members {
         let manifest = &member.image.manifest;
         let (process, identity) = (&manifest.process, &manifest.identity);
@@ -108,7 +117,10 @@ fn summary(job: &str, found: &Found<RawFs>) {
         line("program", output::text(&process.exe));
         line("directory", output::text(&process.cwd));
         line("user, group", format!("{}, {}", identity.uid, identity.gid));
-        line("host", format!("{}, Linux {}", identity.hostname, identity.kernel));
+        line(
+            "host",
+            format!("{}, Linux {}", identity.hostname, identity.kernel),
+        );
         line(
             "stop phases",
             format!(
@@ -146,7 +158,11 @@ fn protection(vma: &VmaState) -> String {
         (libc::PROT_WRITE, 'w'),
         (libc::PROT_EXEC, 'x'),
     ] {
-        text.push(if vma.prot & bit as u32 != 0 { letter } else { '-' });
+        text.push(if vma.prot & bit as u32 != 0 {
+            letter
+        } else {
+            '-'
+        });
     }
     text.push(shared);
     text
@@ -247,31 +263,38 @@ fn flags(file: &OpenFileState, cloexec: bool) -> String {
 /// Kind in a word, and what it is.
 fn describe(kind: &FileKind) -> (&'static str, String) {
     match kind {
-        FileKind::Regular { path, size, .. } => {
-            ("file", format!("{} ({})", output::text(path), output::size(*size)))
-        }
-        FileKind::Unlinked { path, size, .. } => {
-            ("unlinked", format!("{} ({})", output::text(path), output::size(*size)))
-        }
+        FileKind::Regular { path, size, .. } => (
+            "file",
+            format!("{} ({})", output::text(path), output::size(*size)),
+        ),
+        FileKind::Unlinked { path, size, .. } => (
+            "unlinked",
+            format!("{} ({})", output::text(path), output::size(*size)),
+        ),
         FileKind::Directory { path, .. } => ("directory", output::text(path)),
         FileKind::Device { path, .. } => ("device", output::text(path)),
         FileKind::Tty { path, .. } => ("terminal", output::text(path)),
         FileKind::PtyMaster { index, .. } => ("pty master", format!("/dev/pts/{index}")),
         FileKind::Pipe {
-            pipe, write_end, data, ..
+            pipe,
+            write_end,
+            data,
+            ..
         } => {
             let end = if *write_end { "write end" } else { "read end" };
             let bytes: usize = data.messages.iter().map(Vec::len).sum();
             ("pipe", format!("{pipe}, {end}, {bytes} bytes in it"))
         }
         FileKind::Fifo { path, .. } => ("fifo", output::text(path)),
-        FileKind::Memfd { name, size, .. } => {
-            ("memfd", format!("{} ({})", output::text(name), output::size(*size)))
-        }
+        FileKind::Memfd { name, size, .. } => (
+            "memfd",
+            format!("{} ({})", output::text(name), output::size(*size)),
+        ),
         FileKind::EventFd { count, .. } => ("eventfd", format!("count {count}")),
-        FileKind::TimerFd { remaining_ns, .. } => {
-            ("timerfd", format!("{} left", output::micros(remaining_ns / 1000)))
-        }
+        FileKind::TimerFd { remaining_ns, .. } => (
+            "timerfd",
+            format!("{} left", output::micros(remaining_ns / 1000)),
+        ),
         FileKind::SignalFd { mask } => ("signalfd", format!("mask {mask:#x}")),
         FileKind::Epoll { entries, .. } => ("epoll", format!("{} entries", entries.len())),
         FileKind::Inotify { watches, .. } => ("inotify", format!("{} watches", watches.len())),
@@ -288,9 +311,10 @@ fn describe(kind: &FileKind) -> (&'static str, String) {
             };
             ("socket", format!("family {}, {role}", socket.domain))
         }
-        FileKind::Inherited { path, .. } => {
-            ("inherited", format!("{}: the new start's is taken", output::text(path)))
-        }
+        FileKind::Inherited { path, .. } => (
+            "inherited",
+            format!("{}: the new start's is taken", output::text(path)),
+        ),
     }
 }
 
@@ -389,7 +413,9 @@ fn member_json(args: &Args, manifest: &Manifest) -> Value {
     }
     if args.wants(args.files) {
         let files = file_list(manifest);
-        let files = files.iter().map(|(path, role)| json!({ "path": path, "use": role }));
+        let files = files
+            .iter()
+            .map(|(path, role)| json!({ "path": path, "use": role }));
         value["files"] = Value::Array(files.collect());
     }
     value

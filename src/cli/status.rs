@@ -94,7 +94,9 @@ impl State {
             .send(REQUEST_REPORT)
             .and_then(|nonce| target.wait(nonce, Some(PATIENCE)));
         let fresh = answer.is_ok();
-        let report = answer.map(|(report, _)| report).or_else(|_| ask::read_report(&target.root, target.pid));
+        let report = answer
+            .map(|(report, _)| report)
+            .or_else(|_| ask::read_report(&target.root, target.pid));
         let report = report.unwrap_or_else(|_| Report {
             pid: target.pid,
             program_pid: target.pid,
@@ -217,7 +219,10 @@ fn print_all(states: &[State]) {
                     Some(_) => output::age(report.last_checkpoint_ns),
                     None => "-".to_owned(),
                 },
-                report.last_refusal.as_ref().map_or(String::new(), |r| r.reason.clone()),
+                report
+                    .last_refusal
+                    .as_ref()
+                    .map_or(String::new(), |r| r.reason.clone()),
             ],
             State::Ended(job) => {
                 let generations = job.generations();
@@ -228,7 +233,9 @@ fn print_all(states: &[State]) {
                     job.name(),
                     last.map_or("-".into(), |g| g.generation.to_string()),
                     last.map_or("-".into(), |g| output::age(g.time_ns)),
-                    job.journal.last_refusal().map_or(String::new(), |r| r.reason.clone()),
+                    job.journal
+                        .last_refusal()
+                        .map_or(String::new(), |r| r.reason.clone()),
                 ]
             }
         };

@@ -57,7 +57,9 @@ pub fn run(cli: &Cli, args: &Args) -> Outcome {
             job.name(),
             generation.generation.to_string(),
             output::size(generation.bytes_stored),
-            reason.clone().map_or("ok".to_owned(), |r| format!("damaged: {r}")),
+            reason
+                .clone()
+                .map_or("ok".to_owned(), |r| format!("damaged: {r}")),
         ]);
         results.push(json!({
             "job": job.name(),

@@ -311,10 +311,14 @@ pub struct DescriptorTable {
 impl DescriptorTable {
     /// The extents of every open file whose contents are in the image.
     pub fn content_extents(&mut self) -> impl Iterator<Item = &mut Vec<Extent>> {
-        self.files.iter_mut().filter_map(|file| match &mut file.kind {
-            FileKind::Unlinked { extents, .. } | FileKind::Memfd { extents, .. } => Some(extents),
-            _ => None,
-        })
+        self.files
+            .iter_mut()
+            .filter_map(|file| match &mut file.kind {
+                FileKind::Unlinked { extents, .. } | FileKind::Memfd { extents, .. } => {
+                    Some(extents)
+                }
+                _ => None,
+            })
     }
 }
 

@@ -15,7 +15,9 @@ fn commit(job: &mut Job<RawFs>) -> u64 {
     let generation = pending.generation;
     let file = pending.create_member(&RawFs).unwrap();
     let mut writer = ImageWriter::new(FileOf(&RawFs, file), generation);
-    let at = writer.write_bytes_as_pages(&[generation as u8; 5000]).unwrap();
+    let at = writer
+        .write_bytes_as_pages(&[generation as u8; 5000])
+        .unwrap();
     let mut manifest = sample_manifest(at);
     manifest.process.pid = generation as i32;
     let written = writer.finish(&manifest, false).unwrap();
@@ -38,9 +40,14 @@ fn found(dir: &Path) -> u64 {
     match job.find(Resume::Auto, true) {
         Ok((Some(found), _)) => {
             let generation = found.record.generation;
-            assert_eq!(found.members[0].image.manifest.process.pid as u64, generation);
+            assert_eq!(
+                found.members[0].image.manifest.process.pid as u64,
+                generation
+            );
             let mut page = [0u8; 10];
-            RawFs.read_at(&found.members[0].file, &mut page, 4096).unwrap();
+            RawFs
+                .read_at(&found.members[0].file, &mut page, 4096)
+                .unwrap();
             assert_eq!(page, [generation as u8; 10]);
             generation
         }
@@ -109,7 +116,10 @@ fn a_start_recovers_what_no_live_process_holds() {
         Start::Recover(r) => panic!("recovers {}", r.found.record.generation),
     };
     fresh(None);
-    assert!(RawFs.list(&root.0).unwrap().is_empty(), "nothing is written");
+    assert!(
+        RawFs.list(&root.0).unwrap().is_empty(),
+        "nothing is written"
+    );
 
     let mut first = claim(&root.0, &key, &me, false).unwrap();
     commit(&mut first.job);
@@ -174,6 +184,9 @@ fn a_store_with_nothing_whole_is_an_error_and_not_a_fresh_start() {
     drop(job);
     let error = start(&root.0, &key, Resume::Auto, false).unwrap_err();
     let line = error.to_string();
-    assert!(line.contains("none of the 1 generations can be used"), "{line}");
+    assert!(
+        line.contains("none of the 1 generations can be used"),
+        "{line}"
+    );
     assert!(line.contains("shorter than a header page"), "{line}");
 }

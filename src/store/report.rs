@@ -150,12 +150,16 @@ impl Report {
         json.raw("]");
         json.optional_number("last_generation", self.last_generation);
         json.unsigned("last_checkpoint_ns", self.last_checkpoint_ns);
-        json.optional("last_refusal", self.last_refusal.as_ref(), |json, refusal| {
-            json.open();
-            json.text("reason", &refusal.reason);
-            json.unsigned("time_ns", refusal.time_ns);
-            json.close();
-        });
+        json.optional(
+            "last_refusal",
+            self.last_refusal.as_ref(),
+            |json, refusal| {
+                json.open();
+                json.text("reason", &refusal.reason);
+                json.unsigned("time_ns", refusal.time_ns);
+                json.close();
+            },
+        );
         json.unsigned("checkpoints", self.checkpoints);
         json.unsigned("refused", self.refused);
         json.optional_number("recovered_from", self.recovered_from);

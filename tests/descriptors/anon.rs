@@ -210,6 +210,7 @@ fn pidfd_check(_: &Restored) {
     assert!(info.contains(&format!("Pid:\t{}\n", std::process::id())));
     // SAFETY: no child may be left behind.
     assert_eq!(
+        // SAFETY: waits for any child; no status is asked for.
         unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::__WALL) },
         -1
     );

@@ -30,6 +30,7 @@ fn pair(ty: i32, a: i32, b: i32) {
     let mut fds = [0; 2];
     // SAFETY: room for two descriptors.
     assert_eq!(
+        // SAFETY: room for two descriptors.
         unsafe { libc::socketpair(libc::AF_UNIX, ty, 0, fds.as_mut_ptr()) },
         0
     );

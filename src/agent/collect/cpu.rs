@@ -15,7 +15,12 @@ pub fn features() -> Vec<u64> {
     let ext = __cpuid(0x8000_0001);
     let mut words = vec![one.ecx as u64, one.edx as u64];
     if max >= 7 {
-        words.extend([seven.ebx as u64, seven.ecx as u64, seven.edx as u64, seven1.eax as u64]);
+        words.extend([
+            seven.ebx as u64,
+            seven.ecx as u64,
+            seven.edx as u64,
+            seven1.eax as u64,
+        ]);
     } else {
         words.extend([0; 4]);
     }

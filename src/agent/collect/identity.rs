@@ -27,7 +27,8 @@ pub fn vdso_digest() -> u64 {
         let end = crate::agent::procfs::hex(&line[dash + 1..]).unwrap_or(0);
         if start < end {
             // SAFETY: the kernel's own mapping, readable, never changed.
-            let code = unsafe { std::slice::from_raw_parts(start as *const u8, (end - start) as usize) };
+            let code =
+                unsafe { std::slice::from_raw_parts(start as *const u8, (end - start) as usize) };
             return xxhash_rust::xxh3::xxh3_64(code);
         }
     }
@@ -49,7 +50,12 @@ pub fn realtime_ns() -> u64 {
 /// Everything but the mapped objects, which the writer adds.
 pub fn collect() -> Identity {
     // SAFETY: no arguments.
-    let (uid, gid) = unsafe { (syscall!(libc::SYS_getuid) as u32, syscall!(libc::SYS_getgid) as u32) };
+    let (uid, gid) = unsafe {
+        (
+            syscall!(libc::SYS_getuid) as u32,
+            syscall!(libc::SYS_getgid) as u32,
+        )
+    };
     Identity {
         arch: std::env::consts::ARCH.into(),
         objects: Vec::new(),

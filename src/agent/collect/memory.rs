@@ -7,7 +7,9 @@
 
 use crate::agent::procfs::{self, hex, read_file};
 use crate::agent::region;
-use crate::image::state::{Extent, MemoryState, SharedKind, SharedObject, VmaKind, VmaState, vma_flag};
+use crate::image::state::{
+    Extent, MemoryState, SharedKind, SharedObject, VmaKind, VmaState, vma_flag,
+};
 use ckpt_sys::syscall;
 
 pub const PAGE: u64 = 4096;
@@ -81,11 +83,19 @@ fn parse_line(line: &[u8]) -> Option<Line<'_>> {
     let dev = fields.next()?;
     let colon = dev.iter().position(|&b| b == b':')?;
     let ino = procfs::number(fields.next()?)? as u64;
-    let bit = |k: usize, c: u8, v: i32| if perms.get(k) == Some(&c) { v as u32 } else { 0 };
+    let bit = |k: usize, c: u8, v: i32| {
+        if perms.get(k) == Some(&c) {
+            v as u32
+        } else {
+            0
+        }
+    };
     Some(Line {
         start: hex(&range[..dash])?,
         end: hex(&range[dash + 1..])?,
-        prot: bit(0, b'r', libc::PROT_READ) | bit(1, b'w', libc::PROT_WRITE) | bit(2, b'x', libc::PROT_EXEC),
+        prot: bit(0, b'r', libc::PROT_READ)
+            | bit(1, b'w', libc::PROT_WRITE)
+            | bit(2, b'x', libc::PROT_EXEC),
         shared: perms.get(3) == Some(&b's'),
         offset,
         dev: libc::makedev(hex(&dev[..colon])? as u32, hex(&dev[colon + 1..])? as u32),
@@ -99,8 +109,13 @@ fn unescape(name: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(name.len());
     let mut at = 0;
     while at < name.len() {
-        if name[at] == b'\\' && name.len() >= at + 4 && name[at + 1..at + 4].iter().all(u8::is_ascii_digit) {
-            let v = name[at + 1..at + 4].iter().fold(0u32, |v, &b| v * 8 + (b - b'0') as u32);
+        if name[at] == b'\\'
+            && name.len() >= at + 4
+            && name[at + 1..at + 4].iter().all(u8::is_ascii_digit)
+        {
+            let v = name[at + 1..at + 4]
+                .iter()
+                .fold(0u32, |v, &b| v * 8 + (b - b'0') as u32);
             out.push(v as u8);
             at += 4;
         } else {
@@ -124,7 +139,13 @@ fn is_device(path: &[u8]) -> bool {
 }
 
 impl Plan {
-    fn add(&mut self, line: &Line<'_>, start: u64, end: u64, own: &Own<'_>) -> Result<(), MemoryError> {
+    fn add(
+        &mut self,
+        line: &Line<'_>,
+        start: u64,
+        end: u64,
+        own: &Own<'_>,
+    ) -> Result<(), MemoryError> {
         let deleted = line.name.strip_suffix(b" (deleted)");
         let name = deleted.unwrap_or(line.name);
         let offset = line.offset + (start - line.start);
@@ -139,9 +160,22 @@ impl Plan {
                 || name.is_empty()
                 || (deleted.is_some() && name.starts_with(b"/"))
             {
-                (VmaKind::Shared { object: self.object(line, name), offset }, How::Nothing)
+                (
+                    VmaKind::Shared {
+                        object: self.object(line, name),
+                        offset,
+                    },
+                    How::Nothing,
+                )
             } else if name.starts_with(b"/") && !is_device(name) {
-                (VmaKind::FileShared { path: unescape(name), offset, writable: true }, How::Nothing)
+                (
+                    VmaKind::FileShared {
+                        path: unescape(name),
+                        offset,
+                        writable: true,
+                    },
+                    How::Nothing,
+                )
             } else {
                 return Err(device());
             }
@@ -162,13 +196,28 @@ impl Plan {
             } else if is_device(name) {
                 return Err(device());
             } else {
-                (VmaKind::FilePrivate { path: unescape(name), offset }, How::Scan)
+                (
+                    VmaKind::FilePrivate {
+                        path: unescape(name),
+                        offset,
+                    },
+                    How::Scan,
+                )
             }
         } else {
             // anon_inode:[io_uring], [perf_event], [uprobes], ...
             return Err(device());
         };
-        self.pieces.push(Piece { vma: VmaState { start, end, prot: line.prot, kind, flags }, how });
+        self.pieces.push(Piece {
+            vma: VmaState {
+                start,
+                end,
+                prot: line.prot,
+                kind,
+                flags,
+            },
+            how,
+        });
         Ok(())
     }
 
@@ -203,7 +252,9 @@ pub fn collect(own: &Own<'_>) -> Result<Plan, MemoryError> {
     let text = read_file(b"/proc/self/maps").map_err(MemoryError::Maps)?;
     let mut plan = Plan::default();
     for line in text.split(|&b| b == b'\n').filter(|line| !line.is_empty()) {
-        let Some(line) = parse_line(line) else { continue };
+        let Some(line) = parse_line(line) else {
+            continue;
+        };
         if line.start >= TASK_SIZE {
             continue; // [vsyscall]
         }
@@ -264,7 +315,9 @@ impl Plan {
         if std::mem::replace(&mut self.flags_known, true) {
             return;
         }
-        let Ok(text) = read_file(b"/proc/self/smaps") else { return };
+        let Ok(text) = read_file(b"/proc/self/smaps") else {
+            return;
+        };
         let mut range = (0, 0);
         let mut next = 0;
         for line in text.split(|&b| b == b'\n') {
@@ -278,7 +331,9 @@ impl Plan {
                     self.pieces[k].vma.flags |= flags;
                     k += 1;
                 }
-            } else if line.first().is_some_and(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b))
+            } else if line
+                .first()
+                .is_some_and(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b))
                 && let Some(line) = parse_line(line)
             {
                 range = (line.start, line.end);
@@ -379,7 +434,11 @@ fn push_page(extents: &mut Vec<Extent>, key: u64, offset: u64) {
         last.npages += 1;
         return;
     }
-    extents.push(Extent { addr: key, npages: 1, offset });
+    extents.push(Extent {
+        addr: key,
+        npages: 1,
+        offset,
+    });
 }
 
 /// Copies the resident pages of `start..end` that are not zero. mincore(2) tells for
@@ -406,7 +465,9 @@ fn copy_resident(
             let addr = at + k * PAGE;
             let page_key = key + (addr - start);
             if (!all && vec[k as usize] & 1 == 0)
-                || known.iter().any(|e| e.addr <= page_key && page_key < e.addr + e.npages * PAGE)
+                || known
+                    .iter()
+                    .any(|e| e.addr <= page_key && page_key < e.addr + e.npages * PAGE)
             {
                 continue;
             }
@@ -414,7 +475,8 @@ fn copy_resident(
             buffer.resize(buffer.len() + PAGE as usize, 0);
             let page = &mut buffer[offset as usize..];
             // SAFETY: a buffer of one page; /proc/self/mem reports bad addresses.
-            let n = unsafe { syscall!(libc::SYS_pread64, mem.raw(), page.as_mut_ptr(), PAGE, addr) };
+            let n =
+                unsafe { syscall!(libc::SYS_pread64, mem.raw(), page.as_mut_ptr(), PAGE, addr) };
             if n != PAGE as isize || is_zero(page) {
                 buffer.truncate(offset as usize);
                 continue;
@@ -431,7 +493,9 @@ pub fn is_zero(block: &[u8]) -> bool {
     // SAFETY: any bit pattern is a valid u64.
     let (head, words, tail) = unsafe { block.align_to::<u64>() };
     head.iter().all(|&b| b == 0)
-        && words.chunks(8).all(|c| c.iter().fold(0, |a, &w| a | w) == 0)
+        && words
+            .chunks(8)
+            .all(|c| c.iter().fold(0, |a, &w| a | w) == 0)
         && tail.iter().all(|&b| b == 0)
 }
 
@@ -441,8 +505,12 @@ mod tests {
 
     #[test]
     fn map_lines_are_understood() {
-        let line = parse_line(b"7f00-8f00 rw-s 00001000 fe:01 77    /dev/shm/a\\012b (deleted)").unwrap();
-        assert_eq!((line.start, line.end, line.offset, line.ino), (0x7f00, 0x8f00, 0x1000, 77));
+        let line =
+            parse_line(b"7f00-8f00 rw-s 00001000 fe:01 77    /dev/shm/a\\012b (deleted)").unwrap();
+        assert_eq!(
+            (line.start, line.end, line.offset, line.ino),
+            (0x7f00, 0x8f00, 0x1000, 77)
+        );
         assert!(line.shared);
         assert_eq!(unescape(line.name), b"/dev/shm/a\nb (deleted)");
         let line = parse_line(b"7f00-8f00 ---p 00000000 00:00 0 ").unwrap();
@@ -452,12 +520,23 @@ mod tests {
 
     #[test]
     fn own_map_is_collected_in_order() {
-        let own = Own { store: b"/nowhere/", is_cache: |_| false };
+        let own = Own {
+            store: b"/nowhere/",
+            is_cache: |_| false,
+        };
         let mut plan = collect(&own).unwrap();
         plan.read_flags();
         assert!(plan.vdso_start != 0);
-        assert!(plan.pieces.windows(2).all(|w| w[0].vma.end <= w[1].vma.start));
-        assert!(plan.pieces.iter().any(|p| p.vma.kind == VmaKind::Stack && p.vma.flags & vma_flag::GROWSDOWN != 0));
+        assert!(
+            plan.pieces
+                .windows(2)
+                .all(|w| w[0].vma.end <= w[1].vma.start)
+        );
+        assert!(
+            plan.pieces
+                .iter()
+                .any(|p| p.vma.kind == VmaKind::Stack && p.vma.flags & vma_flag::GROWSDOWN != 0)
+        );
     }
 
     #[test]

@@ -39,13 +39,19 @@ fn build_id(fd: &OwnFd) -> Vec<u8> {
         if word::<4>(&head, ph) != PT_NOTE {
             continue;
         }
-        let (at, len) = (word::<8>(&head, ph + 8), word::<8>(&head, ph + 32).min(4096) as usize);
+        let (at, len) = (
+            word::<8>(&head, ph + 8),
+            word::<8>(&head, ph + 32).min(4096) as usize,
+        );
         let mut notes = vec![0u8; len];
         let got = pread(fd, &mut notes, at);
         notes.truncate(got);
         let mut p = 0;
         while p + 12 <= notes.len() {
-            let (namesz, descsz) = (word::<4>(&notes, p) as usize, word::<4>(&notes, p + 4) as usize);
+            let (namesz, descsz) = (
+                word::<4>(&notes, p) as usize,
+                word::<4>(&notes, p + 4) as usize,
+            );
             let desc = p + 12 + namesz.next_multiple_of(4);
             if word::<4>(&notes, p + 8) == 3 && notes.get(p + 12..p + 16) == Some(b"GNU\0") {
                 return notes.get(desc..desc + descsz).unwrap_or(&[]).to_vec();
@@ -76,7 +82,11 @@ pub fn identify(path: &[u8]) -> Option<ObjectId> {
 /// The executable first, then every privately mapped file once.
 pub fn collect(plan: &Plan) -> Vec<ObjectId> {
     let mut objects: Vec<ObjectId> = Vec::new();
-    objects.extend(read_link(b"/proc/self/exe").ok().and_then(|path| identify(&path)));
+    objects.extend(
+        read_link(b"/proc/self/exe")
+            .ok()
+            .and_then(|path| identify(&path)),
+    );
     for piece in &plan.pieces {
         if let VmaKind::FilePrivate { path, .. } = &piece.vma.kind
             && !objects.iter().any(|o| &o.path == path)

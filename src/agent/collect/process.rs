@@ -15,7 +15,9 @@ pub struct ProcessError {
 }
 
 fn octal(text: &[u8]) -> u32 {
-    text.iter().take_while(|b| (b'0'..=b'7').contains(b)).fold(0, |v, &b| v * 8 + (b - b'0') as u32)
+    text.iter()
+        .take_while(|b| (b'0'..=b'7').contains(b))
+        .fold(0, |v, &b| v * 8 + (b - b'0') as u32)
 }
 
 /// `tid` is a live thread of the program (the leader may have exited).
@@ -80,7 +82,10 @@ pub fn collect(tid: i32) -> Result<ProcessState, ProcessError> {
             .ok()
             .and_then(|t| crate::agent::procfs::hex(&t))
             .unwrap_or(0) as u32,
-        oom_score_adj: read_file(b"/proc/self/oom_score_adj").ok().and_then(|t| number(&t)).unwrap_or(0) as i32,
+        oom_score_adj: read_file(b"/proc/self/oom_score_adj")
+            .ok()
+            .and_then(|t| number(&t))
+            .unwrap_or(0) as i32,
         keepcaps: prctl(libc::PR_GET_KEEPCAPS) == 1,
         mm,
         auxv: read_file(b"/proc/self/auxv").map_err(fail("auxv"))?,

@@ -4,9 +4,9 @@
 //! the helper takes those of the process, each thread (in its stop handler, at the
 //! helper's request) those of its own; all are put back in the same order at once.
 
+use crate::agent::procfs;
 use crate::agent::state::{AGENT, RESERVED_BIT};
 use crate::agent::stop::{self, Stopped};
-use crate::agent::procfs;
 use crate::image::state::{KernelSigaction, PendingSignal, SignalState, ThreadState};
 use ckpt_sys::syscall;
 use std::sync::atomic::Ordering;
@@ -23,9 +23,18 @@ pub unsafe fn take(set: u64) -> Option<PendingSignal> {
     let at_once = [0u64; 2];
     // SAFETY: a siginfo buffer, a set of 8 bytes and a zero timeout.
     let signo = unsafe {
-        syscall!(libc::SYS_rt_sigtimedwait, &set, info.as_mut_ptr(), &at_once, 8)
+        syscall!(
+            libc::SYS_rt_sigtimedwait,
+            &set,
+            info.as_mut_ptr(),
+            &at_once,
+            8
+        )
     };
-    (signo > 0).then(|| PendingSignal { signo: signo as i32, info: info.to_vec() })
+    (signo > 0).then(|| PendingSignal {
+        signo: signo as i32,
+        info: info.to_vec(),
+    })
 }
 
 /// Puts a signal back on the process's queue, or the thread's (`tid` > 0).
@@ -34,9 +43,20 @@ pub fn put_back(signal: &PendingSignal, tid: i32) -> isize {
     // SAFETY: a full siginfo; a process may queue any si_code to itself.
     unsafe {
         if tid > 0 {
-            syscall!(libc::SYS_rt_tgsigqueueinfo, pid, tid, signal.signo, signal.info.as_ptr())
+            syscall!(
+                libc::SYS_rt_tgsigqueueinfo,
+                pid,
+                tid,
+                signal.signo,
+                signal.info.as_ptr()
+            )
         } else {
-            syscall!(libc::SYS_rt_sigqueueinfo, pid, signal.signo, signal.info.as_ptr())
+            syscall!(
+                libc::SYS_rt_sigqueueinfo,
+                pid,
+                signal.signo,
+                signal.info.as_ptr()
+            )
         }
     }
 }
@@ -54,7 +74,10 @@ fn actions() -> Vec<KernelSigaction> {
 
 /// Collects actions and pending signals; fills in `pending` of each thread.
 pub fn collect(stopped: &Stopped, threads: &mut [ThreadState]) -> SignalState {
-    let mut state = SignalState { actions: actions(), pending: Vec::new() };
+    let mut state = SignalState {
+        actions: actions(),
+        pending: Vec::new(),
+    };
     let mut any = 0u64;
     for slot in stopped.threads() {
         any |= slot.pending;
@@ -74,7 +97,10 @@ pub fn collect(stopped: &Stopped, threads: &mut [ThreadState]) -> SignalState {
         }
         let tid = slot.tid.load(Ordering::Relaxed) as i32;
         let status = procfs::task_file(tid, "status").unwrap_or_default();
-        let own = procfs::field(&status, "SigPnd").and_then(procfs::hex).unwrap_or(0) & !RESERVED_BIT;
+        let own = procfs::field(&status, "SigPnd")
+            .and_then(procfs::hex)
+            .unwrap_or(0)
+            & !RESERVED_BIT;
         if own != 0 {
             thread.pending = stop::drain(slot, own);
         }

@@ -29,7 +29,14 @@ const MASK_WORDS: usize = 16;
 fn affinity(tid: i32) -> Vec<u64> {
     let mut mask = [0u64; MASK_WORDS];
     // SAFETY: a buffer of the length given.
-    let n = unsafe { syscall!(libc::SYS_sched_getaffinity, tid, size_of_val(&mask), &mut mask) };
+    let n = unsafe {
+        syscall!(
+            libc::SYS_sched_getaffinity,
+            tid,
+            size_of_val(&mask),
+            &mut mask
+        )
+    };
     let words = (n.max(0) as usize / 8).min(MASK_WORDS);
     mask[..words].to_vec()
 }
@@ -39,9 +46,16 @@ fn sched(tid: i32, default_affinity: &[u64]) -> SchedState {
     // SAFETY: the kernel fills at most SCHED_ATTR_SIZE bytes.
     let ret = unsafe { syscall!(libc::SYS_sched_getattr, tid, &mut attr, SCHED_ATTR_SIZE, 0) };
     let mask = affinity(tid);
-    let own = if mask == default_affinity { Vec::new() } else { mask };
+    let own = if mask == default_affinity {
+        Vec::new()
+    } else {
+        mask
+    };
     if ret < 0 {
-        return SchedState { affinity: own, ..SchedState::default() };
+        return SchedState {
+            affinity: own,
+            ..SchedState::default()
+        };
     }
     SchedState {
         policy: attr.policy,
@@ -85,5 +99,8 @@ pub fn collect(stopped: &Stopped) -> Vec<ThreadState> {
     // Empty = "as the starter has it": the helper was born with the mask of the
     // program's first thread, before any thread could change its own.
     let default = affinity(0);
-    stopped.threads().map(|slot| state(slot, &default)).collect()
+    stopped
+        .threads()
+        .map(|slot| state(slot, &default))
+        .collect()
 }

@@ -32,20 +32,29 @@ pub fn collect() -> TimerState {
             b"ID" => {
                 state.posix.extend(timer.take());
                 let id = procfs::number(value).unwrap_or(0) as i32;
-                timer = Some(PosixTimer { id, ..PosixTimer::default() });
+                timer = Some(PosixTimer {
+                    id,
+                    ..PosixTimer::default()
+                });
             }
             b"signal" => {
                 // "signal: 14/0000000000000000"
                 if let Some(t) = &mut timer {
                     t.signo = procfs::number(value).unwrap_or(0) as i32;
-                    let slash = value.iter().position(|&b| b == b'/').map_or(value.len(), |at| at + 1);
+                    let slash = value
+                        .iter()
+                        .position(|&b| b == b'/')
+                        .map_or(value.len(), |at| at + 1);
                     t.sigval = procfs::hex(&value[slash..]).unwrap_or(0);
                 }
             }
             b"notify" => {
                 // "notify: signal/pid.123", "thread/tid.7", "none/pid.123"
                 if let Some(t) = &mut timer {
-                    let dot = value.iter().rposition(|&b| b == b'.').map_or(value.len(), |at| at + 1);
+                    let dot = value
+                        .iter()
+                        .rposition(|&b| b == b'.')
+                        .map_or(value.len(), |at| at + 1);
                     let id = procfs::number(&value[dot..]).unwrap_or(0) as i32;
                     let by_thread = value.windows(5).any(|w| w == b"/tid.");
                     t.notify = match value.split(|&b| b == b'/').next() {

@@ -33,16 +33,30 @@ impl Area {
         let mut region_len = region::PREFERRED_LEN;
         loop {
             let total = scratch_len + PAGE + region_len;
-            match hole(&busy, total).ok_or(libc::ENOMEM).and_then(|start| reserve(start, total)) {
+            match hole(&busy, total)
+                .ok_or(libc::ENOMEM)
+                .and_then(|start| reserve(start, total))
+            {
                 Ok(start) => {
                     let region = start + scratch_len + PAGE;
                     let prot = libc::PROT_READ | libc::PROT_WRITE;
                     // SAFETY: inside the fresh mapping.
                     unsafe {
-                        check(syscall!(libc::SYS_mprotect, start, scratch_len, prot | libc::PROT_EXEC))?;
+                        check(syscall!(
+                            libc::SYS_mprotect,
+                            start,
+                            scratch_len,
+                            prot | libc::PROT_EXEC
+                        ))?;
                         check(syscall!(libc::SYS_mprotect, region, region_len, prot))?;
                     }
-                    return Ok(Area { start, scratch_len, region, region_len, next: start });
+                    return Ok(Area {
+                        start,
+                        scratch_len,
+                        region,
+                        region_len,
+                        next: start,
+                    });
                 }
                 Err(_) if region_len > region::MINIMUM_LEN => region_len /= 2,
                 Err(errno) => return Err(errno),
@@ -51,7 +65,7 @@ impl Area {
     }
 
     /// The whole area, which the blob leaves mapped.
-    pub fn len(&self) -> u64 {
+    pub fn total_len(&self) -> u64 {
         self.scratch_len + PAGE + self.region_len
     }
 
@@ -59,7 +73,10 @@ impl Area {
     pub fn take(&mut self, bytes: usize) -> u64 {
         let at = self.next;
         self.next = (at + bytes as u64).next_multiple_of(64);
-        assert!(self.next <= self.start + self.scratch_len, "the area was sized too small");
+        assert!(
+            self.next <= self.start + self.scratch_len,
+            "the area was sized too small"
+        );
         at
     }
 
@@ -105,19 +122,36 @@ fn hole(busy: &[(u64, u64)], len: u64) -> Option<u64> {
     let mut candidate = 0x1000_0000_0000;
     let step = 0x10_0000_0000;
     while candidate + len + MARGIN < TASK_SIZE {
-        let clash = busy.iter().find(|&&(start, end)| start < candidate + len + MARGIN && end + MARGIN > candidate);
+        let clash = busy
+            .iter()
+            .find(|&&(start, end)| start < candidate + len + MARGIN && end + MARGIN > candidate);
         match clash {
             None => return Some(candidate),
-            Some(&(_, end)) => candidate = (end + 2 * MARGIN).next_multiple_of(step).max(candidate + step),
+            Some(&(_, end)) => {
+                candidate = (end + 2 * MARGIN)
+                    .next_multiple_of(step)
+                    .max(candidate + step)
+            }
         }
     }
     None
 }
 
 fn reserve(start: u64, len: u64) -> Result<u64, i32> {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+    let flags =
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
     // SAFETY: MAP_FIXED_NOREPLACE never replaces a mapping.
-    let got = unsafe { check(syscall!(libc::SYS_mmap, start, len, libc::PROT_NONE, flags, -1i32, 0)) }?;
+    let got = unsafe {
+        check(syscall!(
+            libc::SYS_mmap,
+            start,
+            len,
+            libc::PROT_NONE,
+            flags,
+            -1i32,
+            0
+        ))
+    }?;
     if got as u64 != start {
         // SAFETY: a kernel that does not know the flag put it elsewhere.
         unsafe { syscall!(libc::SYS_munmap, got, len) };
@@ -138,6 +172,6 @@ mod tests {
         let area = Area::map(10_000, &busy).unwrap();
         assert_eq!(area.scratch_len % PAGE, 0);
         // SAFETY: mapped above, used by nobody.
-        unsafe { syscall!(libc::SYS_munmap, area.start, area.len()) };
+        unsafe { syscall!(libc::SYS_munmap, area.start, area.total_len()) };
     }
 }

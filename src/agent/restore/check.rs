@@ -13,14 +13,21 @@ pub enum CheckError {
         "{path} is another build than the one that was checkpointed: put the old one back, or start afresh with CKPT_RESUME=never"
     )]
     Build { path: String },
-    #[error("{path}, which the program had mapped, is gone: put it back, or start afresh with CKPT_RESUME=never")]
+    #[error(
+        "{path}, which the program had mapped, is gone: put it back, or start afresh with CKPT_RESUME=never"
+    )]
     Missing { path: String },
     #[error(
         "this CPU lacks features that the checkpoint needs (word {word}, bits {bits:#x}): restore it on a CPU like the first one"
     )]
     Cpu { word: usize, bits: u64 },
     #[error("the checkpoint belongs to uid {then_uid} gid {then_gid}, this is uid {uid} gid {gid}")]
-    User { then_uid: u32, then_gid: u32, uid: u32, gid: u32 },
+    User {
+        then_uid: u32,
+        then_gid: u32,
+        uid: u32,
+        gid: u32,
+    },
     #[error(
         "the checkpoint was taken under another kernel ({then}; this is {here}), whose vdso differs: boot that kernel, or start afresh with CKPT_RESUME=never"
     )]
@@ -35,7 +42,10 @@ fn shown(path: &[u8]) -> String {
 pub fn check(manifest: &Manifest) -> Result<(), CheckError> {
     let identity = &manifest.identity;
     if identity.arch != std::env::consts::ARCH {
-        return Err(CheckError::Architecture { then: identity.arch.clone(), here: std::env::consts::ARCH });
+        return Err(CheckError::Architecture {
+            then: identity.arch.clone(),
+            here: std::env::consts::ARCH,
+        });
     }
     if let Some((word, bits)) = cpu::missing(&identity.cpu_features, &cpu::features()) {
         return Err(CheckError::Cpu { word, bits });
@@ -43,13 +53,24 @@ pub fn check(manifest: &Manifest) -> Result<(), CheckError> {
     // SAFETY: no arguments.
     let (uid, gid) = unsafe { (libc::getuid(), libc::getgid()) };
     if (uid, gid) != (identity.uid, identity.gid) {
-        return Err(CheckError::User { then_uid: identity.uid, then_gid: identity.gid, uid, gid });
+        return Err(CheckError::User {
+            then_uid: identity.uid,
+            then_gid: identity.gid,
+            uid,
+            gid,
+        });
     }
     for object in &identity.objects {
         match objects::identify(&object.path) {
-            None => return Err(CheckError::Missing { path: shown(&object.path) }),
+            None => {
+                return Err(CheckError::Missing {
+                    path: shown(&object.path),
+                });
+            }
             Some(here) if !objects::same_build(object, &here) => {
-                return Err(CheckError::Build { path: shown(&object.path) });
+                return Err(CheckError::Build {
+                    path: shown(&object.path),
+                });
             }
             Some(_) => {}
         }

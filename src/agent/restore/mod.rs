@@ -10,12 +10,12 @@ pub mod descriptors;
 pub mod proxy;
 pub mod tape;
 
-use crate::agent::{log, procfs};
 use crate::agent::region::{self, Region};
 use crate::agent::resume::{HelperArgs, Payload, ThreadRecord};
 use crate::agent::stop::rseq_area;
-use crate::image::codec;
+use crate::agent::{log, procfs};
 use crate::image::Image;
+use crate::image::codec;
 use crate::image::state::{Extent, FileKind, Manifest, SharedObject};
 use area::Area;
 use ckpt_sys::blob::{BLOB_THREAD_STACK, RESTORER, RestorerArgs, RestorerThread};
@@ -68,8 +68,10 @@ pub fn restore(
     permit_features(&manifest)?;
     process_attributes(&manifest);
     let path = os(&manifest.process.cwd);
-    std::env::set_current_dir(&path)
-        .map_err(|error| RestoreError::Cwd { path: path.to_string_lossy().into_owned(), error })?;
+    std::env::set_current_dir(&path).map_err(|error| RestoreError::Cwd {
+        path: path.to_string_lossy().into_owned(),
+        error,
+    })?;
 
     let mut keep: Vec<RawFd> = vec![file.as_raw_fd()];
     keep.extend(lock.iter().map(|fd| fd.as_raw_fd()));
@@ -153,7 +155,11 @@ pub fn restore(
             rseq_sig: t.rseq_sig,
             entry: manifest.entry.resume_thread,
             entry_stack: t.resume_stack,
-            entry_arg: [t.ucontext, t.interrupted, records + (k * size_of::<ThreadRecord>()) as u64],
+            entry_arg: [
+                t.ucontext,
+                t.interrupted,
+                records + (k * size_of::<ThreadRecord>()) as u64,
+            ],
             is_main: (t.tid == pid) as u32,
             pad: 0,
         })
@@ -175,8 +181,12 @@ pub fn restore(
         }
     }
     // SAFETY: a region that was just laid out.
-    let (helper_tls, helper_stack) =
-        unsafe { ((*(area.region as *const Region)).tls, (*(area.region as *const Region)).stack_top) };
+    let (helper_tls, helper_stack) = unsafe {
+        (
+            (*(area.region as *const Region)).tls,
+            (*(area.region as *const Region)).stack_top,
+        )
+    };
     let args_at = area.take(size_of::<RestorerArgs>());
     let helper_at = area.put_slice(&[HelperArgs {
         restorer: args_at,
@@ -189,7 +199,7 @@ pub fn restore(
     let rseq = own_rseq();
     let args = RestorerArgs {
         area: area.start,
-        area_len: area.len(),
+        area_len: area.total_len(),
         task_size: crate::agent::collect::memory::TASK_SIZE,
         rseq: rseq.0,
         rseq_len: rseq.1 as u64,
@@ -219,7 +229,13 @@ pub fn restore(
     unsafe {
         (args_at as *mut RestorerArgs).write(args);
         let everything = u64::MAX;
-        syscall!(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &everything, 0, 8);
+        syscall!(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &everything,
+            0,
+            8
+        );
         enter_restorer(blob, args_at, stack_at & !15)
     }
 }
@@ -244,13 +260,23 @@ fn restore_descriptors(
     payload: &mut Payload,
 ) -> Result<Vec<descriptors::Late>, RestoreError> {
     // SAFETY: published images are never changed or truncated.
-    let map = unsafe { memmap2::Mmap::map(keep[0]) }
-        .map_err(|error| RestoreError::Shared { name: "image".into(), error })?;
+    let map = unsafe { memmap2::Mmap::map(keep[0]) }.map_err(|error| RestoreError::Shared {
+        name: "image".into(),
+        error,
+    })?;
     let source = ImageSource(map);
     let mut warn = |line: &str| log::line(format_args!("{line}"));
-    let mut ctx = descriptors::Context { keep, program_pid: manifest.process.pid, warn: &mut warn };
+    let mut ctx = descriptors::Context {
+        keep,
+        program_pid: manifest.process.pid,
+        warn: &mut warn,
+    };
     let restored = descriptors::restore(&manifest.descriptors, &source, &mut ctx)?;
-    payload.inherited = restored.inherited.iter().map(|i| (i.fd, i.dev, i.ino)).collect();
+    payload.inherited = restored
+        .inherited
+        .iter()
+        .map(|i| (i.fd, i.dev, i.ino))
+        .collect();
     Ok(restored.late)
 }
 
@@ -263,25 +289,43 @@ fn os(bytes: &[u8]) -> std::path::PathBuf {
 fn descriptor_of(manifest: &Manifest, dev: u64, ino: u64) -> Option<i32> {
     let table = &manifest.descriptors;
     let file = table.files.iter().position(|file| match &file.kind {
-        FileKind::Memfd { object_dev, object_ino, .. } => (*object_dev, *object_ino) == (dev, ino),
+        FileKind::Memfd {
+            object_dev,
+            object_ino,
+            ..
+        } => (*object_dev, *object_ino) == (dev, ino),
         FileKind::Unlinked { dev: d, ino: i, .. } => (*d, *i) == (dev, ino),
         _ => false,
     })?;
-    table.fds.iter().find(|d| d.file as usize == file).map(|d| d.fd)
+    table
+        .fds
+        .iter()
+        .find(|d| d.file as usize == file)
+        .map(|d| d.fd)
 }
 
 fn codec_len(payload: &Payload) -> Result<u64, RestoreError> {
-    Ok(codec::encode(payload).map_err(|e| RestoreError::Payload(e.to_string()))?.len() as u64)
+    Ok(codec::encode(payload)
+        .map_err(|e| RestoreError::Payload(e.to_string()))?
+        .len() as u64)
 }
 
 fn read_number(path: &[u8]) -> Option<u64> {
-    procfs::read_file(path).ok().and_then(|t| procfs::number(&t)).map(|n| n as u64)
+    procfs::read_file(path)
+        .ok()
+        .and_then(|t| procfs::number(&t))
+        .map(|n| n as u64)
 }
 
 /// Descriptors above the present soft limit need a higher one first.
 fn raise_nofile(manifest: &Manifest) {
     const RLIMIT_NOFILE: u32 = libc::RLIMIT_NOFILE;
-    let wanted = manifest.process.rlimits.iter().find(|l| l.0 == RLIMIT_NOFILE).map_or(0, |l| l.1);
+    let wanted = manifest
+        .process
+        .rlimits
+        .iter()
+        .find(|l| l.0 == RLIMIT_NOFILE)
+        .map_or(0, |l| l.1);
     let mut now = [0u64; 2];
     // SAFETY: valid structs.
     unsafe {
@@ -326,7 +370,10 @@ fn process_attributes(manifest: &Manifest) {
         }
     }
     if process.oom_score_adj != 0 {
-        let _ = std::fs::write("/proc/self/oom_score_adj", process.oom_score_adj.to_string());
+        let _ = std::fs::write(
+            "/proc/self/oom_score_adj",
+            process.oom_score_adj.to_string(),
+        );
     }
 }
 
@@ -347,13 +394,23 @@ fn is_noexec(fd: i32) -> bool {
 }
 
 fn can_write(path: &[u8]) -> bool {
-    std::fs::OpenOptions::new().read(true).write(true).open(os(path)).is_ok()
+    std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(os(path))
+        .is_ok()
 }
 
 /// A memfd with the contents of a shared object that no descriptor refers to.
 fn rebuild_object(object: &SharedObject, image_fd: i32) -> Result<i32, RestoreError> {
-    let fail = |error| RestoreError::Shared { name: String::from_utf8_lossy(&object.name).into_owned(), error };
-    let name = object.name.strip_prefix(b"/memfd:").unwrap_or(b"ckpt-shared");
+    let fail = |error| RestoreError::Shared {
+        name: String::from_utf8_lossy(&object.name).into_owned(),
+        error,
+    };
+    let name = object
+        .name
+        .strip_prefix(b"/memfd:")
+        .unwrap_or(b"ckpt-shared");
     let name = std::ffi::CString::new(name).unwrap_or_default();
     // SAFETY: a NUL-terminated name.
     let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
@@ -371,14 +428,19 @@ fn rebuild_object(object: &SharedObject, image_fd: i32) -> Result<i32, RestoreEr
         fd
     };
     // SAFETY: the descriptor was just made and is owned by nobody else.
-    let file = std::mem::ManuallyDrop::new(std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) }));
+    let file =
+        std::mem::ManuallyDrop::new(std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) }));
     file.set_len(object.size).map_err(fail)?;
     copy_extents(&object.extents, image_fd, &file).map_err(fail)?;
     Ok(fd)
 }
 
 /// Copies contents from the image to a file at the extents' `addr`.
-pub fn copy_extents(extents: &[Extent], image_fd: i32, file: &std::fs::File) -> std::io::Result<()> {
+pub fn copy_extents(
+    extents: &[Extent],
+    image_fd: i32,
+    file: &std::fs::File,
+) -> std::io::Result<()> {
     use std::os::unix::fs::FileExt;
     // SAFETY: borrowed for the duration of this call.
     let image = std::mem::ManuallyDrop::new(unsafe { std::fs::File::from_raw_fd(image_fd) });

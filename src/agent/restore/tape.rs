@@ -37,25 +37,56 @@ const PROT_WRITE: u64 = libc::PROT_WRITE as u64;
 
 impl Tape {
     fn op(&mut self, nr: i64, flags: u32, arg: [u64; 6]) {
-        self.ops.push(TapeOp { nr: nr as u32, flags, arg });
+        self.ops.push(TapeOp {
+            nr: nr as u32,
+            flags,
+            arg,
+        });
     }
 
     fn mmap(&mut self, start: u64, len: u64, prot: u64, flags: i32, fd: i64, offset: u64) {
         let flags = (flags | libc::MAP_FIXED) as u64;
-        self.op(libc::SYS_mmap, OP_FIXED_RESULT, [start, len, prot, flags, fd as u64, offset]);
+        self.op(
+            libc::SYS_mmap,
+            OP_FIXED_RESULT,
+            [start, len, prot, flags, fd as u64, offset],
+        );
     }
 
     fn read(&mut self, fd: i32, addr: u64, len: u64, offset: u64) {
-        self.op(libc::SYS_pread64, OP_READ_FULL, [fd as u64, addr, len, offset, 0, 0]);
+        self.op(
+            libc::SYS_pread64,
+            OP_READ_FULL,
+            [fd as u64, addr, len, offset, 0, 0],
+        );
     }
 
-    fn map_file(&mut self, area: &mut Area, path: &[u8], write: bool, vma: &VmaState, flags: i32, offset: u64) {
+    fn map_file(
+        &mut self,
+        area: &mut Area,
+        path: &[u8],
+        write: bool,
+        vma: &VmaState,
+        flags: i32,
+        offset: u64,
+    ) {
         let path = area.put_path(path);
         let mode = if write { libc::O_RDWR } else { libc::O_RDONLY } | libc::O_CLOEXEC;
         let at_cwd = libc::AT_FDCWD as i64 as u64;
-        self.op(libc::SYS_openat, OP_KEEP_FD, [at_cwd, path, mode as u64, 0, 0, 0]);
+        self.op(
+            libc::SYS_openat,
+            OP_KEEP_FD,
+            [at_cwd, path, mode as u64, 0, 0, 0],
+        );
         let flags = (flags | libc::MAP_FIXED) as u64;
-        let arg = [vma.start, vma.end - vma.start, vma.prot as u64, flags, 0, offset];
+        let arg = [
+            vma.start,
+            vma.end - vma.start,
+            vma.prot as u64,
+            flags,
+            0,
+            offset,
+        ];
         self.op(libc::SYS_mmap, OP_FIXED_RESULT | op_fd_arg(4), arg);
         self.op(libc::SYS_close, op_fd_arg(0), [0; 6]);
     }
@@ -74,7 +105,14 @@ fn mappable(vma: &VmaState, options: &Options) -> bool {
 fn map_threshold(manifest: &Manifest, options: &Options) -> u64 {
     let budget = (options.max_maps * 6 / 10).saturating_sub(manifest.memory.vmas.len() as u64) / 2;
     let mut threshold = MAP_MIN_PAGES;
-    while manifest.memory.extents.iter().filter(|e| e.npages >= threshold).count() as u64 > budget {
+    while manifest
+        .memory
+        .extents
+        .iter()
+        .filter(|e| e.npages >= threshold)
+        .count() as u64
+        > budget
+    {
         threshold *= 2;
     }
     threshold
@@ -101,9 +139,17 @@ pub fn memory(
         }
         let lazy = |e: &Extent| mappable(vma, options) && e.npages >= threshold;
         let mut contents_read = inside.iter().any(|e| !lazy(e));
-        let noreserve = if vma.flags & vma_flag::NORESERVE != 0 { libc::MAP_NORESERVE } else { 0 };
+        let noreserve = if vma.flags & vma_flag::NORESERVE != 0 {
+            libc::MAP_NORESERVE
+        } else {
+            0
+        };
         let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | noreserve;
-        let open_prot = if contents_read { prot | PROT_WRITE } else { prot };
+        let open_prot = if contents_read {
+            prot | PROT_WRITE
+        } else {
+            prot
+        };
         let mut given = open_prot;
         match &vma.kind {
             VmaKind::Anon | VmaKind::Heap => tape.mmap(start, len, open_prot, anonymous, -1, 0),
@@ -112,8 +158,18 @@ pub fn memory(
                 tape.mmap(start, len, given, anonymous | libc::MAP_GROWSDOWN, -1, 0);
             }
             VmaKind::FilePrivate { path, offset } => {
-                let opened = VmaState { prot: open_prot as u32, ..vma.clone() };
-                tape.map_file(area, path, false, &opened, libc::MAP_PRIVATE | noreserve, *offset);
+                let opened = VmaState {
+                    prot: open_prot as u32,
+                    ..vma.clone()
+                };
+                tape.map_file(
+                    area,
+                    path,
+                    false,
+                    &opened,
+                    libc::MAP_PRIVATE | noreserve,
+                    *offset,
+                );
             }
             VmaKind::FileShared { path, offset, .. } => {
                 given = prot;
@@ -130,7 +186,12 @@ pub fn memory(
                     tape.mmap(start, len, given, flags, -1, 0);
                     for e in &manifest.memory.shared[*object as usize].extents {
                         if e.addr >= *offset && e.addr < *offset + len {
-                            tape.read(options.image_fd, start + (e.addr - offset), e.npages * PAGE, e.offset);
+                            tape.read(
+                                options.image_fd,
+                                start + (e.addr - offset),
+                                e.npages * PAGE,
+                                e.offset,
+                            );
                         }
                     }
                 }
@@ -176,12 +237,20 @@ fn advise(tape: &mut Tape, vma: &VmaState) {
     let (start, len) = (vma.start, vma.end - vma.start);
     for (flag, advice) in advices {
         if vma.flags & flag != 0 {
-            tape.op(libc::SYS_madvise, OP_MAY_FAIL, [start, len, advice as u64, 0, 0, 0]);
+            tape.op(
+                libc::SYS_madvise,
+                OP_MAY_FAIL,
+                [start, len, advice as u64, 0, 0, 0],
+            );
         }
     }
     if vma.flags & vma_flag::LOCKED != 0 {
         let on_fault = (vma.flags & vma_flag::LOCKONFAULT != 0) as u64;
-        tape.op(libc::SYS_mlock2, OP_MAY_FAIL, [start, len, on_fault, 0, 0, 0]);
+        tape.op(
+            libc::SYS_mlock2,
+            OP_MAY_FAIL,
+            [start, len, on_fault, 0, 0, 0],
+        );
     }
 }
 
@@ -221,7 +290,18 @@ pub fn process(tape: &mut Tape, manifest: &Manifest, area: &mut Area) {
     let map = area.put_slice(&[map]);
     const PR_SET_MM: u64 = 35;
     const PR_SET_MM_MAP: u64 = 14;
-    tape.op(libc::SYS_prctl, 0, [PR_SET_MM, PR_SET_MM_MAP, map, size_of::<PrctlMmMap>() as u64, 0, 0]);
+    tape.op(
+        libc::SYS_prctl,
+        0,
+        [
+            PR_SET_MM,
+            PR_SET_MM_MAP,
+            map,
+            size_of::<PrctlMmMap>() as u64,
+            0,
+            0,
+        ],
+    );
     for (k, action) in manifest.signals.actions.iter().enumerate() {
         let signo = k as u64 + 1;
         if signo == libc::SIGKILL as u64 || signo == libc::SIGSTOP as u64 {
@@ -238,16 +318,28 @@ pub fn late(tape: &mut Tape, work: &Late, area: &mut Area) {
     const F_ADD_SEALS: u64 = libc::F_ADD_SEALS as u64;
     match work {
         Late::Seals { fd, seals } => {
-            tape.op(libc::SYS_fcntl, OP_MAY_FAIL, [*fd as u64, F_ADD_SEALS, *seals as u64, 0, 0, 0]);
+            tape.op(
+                libc::SYS_fcntl,
+                OP_MAY_FAIL,
+                [*fd as u64, F_ADD_SEALS, *seals as u64, 0, 0, 0],
+            );
         }
         // The thread does not exist yet: the process is the owner.
         Late::Owner { fd, owner } => {
-            tape.op(libc::SYS_fcntl, OP_MAY_FAIL, [*fd as u64, libc::F_SETOWN as u64, owner.1 as u64, 0, 0, 0]);
+            tape.op(
+                libc::SYS_fcntl,
+                OP_MAY_FAIL,
+                [*fd as u64, libc::F_SETOWN as u64, owner.1 as u64, 0, 0, 0],
+            );
         }
         // Opening and closing mapped files has dropped the locks on them.
         Late::PosixLock(lock) => {
             let at = area.put_slice(&[Late::flock(lock)]);
-            tape.op(libc::SYS_fcntl, OP_MAY_FAIL, [lock.fd as u64, libc::F_SETLK as u64, at, 0, 0, 0]);
+            tape.op(
+                libc::SYS_fcntl,
+                OP_MAY_FAIL,
+                [lock.fd as u64, libc::F_SETLK as u64, at, 0, 0, 0],
+            );
         }
     }
 }
@@ -264,12 +356,18 @@ pub fn area_needed(manifest: &Manifest) -> u64 {
         })
         .sum();
     let vmas = manifest.memory.vmas.len() * 14;
-    let shared: usize = manifest.memory.shared.iter().map(|o| o.extents.len() * 4).sum();
+    let shared: usize = manifest
+        .memory
+        .shared
+        .iter()
+        .map(|o| o.extents.len() * 4)
+        .sum();
     let ops = vmas + manifest.memory.extents.len() * 2 + shared + 200;
     let actions = 64 * 64;
     // A `struct flock` and an operation each, and the other late work.
     let late = manifest.descriptors.locks.len() * 64 + manifest.descriptors.files.len();
-    let late = late * (1 + size_of::<TapeOp>() / 64) + manifest.descriptors.files.len() * size_of::<TapeOp>();
+    let late = late * (1 + size_of::<TapeOp>() / 64)
+        + manifest.descriptors.files.len() * size_of::<TapeOp>();
     (paths + ops * size_of::<TapeOp>() + actions + late + manifest.process.auxv.len() + 4096) as u64
 }
 
@@ -282,10 +380,8 @@ pub fn needs_file(manifest: &Manifest, object: usize) -> bool {
         .iter()
         .filter(|vma| matches!(vma.kind, VmaKind::Shared { object: o, .. } if o as usize == object))
         .count();
-    let first_at_zero = manifest
-        .memory
-        .vmas
-        .iter()
-        .any(|vma| matches!(vma.kind, VmaKind::Shared { object: o, offset: 0 } if o as usize == object));
+    let first_at_zero = manifest.memory.vmas.iter().any(
+        |vma| matches!(vma.kind, VmaKind::Shared { object: o, offset: 0 } if o as usize == object),
+    );
     manifest.memory.shared[object].kind != SharedKind::Anonymous || uses != 1 || !first_at_zero
 }
