@@ -151,6 +151,9 @@ pub unsafe extern "C" fn resume_thread(
             let pending = &*(interrupted as *const restart::Interrupted);
             restart::finish(uc, pending, stop::STOPPED_AT_NS.load(Ordering::SeqCst));
         }
+        if AGENT.ids_translated.load(Ordering::SeqCst) {
+            hooks::ids::locks::enter_again(uc);
+        }
         RESUMED.fetch_add(1, Ordering::SeqCst);
         syscall!(libc::SYS_futex, &RESUMED, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0);
         sigreturn_to(uc)

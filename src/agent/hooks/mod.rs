@@ -85,6 +85,7 @@ pub fn table() -> [u8; 512] {
     }
     if AGENT.ids_translated.load(Relaxed) {
         mark(ids::calls::NUMBERS);
+        mark(ids::locks::NUMBERS);
         for (nr, _) in ids::paths::CALLS {
             mark(&[*nr]);
         }
@@ -113,7 +114,9 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
         _ => {}
     }
     if AGENT.ids_translated.load(Relaxed)
-        && let Some(verdict) = ids::calls::dispatch(frame).or_else(|| ids::paths::dispatch(frame))
+        && let Some(verdict) = ids::calls::dispatch(frame)
+            .or_else(|| ids::paths::dispatch(frame))
+            .or_else(|| ids::locks::dispatch(frame))
     {
         return verdict;
     }
@@ -172,6 +175,9 @@ pub unsafe fn after_restore(restored: &Restored) {
     let ranges = memory::set_image_ranges(restored.mapped);
     if ids.is_err() || ranges.is_err() || !known {
         refusal::disable("no memory for the tables of the restored process");
+    }
+    if AGENT.ids_translated.load(Relaxed) {
+        ids::libc_signals::adopt();
     }
     for (nr, _) in table()
         .iter()

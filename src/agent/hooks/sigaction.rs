@@ -7,13 +7,13 @@
 //! *returns*: a call that the handler itself made has left an entry record with the
 //! count from before, so it can never be mistaken for the call that was interrupted,
 //! even at the same site. The program is shown its own `sa_restorer`. glibc's 32 and 33
-//! (cancellation, set-id) are left alone entirely.
+//! (cancellation, set-id) are left alone, but see [`ids::libc_signals`].
 //!
 //! Any thread, any context (vfork children too: they share this memory but not the
 //! kernel's actions, so nothing is recorded for them).
 
 use super::frame::{CallFrame, Verdict};
-use super::user;
+use super::{ids, user};
 use crate::agent::state::{AGENT, RESERVED_BIT, RESERVED_SIGNAL, awake};
 use crate::image::state::KernelSigaction;
 use ckpt_sys::{callsite, syscall};
@@ -128,8 +128,14 @@ pub fn adopt_handlers() {
 pub fn rt_sigaction(frame: &mut CallFrame) -> Verdict {
     let [sig, act, old, size, ..] = frame.args;
     let sig = sig as i32;
-    if size != 8 || !(1..=64).contains(&sig) || is_glibcs(sig) || (act == 0 && old == 0) {
+    if size != 8 || !(1..=64).contains(&sig) || (act == 0 && old == 0) {
         return Verdict::Forward;
+    }
+    if is_glibcs(sig) {
+        return match AGENT.ids_translated.load(Relaxed) {
+            true => ids::libc_signals::rt_sigaction(frame),
+            false => Verdict::Forward,
+        };
     }
     if sig == libc::SIGKILL || sig == libc::SIGSTOP {
         return Verdict::Forward;

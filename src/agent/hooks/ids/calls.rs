@@ -131,7 +131,16 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
         }
         libc::SYS_kill => {
             f.args[0] = i64::from(signed(f.args[0] as i32)) as u64;
-            Verdict::Forward
+            to_itself(f, None)
+        }
+        libc::SYS_tkill => {
+            arg(f, 0);
+            to_itself(f, Some(0))
+        }
+        libc::SYS_tgkill => {
+            arg(f, 0);
+            arg(f, 1);
+            to_itself(f, Some(1))
         }
         libc::SYS_wait4 => {
             let id = f.args[0] as i32;
@@ -146,8 +155,7 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
             }
             Verdict::Forward
         }
-        libc::SYS_tkill
-        | libc::SYS_rt_sigqueueinfo
+        libc::SYS_rt_sigqueueinfo
         | libc::SYS_pidfd_open
         | libc::SYS_sched_setparam
         | libc::SYS_sched_getparam
@@ -167,7 +175,7 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
             arg(f, 0);
             Verdict::Forward
         }
-        libc::SYS_tgkill | libc::SYS_rt_tgsigqueueinfo | libc::SYS_kcmp => {
+        libc::SYS_rt_tgsigqueueinfo | libc::SYS_kcmp => {
             arg(f, 0);
             arg(f, 1);
             Verdict::Forward
@@ -211,6 +219,45 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
     };
     Some(verdict)
 }
+
+/// A signal of a thread to itself (raise), by kill (`thread` None), tkill or tgkill, whose
+/// argument `thread` is the thread; ids are translated. The kernel would put the real pid
+/// into si_pid; a queued signal says what we write.
+fn to_itself(f: &mut CallFrame, thread: Option<usize>) -> Verdict {
+    let (pid, ours) = process();
+    let target = f.args[0] as i32;
+    if !ours || (thread != Some(0) && target != pid) {
+        return Verdict::Forward;
+    }
+    let signo = f.args[thread.unwrap_or(0) + 1];
+    // SAFETY: no arguments.
+    let uid = unsafe { syscall!(libc::SYS_getuid) } as u32;
+    let code = if thread.is_some() { SI_TKILL } else { libc::SI_USER };
+    // signo, errno, code, padding, pid, uid, then nothing.
+    let mut info = [0u32; 32];
+    info[0] = signo as u32;
+    info[2] = code as u32;
+    info[4] = AGENT.pid.load(Relaxed) as u32;
+    info[5] = uid;
+    // SAFETY: a full siginfo; a thread of another process is refused (ESRCH).
+    let value = unsafe {
+        match thread {
+            None => syscall!(libc::SYS_rt_sigqueueinfo, pid, signo, &raw const info),
+            Some(at) => {
+                let tid = f.args[at];
+                syscall!(libc::SYS_rt_tgsigqueueinfo, pid, tid, signo, &raw const info)
+            }
+        }
+    };
+    // tkill of a thread elsewhere; a thread other than the caller, for whom the kernel
+    // lets nobody speak.
+    if value == -(libc::EPERM as isize) || (thread == Some(0) && value == -(libc::ESRCH as isize)) {
+        return Verdict::Forward;
+    }
+    result(f, value as i64)
+}
+
+const SI_TKILL: i32 = -6;
 
 fn setpgid(f: &mut CallFrame) -> Verdict {
     arg(f, 0);
