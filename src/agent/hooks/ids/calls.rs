@@ -232,7 +232,11 @@ fn to_itself(f: &mut CallFrame, thread: Option<usize>) -> Verdict {
     let signo = f.args[thread.unwrap_or(0) + 1];
     // SAFETY: no arguments.
     let uid = unsafe { syscall!(libc::SYS_getuid) } as u32;
-    let code = if thread.is_some() { SI_TKILL } else { libc::SI_USER };
+    let code = if thread.is_some() {
+        SI_TKILL
+    } else {
+        libc::SI_USER
+    };
     // signo, errno, code, padding, pid, uid, then nothing.
     let mut info = [0u32; 32];
     info[0] = signo as u32;
@@ -245,7 +249,13 @@ fn to_itself(f: &mut CallFrame, thread: Option<usize>) -> Verdict {
             None => syscall!(libc::SYS_rt_sigqueueinfo, pid, signo, &raw const info),
             Some(at) => {
                 let tid = f.args[at];
-                syscall!(libc::SYS_rt_tgsigqueueinfo, pid, tid, signo, &raw const info)
+                syscall!(
+                    libc::SYS_rt_tgsigqueueinfo,
+                    pid,
+                    tid,
+                    signo,
+                    &raw const info
+                )
             }
         }
     };
