@@ -155,6 +155,9 @@ impl Worker {
             return false;
         }
         let now = now_ns();
+        if let Some(soon) = ending::hint() {
+            self.look_ns = self.look_ns.min(now + soon);
+        }
         if now >= self.look_ns {
             self.look_ns = now + ending::look();
         }

@@ -4,15 +4,16 @@
 
 use super::frame::{CallFrame, Verdict};
 use super::sigaction;
-use crate::agent::exit;
 use crate::agent::refusal::{self, Kind};
 use crate::agent::state::{RESERVED_BIT, RESERVED_SIGNAL, is_agents_process};
+use crate::agent::{ending, exit};
 use crate::image::state::KernelSigaction;
 use ckpt_sys::{syscall, tls::thread_block};
 
 /// The numbers this file acts on.
 pub const NUMBERS: &[libc::c_long] = &[
     libc::SYS_exit_group,
+    libc::SYS_exit,
     libc::SYS_execve,
     libc::SYS_execveat,
     libc::SYS_prctl,
@@ -40,6 +41,7 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
     let [a, b, ..] = frame.args;
     match frame.rax {
         libc::SYS_exit_group if is_agents_process() => exit::on_exit(a as i32),
+        libc::SYS_exit if is_agents_process() => ending::thread_exits(a as i32),
         libc::SYS_execve | libc::SYS_execveat => return execve(frame),
         // Modes 1 and 2; what is invalid is told by the kernel, so a wrong guess here
         // only costs checkpoints.
