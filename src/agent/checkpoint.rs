@@ -283,9 +283,7 @@ impl Worker {
             return Err(CheckpointError::Refused(reason.into()));
         }
         if request::MAILBOX.holds.load(Ordering::SeqCst) != 0 {
-            return Err(CheckpointError::Postponed(
-                "the program holds checkpoints off (ckpt_hold)".into(),
-            ));
+            return Err(CheckpointError::Postponed(HELD.into()));
         }
         if let Some(reason) = refusal::noted_reason() {
             return Err(CheckpointError::Refused(reason.into()));
@@ -408,6 +406,8 @@ struct Taken {
 }
 
 /// Stops the program, collects, snapshots, releases, and waits for the image.
+const HELD: &str = "the program holds checkpoints off (ckpt_hold)";
+
 fn take(
     settings: &Settings,
     generation: u64,
@@ -421,6 +421,12 @@ fn take(
         other => refused(other),
     })?;
     let t1 = now_ns();
+    // Once more: the files of the generation were made since `before_the_stop`, and the
+    // program may have called ckpt_hold meanwhile. Now it cannot.
+    if request::MAILBOX.holds.load(Ordering::SeqCst) != 0 {
+        stop::release(stopped);
+        return Err(CheckpointError::Postponed(HELD.into()));
+    }
     let collected = collect(settings, &stopped);
     let t2 = now_ns();
     let (manifest, mut plan, mut side) = match collected {
