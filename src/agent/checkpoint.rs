@@ -405,9 +405,9 @@ struct Taken {
     snapshot: &'static str,
 }
 
-/// Stops the program, collects, snapshots, releases, and waits for the image.
 const HELD: &str = "the program holds checkpoints off (ckpt_hold)";
 
+/// Stops the program, collects, snapshots, releases, and waits for the image.
 fn take(
     settings: &Settings,
     generation: u64,
