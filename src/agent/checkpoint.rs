@@ -75,6 +75,8 @@ pub struct Worker {
     retry_ns: Option<u64>,
     last_generation: Option<u64>,
     report: report::Report,
+    /// The `ckpt_checkpoint` that the latest image holds as taken; only compared.
+    included: *const request::InsertedCall,
     /// Nonces of the command's requests that the next outcome answers.
     asked: Vec<u32>,
 }
@@ -109,6 +111,7 @@ impl Worker {
             retry_ns: None,
             last_generation: None,
             report: report::Report::default(),
+            included: std::ptr::null(),
             asked: Vec::new(),
         };
         if life == Life::Restored {
@@ -192,7 +195,7 @@ impl Worker {
                 self.report.last_generation = Some(generation);
                 self.report.last_checkpoint_ns = identity::realtime_ns();
                 self.report.checkpoints += 1;
-                request::answer(1);
+                request::answer_call(self.included, 1);
                 for nonce in std::mem::take(&mut self.asked) {
                     self.report.answer(nonce, Some(generation), None);
                 }
@@ -235,7 +238,10 @@ impl Worker {
             .as_ref()
             .is_some_and(|r| r.reason == reason);
         if !same {
-            log::line(format_args!("no checkpoint ({}): {reason}", trigger.name()));
+            log::line(format_args!(
+                "checkpoint refused ({}): {reason}",
+                trigger.name()
+            ));
         }
         self.report.refused += 1;
         let time_ns = identity::realtime_ns();
@@ -295,7 +301,6 @@ impl Worker {
         self.before_the_stop()?;
         let settings = self.settings;
         let last = self.last_generation;
-        let id = request::inserted_call().map_or(0, |call| call.id);
         let ending = || CheckpointError::Refused("the program is ending".into());
         let fs = RawFs;
         if !exit::enter_store() {
@@ -316,9 +321,10 @@ impl Worker {
                 return Err(error);
             }
         };
+        self.included = taken.call;
         let record = GenerationRecord {
             generation,
-            id,
+            id: taken.id,
             parent: last,
             time_ns: taken.realtime_ns,
             host: taken.host.clone(),
@@ -393,6 +399,9 @@ impl Worker {
 
 /// What the stop and the writer have yielded.
 struct Taken {
+    /// The call that waits for this checkpoint, and the id that it gave.
+    call: *const request::InsertedCall,
+    id: i32,
     outcome: Outcome,
     phases: [u64; 4],
     stop_us: u64,
@@ -420,6 +429,9 @@ fn take(
         stop::StopError::Stuck { .. } => CheckpointError::Postponed(error.to_string()),
         other => refused(other),
     })?;
+    // A call that came while the others were being stopped is in the image too; a later one is not.
+    let call = request::inserted_call();
+    let (call, id) = call.map_or((std::ptr::null(), 0), |call| (&raw const *call, call.id));
     let t1 = now_ns();
     // Once more: the files of the generation were made since `before_the_stop`, and the
     // program may have called ckpt_hold meanwhile. Now it cannot.
@@ -493,6 +505,8 @@ fn take(
     phases[2] = (t3 - t2) / 1000;
     phases[3] = (t4 - t3) / 1000;
     Ok(Taken {
+        call,
+        id,
         outcome,
         phases,
         stop_us: (t4 - t0) / 1000,

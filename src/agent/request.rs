@@ -273,13 +273,21 @@ pub fn copy_slot(call: &InsertedCall) -> Slot {
     unsafe { std::ptr::read(&call.slot) }
 }
 
-/// Wakes the thread that waits in `ckpt_checkpoint` with `result` (1 = taken, or a
-/// negated errno).
+/// Answers whoever waits in `ckpt_checkpoint` (a negated errno).
 pub fn answer(result: i32) {
-    let call = MAILBOX
-        .inserted
-        .swap(std::ptr::null_mut(), Ordering::SeqCst);
-    if !call.is_null() {
+    answer_call(MAILBOX.inserted.load(Ordering::SeqCst), result);
+}
+
+/// Wakes the thread that waits in this call of `ckpt_checkpoint` with `result` (1 = taken,
+/// or a negated errno). One that came later goes on waiting.
+pub fn answer_call(call: *const InsertedCall, result: i32) {
+    let none = std::ptr::null_mut();
+    if !call.is_null()
+        && MAILBOX
+            .inserted
+            .compare_exchange(call.cast_mut(), none, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
+    {
         // SAFETY: valid until `done` is stored; only the futex address is used after.
         unsafe {
             let done = &raw const (*call).done;

@@ -8,7 +8,7 @@
 //! Runs in: the helper thread ([`stop_all`], [`release`]) and, async-signal-safe, in
 //! any thread ([`on_reserved_signal`]).
 
-use crate::agent::callsites::restart;
+use crate::agent::callsites::restart::{self, Clock};
 use crate::agent::collect::signals;
 use crate::agent::hooks;
 use crate::agent::procfs::{self, TaskList};
@@ -178,14 +178,14 @@ unsafe extern "C" fn on_reserved_signal(
         let interrupted = unsafe { restart::prepare(uc) };
         request::from_command(value);
         // SAFETY: as above.
-        unsafe { restart::finish(uc, &interrupted, now_ns()) };
+        unsafe { restart::finish(uc, &interrupted, Clock::Runs) };
     } else {
         // SAFETY: the handler's own arguments. A signal that the program does not see
         // (ignored, blocked) must not end its call either.
         unsafe {
             let interrupted = restart::prepare(uc);
             if !hooks::foreign::deliver_foreign(signo, info, uc) {
-                restart::finish(uc, &interrupted, now_ns());
+                restart::finish(uc, &interrupted, Clock::Runs);
             }
         }
     }
@@ -291,7 +291,7 @@ unsafe fn park(value: u64, uc: *mut libc::ucontext_t) {
         };
     }
     // SAFETY: the frame of this very handler, prepared above.
-    unsafe { restart::finish(uc, &interrupted, now_ns()) };
+    unsafe { restart::finish(uc, &interrupted, Clock::Runs) };
 }
 
 /// A stack pointer below `address` and its red zone, aligned.
@@ -572,9 +572,27 @@ pub fn stop_all(inserted: Option<Slot>) -> Result<Stopped, StopError> {
     }
 }
 
+/// A thread that has called `ckpt_checkpoint` since this stop began waits for the helper
+/// with all signals blocked, and is captured already: it counts as parked.
+fn adopt_caller(stopped: &mut Stopped) {
+    let Some(caller) = request::inserted_call().map(request::copy_slot) else {
+        return;
+    };
+    let tid = caller.tid.load(Ordering::Relaxed);
+    let place = stopped.slots[..stopped.used].iter_mut().find(|slot| {
+        slot.tid.load(Ordering::Relaxed) == tid && slot.state.load(Ordering::Acquire) == NEW
+    });
+    if let Some(place) = place {
+        *place = caller;
+        place.state.store(PARKED, Ordering::Release);
+        STOP.parked.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
 fn wait_parked(stopped: &mut Stopped) -> Result<(), StopError> {
     let started = now_ns();
     loop {
+        adopt_caller(stopped);
         let gone = stopped.slots[..stopped.used]
             .iter()
             .filter(|slot| slot.state.load(Ordering::Relaxed) == GONE)

@@ -4,6 +4,7 @@
 //!
 //! Constructor of the new process, one thread. Uses std and libc freely.
 
+use crate::agent::procfs;
 use ckpt_sys::syscall;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
@@ -35,6 +36,22 @@ struct CloneArgs {
 
 /// A killed process stays a zombie until its parent reaps it; pid 1 can be slow.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Somebody alive has the id, or a process group or session is named by it; it might just
+/// be on its way out.
+const GRACE: Duration = Duration::from_millis(40);
+
+/// Is the task with this id dead but not buried, or about to die?
+fn is_going(pid: i32) -> bool {
+    const PF_EXITING: i64 = 0x4;
+    let Ok(stat) = procfs::read_file(format!("/proc/{pid}/stat").as_bytes()) else {
+        return false;
+    };
+    let fields = procfs::stat_fields(&stat);
+    // Fields 3 (state) and 9 (flags) of proc(5).
+    let state = fields.first().and_then(|f| f.first().copied());
+    let flags = fields.get(6).and_then(|f| procfs::number(f)).unwrap_or(0);
+    matches!(state, Some(b'Z' | b'X')) || flags & PF_EXITING != 0
+}
 
 /// Tries to become process `pid`. Returns in the process that is to be restored; the
 /// starter stays inside, as the proxy, until the end.
@@ -69,7 +86,11 @@ pub fn become_pid(pid: i32) -> Identity {
                 return Identity::Same;
             }
             child if child > 0 => stand_in_for(child as i32),
-            error if error == -(libc::EEXIST as isize) && started.elapsed() < PATIENCE => {
+            error if error == -(libc::EEXIST as isize) => {
+                let patience = if is_going(pid) { PATIENCE } else { GRACE };
+                if started.elapsed() > patience {
+                    return Identity::Other;
+                }
                 std::thread::sleep(Duration::from_millis(2));
             }
             _ => return Identity::Other,
@@ -82,11 +103,19 @@ static CHILD: AtomicI32 = AtomicI32::new(0);
 /// Signals from a terminal reach the child directly (same process group); what a
 /// process sent to the proxy alone is passed on.
 unsafe extern "C" fn forward(signo: i32, info: *mut libc::siginfo_t, _uc: *mut libc::c_void) {
+    let child = CHILD.load(Ordering::Relaxed);
     // SAFETY: the kernel passes a valid siginfo.
-    let from_kernel = unsafe { (*info).si_code } > 0;
-    if !from_kernel {
-        // SAFETY: no pointers.
-        unsafe { syscall!(libc::SYS_kill, CHILD.load(Ordering::Relaxed), signo) };
+    unsafe {
+        match (*info).si_code {
+            code if code > 0 => {}
+            // With its value; a claim to come from kill(2) is not permitted to us.
+            code if code < 0 && code != libc::SI_TKILL => {
+                syscall!(libc::SYS_rt_sigqueueinfo, child, signo, info);
+            }
+            _ => {
+                syscall!(libc::SYS_kill, child, signo);
+            }
+        }
     }
 }
 
