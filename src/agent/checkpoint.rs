@@ -289,9 +289,7 @@ impl Worker {
             return Err(CheckpointError::Refused(reason.into()));
         }
         if request::MAILBOX.holds.load(Ordering::SeqCst) != 0 {
-            return Err(CheckpointError::Postponed(
-                "the program holds checkpoints off (ckpt_hold)".into(),
-            ));
+            return Err(CheckpointError::Postponed(HELD.into()));
         }
         if let Some(reason) = refusal::noted_reason() {
             return Err(CheckpointError::Refused(reason.into()));
@@ -387,6 +385,7 @@ impl Worker {
         }
         self.report.program_pid = AGENT.pid.load(Ordering::Relaxed);
         self.report.state = "idle".into();
+        self.report.last_generation = self.last_generation;
         self.report.interval_ms = interval_ns(self.settings).map_or(0, |ns| ns / 1_000_000);
         self.report.recovered_from = self.settings.restored.as_ref().map(|r| r.1);
         self.report.net.installed = AGENT.net_installed.load(Ordering::Relaxed);
@@ -416,6 +415,8 @@ struct Taken {
 }
 
 /// Stops the program, collects, snapshots, releases, and waits for the image.
+const HELD: &str = "the program holds checkpoints off (ckpt_hold)";
+
 fn take(
     settings: &Settings,
     generation: u64,
@@ -432,6 +433,12 @@ fn take(
     let call = request::inserted_call();
     let (call, id) = call.map_or((std::ptr::null(), 0), |call| (&raw const *call, call.id));
     let t1 = now_ns();
+    // Once more: the files of the generation were made since `before_the_stop`, and the
+    // program may have called ckpt_hold meanwhile. Now it cannot.
+    if request::MAILBOX.holds.load(Ordering::SeqCst) != 0 {
+        stop::release(stopped);
+        return Err(CheckpointError::Postponed(HELD.into()));
+    }
     let collected = collect(settings, &stopped);
     let t2 = now_ns();
     let (manifest, mut plan, mut side) = match collected {
@@ -463,7 +470,14 @@ fn take(
     } else {
         writer::fork(|| {
             let image = ImageWriter::new(file, generation);
-            snapshot::write(image, manifest.clone(), plan.clone(), side.bytes(), true)
+            snapshot::write(
+                image,
+                manifest.clone(),
+                plan.clone(),
+                side.bytes(),
+                true,
+                true,
+            )
         })
     };
     let (outcome, name, t3, t4) = match forked {
@@ -471,11 +485,18 @@ fn take(
             let t3 = now_ns();
             stop::release(stopped);
             let t4 = now_ns();
-            (child.wait().map_err(store_error)?, "fork", t3, t4)
+            let outcome = child.wait().map_err(|error| match error {
+                writer::WriterError::NotInherited(reason) => {
+                    hooks::memory::note_special_advice();
+                    CheckpointError::Postponed(reason)
+                }
+                other => store_error(other),
+            })?;
+            (outcome, "fork", t3, t4)
         }
         None => {
             let image = ImageWriter::new(file, generation);
-            let result = snapshot::write(image, manifest, plan, side.bytes(), true);
+            let result = snapshot::write(image, manifest, plan, side.bytes(), false, true);
             let t3 = now_ns();
             stop::release(stopped);
             (result.map_err(store_error)?, "copy", t3, now_ns())
@@ -550,7 +571,9 @@ fn collect(
     };
     let descriptors = descriptors::collect(&target, &mut side).map_err(refused)?;
     let mut store = settings.store_root.clone();
-    store.extend_from_slice(b"/jobs/");
+    store.extend_from_slice(b"/jobs");
+    let mut store = procfs::real_path(&store).unwrap_or(store);
+    store.push(b'/');
     let own = memory::Own {
         store: &store,
         is_cache: callsites::cache::is_cache_path,
@@ -573,6 +596,5 @@ fn collect(
         },
         ..Manifest::default()
     };
-    let _ = procfs::number;
     Ok((manifest, plan, side))
 }

@@ -95,6 +95,14 @@ pub fn read_link(path: &[u8]) -> Result<Vec<u8>, i32> {
     Ok(buf)
 }
 
+/// The path of a directory with all symbolic links resolved, as the kernel shows it
+/// in /proc/self/maps; `None` when it cannot be opened.
+pub fn real_path(path: &[u8]) -> Option<Vec<u8>> {
+    let fd = OwnFd::open_with(path, libc::O_PATH | libc::O_DIRECTORY).ok()?;
+    // The helper's descriptors are not the leader's: thread-self, not self.
+    read_link(format!("/proc/thread-self/fd/{}", fd.raw()).as_bytes()).ok()
+}
+
 /// The value of `key:` in a /proc status-like text, without leading blanks.
 pub fn field<'a>(text: &'a [u8], key: &str) -> Option<&'a [u8]> {
     text.split(|&b| b == b'\n').find_map(|line| {

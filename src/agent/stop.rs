@@ -472,8 +472,16 @@ impl Stopped {
     }
 }
 
-/// How long a thread may take to park before the stop is given up, ns.
-const PATIENCE_NS: u64 = 1_000_000_000;
+/// How long a thread in this state may take to park before the stop is given up, ns.
+/// One that waits in the kernel uninterruptibly (a disk, a vfork child) may do so for
+/// long, and the whole program would stand still with it.
+fn patience_ns(state: u8) -> u64 {
+    if state == b'D' {
+        100_000_000
+    } else {
+        1_000_000_000
+    }
+}
 
 fn empty_slot() -> Slot {
     // SAFETY: all-zero is a valid Slot.
@@ -611,7 +619,7 @@ fn wait_parked(stopped: &mut Stopped) -> Result<(), StopError> {
         if ret != -(libc::ETIMEDOUT as isize) {
             continue;
         }
-        let late = now_ns() - started > PATIENCE_NS;
+        let waited = now_ns() - started;
         for slot in &stopped.slots[..stopped.used] {
             if slot.state.load(Ordering::Acquire) != NEW {
                 continue;
@@ -619,7 +627,7 @@ fn wait_parked(stopped: &mut Stopped) -> Result<(), StopError> {
             let tid = slot.tid.load(Ordering::Relaxed) as i32;
             match procfs::task_state(tid) {
                 None | Some(b'Z') | Some(b'X') => slot.state.store(GONE, Ordering::Release),
-                Some(_) if late => {
+                Some(state) if waited > patience_ns(state) => {
                     return Err(StopError::Stuck {
                         tid,
                         name: procfs::task_text(tid, "comm"),

@@ -1,6 +1,6 @@
 //! The library, the command and the guests: built once, only when something changed.
 
-use super::user;
+use super::{Program, user};
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
@@ -86,26 +86,77 @@ fn modified(path: &Path) -> Option<SystemTime> {
 
 /// The compiled guest; also `guest_plugin`, the library that some of them open.
 pub fn guest(name: &str) -> PathBuf {
+    compiled(&guests_dir(), name)
+}
+
+/// A program of `tests/real`, by the name of its source.
+pub fn real(source: &str, args: &[&str]) -> Program {
+    let name = source.split('.').next().expect("a name");
+    let dir = source_root().join("tests/real");
+    let path = if source.ends_with(".f90") {
+        // Its own name: `numbers` is also a Rust program.
+        compiled_from(&dir.join(source), "numbers_f90", compiler_f())
+    } else {
+        compiled(&dir, name)
+    };
+    Program::at(path, args)
+}
+
+/// gcc's compiler proper, writing to standard output.
+pub fn cc1() -> Program {
+    let asked = Command::new("gcc").arg("-print-prog-name=cc1").output();
+    let path = String::from_utf8(asked.expect("gcc").stdout).expect("a path");
+    let args = ["-quiet", "-O2", "big.c", "-o", "-"];
+    Program::at(PathBuf::from(path.trim()), &args)
+}
+
+/// A Java class, compiled now, run by `java` with a small heap.
+pub fn java_class(source: &str) -> Program {
+    let dir = target_dir();
+    let _lock = lock(&dir.join(".java.lock"));
+    let class = dir.join("Work.class");
+    let java = dir.join("Work.java");
+    if std::fs::read_to_string(&java).ok().as_deref() != Some(source) || !class.exists() {
+        std::fs::write(&java, source).expect("Work.java");
+        let status = Command::new(find_command("javac"))
+            .arg("-d")
+            .arg(&dir)
+            .arg(&java)
+            .status();
+        assert!(status.expect("javac").success(), "javac Work.java");
+    }
+    let content = std::fs::read(&class).expect("Work.class");
+    Program::real("java", &["-Xmx256m", "-Xshare:auto", "-cp", ".", "Work"])
+        .file("Work.class", content)
+}
+
+fn target_dir() -> PathBuf {
     let target = profile_dir().parent().expect("target").join("guests");
     std::fs::create_dir_all(&target).expect("target/guests");
-    let base = guests_dir();
-    let (source, mut compiler) = ["c", "cpp", "rs"]
-        .iter()
-        .map(|suffix| base.join(format!("{name}.{suffix}")))
-        .find(|source| source.exists())
-        .map(|source| {
-            let command = match source.extension().and_then(|e| e.to_str()) {
-                Some("c") => compiler("cc", &["-std=gnu11"]),
-                Some("cpp") => compiler("c++", &["-std=c++17"]),
+    target
+}
+
+fn compiled(base: &Path, name: &str) -> PathBuf {
+    for suffix in ["c", "cpp", "rs"] {
+        let source = base.join(format!("{name}.{suffix}"));
+        if source.exists() {
+            let compiler = match suffix {
+                "c" => compiler("cc", &["-std=gnu11"]),
+                "cpp" => compiler("c++", &["-std=c++17"]),
                 _ => {
                     let mut command = Command::new("rustc");
                     command.args(["--edition", "2021", "-O"]);
                     command
                 }
             };
-            (source, command)
-        })
-        .unwrap_or_else(|| panic!("no guest {name} in {}", base.display()));
+            return compiled_from(&source, name, compiler);
+        }
+    }
+    panic!("no program {name} in {}", base.display())
+}
+
+fn compiled_from(source: &Path, name: &str, mut compiler: Command) -> PathBuf {
+    let target = target_dir();
     let plugin = name == "guest_plugin";
     let out = target.join(if plugin {
         "libguest_plugin.so".to_owned()
@@ -113,13 +164,14 @@ pub fn guest(name: &str) -> PathBuf {
         name.to_owned()
     });
     let headers = [
-        base.join("guest.h"),
+        guests_dir().join("guest.h"),
         source_root().join("ckpt-sys/include/ckpt.h"),
     ];
     let newest = headers
         .iter()
-        .chain([&source])
-        .filter_map(|p| modified(p))
+        .map(PathBuf::as_path)
+        .chain([source])
+        .filter_map(modified)
         .max();
     let _lock = lock(&target.join(format!(".{name}.lock")));
     if modified(&out) <= newest {
@@ -128,8 +180,8 @@ pub fn guest(name: &str) -> PathBuf {
         if plugin {
             compiler.args(["-shared", "-fPIC"]);
         }
-        compiler.arg("-o").arg(&fresh).arg(&source);
-        if source.extension().is_some_and(|e| e != "rs") {
+        compiler.arg("-o").arg(&fresh).arg(source);
+        if source.extension().is_some_and(|e| e == "c" || e == "cpp") {
             compiler.args(["-lm", "-lrt"]);
         }
         let done = compiler.output().expect("a compiler runs");
@@ -138,9 +190,15 @@ pub fn guest(name: &str) -> PathBuf {
             "{compiler:?}: {}",
             String::from_utf8_lossy(&done.stderr)
         );
-        std::fs::rename(&fresh, &out).expect("rename the guest");
+        std::fs::rename(&fresh, &out).expect("rename the program");
     }
     readable(&out)
+}
+
+fn compiler_f() -> Command {
+    let mut command = Command::new(find_command("gfortran"));
+    command.args(["-O2", "-Wall"]);
+    command
 }
 
 fn compiler(name: &str, args: &[&str]) -> Command {
@@ -179,10 +237,7 @@ pub fn readable(path: &Path) -> PathBuf {
         std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o755)).expect("chmod");
         let aside = dir.join(format!(".{}", std::process::id()));
         std::fs::copy(path, &aside).expect("copy for the test user");
-        let mode = path.metadata().expect("stat").permissions().mode()
-            | 0o444
-            | ((path.metadata().expect("stat").permissions().mode() & 0o100) >> 2 & 0o011);
-        std::fs::set_permissions(&aside, PermissionsExt::from_mode(mode | 0o111)).expect("chmod");
+        std::fs::set_permissions(&aside, PermissionsExt::from_mode(0o755)).expect("chmod");
         std::fs::rename(&aside, &copy).expect("rename the copy");
     }
     copy

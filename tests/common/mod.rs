@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// No life of a test program may take longer; a hang is a failure, not a wait.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(120);
 
 /// How the library is to do its work in a trial.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +50,8 @@ pub struct Program {
     pub env: BTreeMap<String, String>,
     /// Standard input's content; `None` is /dev/null.
     pub input: Option<Vec<u8>>,
+    /// Files that stand in its working directory when it begins.
+    pub files: Vec<(String, Vec<u8>)>,
     /// Exit status at its true end.
     pub status: i32,
     /// Only guests write `begin` into `$GUEST_LOG`.
@@ -65,6 +67,7 @@ impl Program {
             args: Vec::new(),
             env: BTreeMap::new(),
             input: None,
+            files: Vec::new(),
             status: 73,
             counts_its_beginnings: true,
         };
@@ -86,11 +89,16 @@ impl Program {
 
     /// Any other program: found in PATH, expected to end with 0.
     pub fn real(command: &str, args: &[&str]) -> Program {
+        Program::at(build::find_command(command), args)
+    }
+
+    pub fn at(path: PathBuf, args: &[&str]) -> Program {
         Program {
-            path: build::find_command(command),
+            path,
             args: args.iter().map(|a| (*a).to_owned()).collect(),
             env: BTreeMap::new(),
             input: None,
+            files: Vec::new(),
             status: 0,
             counts_its_beginnings: false,
         }
@@ -103,6 +111,11 @@ impl Program {
 
     pub fn env(mut self, name: &str, value: &str) -> Program {
         self.env.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    pub fn file(mut self, name: &str, content: impl Into<Vec<u8>>) -> Program {
+        self.files.push((name.to_owned(), content.into()));
         self
     }
 
@@ -250,6 +263,19 @@ impl Trial {
         ))
     }
 
+    /// Waits until main() has begun and one more generation after that: an earlier one
+    /// (of an interpreter that was still reading its script, say) may rightly be
+    /// followed by a beginning.
+    fn await_beginning(&mut self, started: &mut Started) {
+        let limit = Instant::now() + DEADLINE;
+        while self.notes("begin") == 0 && !started.has_ended() && Instant::now() < limit {
+            std::thread::sleep(Duration::from_millis(3));
+        }
+        // The next one may have begun before the note was written.
+        let known = self.generation();
+        self.await_generation(started, known);
+    }
+
     /// The oracle: bare once; then killed `kills` times, started again each time, and let
     /// run to its end. Returns how many of the kills hit it alive.
     pub fn survives(mut self, kills: usize) {
@@ -267,9 +293,13 @@ impl Trial {
         for kill in 0..kills {
             let known = self.generation();
             let mut started = self.start();
+            if kill == 0 && self.program.counts_its_beginnings {
+                self.await_beginning(&mut started);
+            }
             // Mostly after something new was committed; now and then at any instant at all,
             // recovery included. Progress is not endangered: the last life is not killed.
             let anywhere = kill > 0 && self.random(4) == 0;
+            let known = known.max(self.generation());
             if !anywhere && self.await_generation(&mut started, known).is_none() {
                 let life = started.end(DEADLINE);
                 self.note(format!(
@@ -313,7 +343,11 @@ impl Trial {
 
     /// The last life: started and left alone.
     pub fn finish(&mut self) -> Life {
-        let life = self.start().end(DEADLINE);
+        self.finish_within(DEADLINE)
+    }
+
+    pub fn finish_within(&mut self, limit: Duration) -> Life {
+        let life = self.start().end(limit);
         self.note(format!("last life: {}", life.describe()));
         life
     }

@@ -51,6 +51,12 @@ pub fn start(program: &Program, dir: &Path, env: &BTreeMap<String, String>) -> S
             path
         }
     };
+    for (name, content) in &program.files {
+        let path = dir.join(name);
+        if !path.exists() {
+            std::fs::write(&path, content).expect("an input file");
+        }
+    }
     let open = |name: &str, append: bool| {
         let mut options = OpenOptions::new();
         options.create(true).mode(0o666).append(append).write(true);
