@@ -203,9 +203,6 @@ fn inserted(id: i32, mask: u64, altstack: [u64; 3]) -> i32 {
         done: AtomicI32::new(0),
     };
     call.context.prepare(mask, altstack);
-    // SAFETY: gettid has no arguments.
-    let tid = unsafe { syscall!(libc::SYS_gettid) } as u32;
-    call.slot.tid.store(tid, Ordering::Relaxed);
     call.slot.ucontext = call.context.ucontext();
     call.slot.inserted = true;
     let pointer = &raw mut call;
@@ -220,16 +217,21 @@ fn inserted(id: i32, mask: u64, altstack: [u64; 3]) -> i32 {
         stop::report(&mut (*pointer).slot);
     }
     // One caller at a time; others queue here and can be stopped as they wait.
-    while MAILBOX
-        .inserted
-        .compare_exchange(
-            std::ptr::null_mut(),
-            pointer,
-            Ordering::SeqCst,
-            Ordering::SeqCst,
-        )
-        .is_err()
-    {
+    let enqueue = || {
+        // The kernel's id, looked up again each time: a restore while this thread queued has
+        // given it another. Between this and the answer it cannot be stopped.
+        // SAFETY: no arguments; as above.
+        unsafe {
+            let tid = syscall!(libc::SYS_gettid) as u32;
+            (*pointer).slot.tid.store(tid, Ordering::Relaxed);
+        }
+        let none = std::ptr::null_mut();
+        MAILBOX
+            .inserted
+            .compare_exchange(none, pointer, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
+    };
+    while !enqueue() {
         let pause = [0u64, 1_000_000];
         let only_ours = !RESERVED_BIT;
         // SAFETY: valid pointers; the mask is set back right after.

@@ -73,6 +73,8 @@ impl Interrupted {
                 poll_fd: 0,
                 poll_events: 0,
                 executes: 0,
+                remainder_at: 0,
+                remainder: [0; 2],
             }),
             what: What::Nothing,
         }
@@ -206,11 +208,6 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, clock: Cloc
             }
             return;
         }
-        if program_signal_waits(uc, record) {
-            // The frame keeps its EINTR or its short count.
-            (*block).call_after = 0;
-            return;
-        }
         // What the call has waited, and from when on the rest is counted: the next stop may
         // be on another clock, that of a machine started since.
         let present = super::now_ns();
@@ -225,6 +222,12 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, clock: Cloc
         };
         if (*block).call_start_ns != 0 {
             (*block).call_start_ns = present.wrapping_sub(spent).max(1);
+        }
+        if program_signal_waits(uc, record) {
+            // The frame keeps its EINTR or its short count.
+            tell_remainder(&*block, record, spent);
+            (*block).call_after = 0;
+            return;
         }
         let mut args = record.args;
         let mut executes = record.nr;
@@ -244,7 +247,7 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, clock: Cloc
             _ => {
                 record.mode = RestartMode::Plain as u32;
                 recompute(block, record, &mut args, spent);
-                forget_remainder(block, record);
+                prepare_remainder(&*block, record);
                 if let Clock::StoodStill { stopped_ns } = clock {
                     (*block).deadline_shift += present.wrapping_sub(stopped_ns) as i64;
                 }
@@ -360,18 +363,42 @@ unsafe fn recompute(
     }
 }
 
-/// A sleep that nothing but our stop has interrupted leaves the place for its remainder
-/// alone; the kernel has written to it.
+/// An interrupted sleep has had the kernel write its remainder, which the program is to see
+/// only when a signal of its own ends the call: the stub puts back what stood there, or
+/// leaves it when such a signal comes before the call.
 ///
 /// # Safety
-/// In the interrupted thread, with a record of this call.
-unsafe fn forget_remainder(block: *mut ckpt_sys::tls::ThreadBlock, record: &RestartRecord) {
+/// In the interrupted thread, after [`recompute`].
+unsafe fn prepare_remainder(block: &ckpt_sys::tls::ThreadBlock, record: &mut RestartRecord) {
+    record.remainder_at = 0;
     if let Some(at) = entry::remainder(record.nr, &record.args) {
-        // SAFETY: the kernel has just written there; the block is the thread's own.
-        unsafe {
-            at.write_unaligned((*block).remainder[0]);
-            at.add(1).write_unaligned((*block).remainder[1]);
-        }
+        record.remainder_at = at as u64;
+        record.remainder = block.remainder;
+        // SAFETY: the kernel has just written there.
+        unsafe { write_time(at, block.call_timeout_ns) };
+    }
+}
+
+/// A signal of the program ends the sleep: what remains of it *now*, not when the stop
+/// began.
+///
+/// # Safety
+/// In the interrupted thread.
+unsafe fn tell_remainder(block: &ckpt_sys::tls::ThreadBlock, record: &RestartRecord, spent: u64) {
+    if let Some(at) = entry::remainder(record.nr, &record.args) {
+        // SAFETY: the kernel has just written there. A sleep that is over was still going
+        // on when the signal came, so something remains.
+        unsafe { write_time(at, block.call_timeout_ns.saturating_sub(spent).max(1)) };
+    }
+}
+
+/// # Safety
+/// Both words can be written.
+unsafe fn write_time(at: *mut u64, ns: u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        at.write_unaligned(ns / 1_000_000_000);
+        at.add(1).write_unaligned(ns % 1_000_000_000);
     }
 }
 

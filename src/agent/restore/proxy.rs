@@ -40,17 +40,31 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// be on its way out.
 const GRACE: Duration = Duration::from_millis(40);
 
-/// Is the task with this id dead but not buried, or about to die?
+/// Will the id be free soon: are all who have it, as their own or as their group's or
+/// session's, dead but not buried, or about to die?
 fn is_going(pid: i32) -> bool {
+    match stat_of(&pid.to_string()) {
+        Some((going, _)) => going,
+        None => std::fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| stat_of(entry.file_name().to_str()?))
+            .filter(|(_, groups)| groups.contains(&i64::from(pid)))
+            .all(|(going, _)| going),
+    }
+}
+
+/// Is this task dead or dying, and which are its group and session?
+fn stat_of(id: &str) -> Option<(bool, [i64; 2])> {
     const PF_EXITING: i64 = 0x4;
-    let Ok(stat) = procfs::read_file(format!("/proc/{pid}/stat").as_bytes()) else {
-        return false;
-    };
+    let stat = procfs::read_file(format!("/proc/{id}/stat").as_bytes()).ok()?;
     let fields = procfs::stat_fields(&stat);
-    // Fields 3 (state) and 9 (flags) of proc(5).
-    let state = fields.first().and_then(|f| f.first().copied());
-    let flags = fields.get(6).and_then(|f| procfs::number(f)).unwrap_or(0);
-    matches!(state, Some(b'Z' | b'X')) || flags & PF_EXITING != 0
+    // Fields 3 (state), 5 (group), 6 (session) and 9 (flags) of proc(5).
+    let number = |n: usize| fields.get(n - 3).and_then(|f| procfs::number(f));
+    let dead = matches!(fields.first()?.first(), Some(b'Z' | b'X'));
+    let going = dead || number(9).unwrap_or(0) & PF_EXITING != 0;
+    Some((going, [number(5)?, number(6)?]))
 }
 
 /// Tries to become process `pid`. Returns in the process that is to be restored; the
