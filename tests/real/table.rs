@@ -212,7 +212,7 @@ quit
 
 const FORTH_DC: &str = "[la 1103515245 * 12345 + 2147483648 % sa lb 1 + d sb 50000 % 0 =p lb 1200000 >m]sm [la p sx]sp 1 sa 0 sb lmx la p";
 
-const BC: &str = "scale = 1500\nfor (i = 1; i < 9; i++) { i; a(1 / i) * 4; e(i / 7); s(i) }\n";
+const BC: &str = "scale = 600\nfor (i = 1; i < 9; i++) { i; a(1 / i) * 4; e(i / 7); s(i) }\n";
 
 const NO_ARGS: &[&str] = &[];
 
@@ -270,7 +270,7 @@ pub const ROWS: &[Row] = &[
         ghostscript,
         Program::real("gs", &["-q", "-dNODISPLAY", "-dBATCH", "-dNOPAUSE", "work.ps"]).file("work.ps", POSTSCRIPT)
     ),
-    row!(factor, Program::real("factor", &["340282366920938463463374607431768211507", "10000000000000000000000000000000000000000000000000000000000000061", "123456789012345678901234567890123456789012345678901"])),
+    row!(factor, Program::real("factor", &["94448557196183001632546285513", "56141902279111991814180866237", "428157221325813504203934847", "334621062033503955032891563", "94448557196183001632546285513", "56141902279111991814180866237"])),
     row!(iostream, build::real("iostream.cpp", NO_ARGS)),
     row!(rust, build::real("numbers.rs", NO_ARGS)),
     row!(fortran, build::real("numbers.f90", NO_ARGS)),
