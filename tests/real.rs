@@ -239,7 +239,9 @@ fn soak() {
                 let log = std::fs::read_to_string(trial.dir.join("ckpt.log")).unwrap_or_default();
                 (
                     hits,
-                    log.lines().filter(|l| l.contains("no checkpoint")).count(),
+                    log.lines()
+                        .filter(|l| l.contains("checkpoint refused"))
+                        .count(),
                 )
             });
             match result {
