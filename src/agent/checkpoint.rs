@@ -13,7 +13,7 @@ use crate::agent::side::SideBuffer;
 use crate::agent::snapshot::{self, Outcome};
 use crate::agent::state::AGENT;
 use crate::agent::stop::{self, Stopped, now_ns};
-use crate::agent::{callsites, children, exit, hooks, log, refusal, request, resume, writer};
+use crate::agent::{callsites, children, ending, exit, hooks, log, refusal, request, resume, writer};
 use crate::config::{Interval, SnapshotChoice};
 use crate::image::state::{EntryPoints, FileKind, Manifest};
 use crate::image::writer::ImageWriter;
@@ -73,6 +73,8 @@ pub struct Worker {
     due_ns: Option<u64>,
     /// A postponed request is tried again at this time.
     retry_ns: Option<u64>,
+    /// When to look whether the program has ended by itself.
+    look_ns: u64,
     last_generation: Option<u64>,
     report: report::Report,
     /// The `ckpt_checkpoint` that the latest image holds as taken; only compared.
@@ -83,9 +85,6 @@ pub struct Worker {
 
 /// A postponed checkpoint is tried again after this time.
 const RETRY_NS: u64 = 50_000_000;
-/// With a clock running: how often the helper looks whether the program has ended by
-/// itself (its last thread gone without exit_group).
-const LOOK_NS: u64 = 1_000_000_000;
 
 /// `DEFAULT` interval of FIG. 5.
 const DEFAULT_INTERVAL_NS: u64 = 30 * 60 * 1_000_000_000;
@@ -109,6 +108,7 @@ impl Worker {
             owner,
             due_ns: interval_ns(settings).map(|ns| now_ns() + ns),
             retry_ns: None,
+            look_ns: now_ns(),
             last_generation: None,
             report: report::Report::default(),
             included: std::ptr::null(),
@@ -149,14 +149,17 @@ impl Worker {
     /// One round: waits, does what is wanted. False when the helper shall end.
     pub fn step(&mut self) -> bool {
         let now = now_ns();
-        let next = [self.due_ns, self.retry_ns].into_iter().flatten().min();
-        let timeout = next.map(|due| due.saturating_sub(now).min(LOOK_NS));
-        let wanted = request::wait(timeout);
+        let next = [self.due_ns, self.retry_ns].into_iter().flatten();
+        let next = next.fold(self.look_ns, u64::min);
+        let wanted = request::wait(Some(next.saturating_sub(now)));
         if refusal::RETIRE.load(Ordering::SeqCst) {
             self.last_words();
             return false;
         }
         let now = now_ns();
+        if now >= self.look_ns {
+            self.look_ns = now + ending::look();
+        }
         let clock = self.due_ns.is_some_and(|due| now >= due);
         let retry = self.retry_ns.is_some_and(|due| now >= due);
         let call = request::inserted_call().is_some();
@@ -423,9 +426,9 @@ struct Taken {
     snapshot: &'static str,
 }
 
-/// Stops the program, collects, snapshots, releases, and waits for the image.
 const HELD: &str = "the program holds checkpoints off (ckpt_hold)";
 
+/// Stops the program, collects, snapshots, releases, and waits for the image.
 fn take(
     settings: &Settings,
     generation: u64,
@@ -434,8 +437,11 @@ fn take(
     let inserted = request::inserted_call().map(request::copy_slot);
     let t0 = now_ns();
     let stopped = stop::stop_all(inserted).map_err(|error| match error {
-        // A thread inside vfork waits for its child.
-        stop::StopError::Stuck { .. } => CheckpointError::Postponed(error.to_string()),
+        // A thread inside vfork waits for its child; a storm of births or of signals
+        // passes.
+        stop::StopError::Stuck { .. }
+        | stop::StopError::TooMany(_)
+        | stop::StopError::Signal { .. } => CheckpointError::Postponed(error.to_string()),
         other => refused(other),
     })?;
     // A call that came while the others were being stopped is in the image too; a later one is not.

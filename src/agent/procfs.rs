@@ -2,7 +2,9 @@
 //!
 //! Helper thread (and forked writer) only: allocates from the helper heap.
 //! `/proc/self` is the process of the caller: the program in the helper, the
-//! writer in a forked writer.
+//! writer in a forked writer. What belongs to the memory (maps, pagemap, mem, exe,
+//! auxv) is asked for by `/proc/thread-self`: a leader that has exited while other
+//! threads run on has no memory any more, and its files are empty.
 
 use ckpt_sys::raw::{SysResult, check};
 use ckpt_sys::syscall;

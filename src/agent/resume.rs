@@ -175,6 +175,9 @@ pub unsafe extern "C" fn resume_thread(
             let stopped_ns = stop::STOPPED_AT_NS.load(Ordering::SeqCst);
             restart::finish(uc, pending, Clock::StoodStill { stopped_ns });
         }
+        if AGENT.ids_translated.load(Ordering::SeqCst) {
+            hooks::ids::locks::enter_again(uc);
+        }
         RESUMED.fetch_add(1, Ordering::SeqCst);
         syscall!(libc::SYS_futex, &RESUMED, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0);
         sigreturn_to(uc)

@@ -79,8 +79,8 @@ struct PageScanner {
 
 impl PageScanner {
     fn new() -> Result<PageScanner, SnapshotError> {
-        let pagemap = OwnFd::open(b"/proc/self/pagemap").map_err(|errno| SnapshotError::Open {
-            path: "/proc/self/pagemap",
+        let pagemap = OwnFd::open(b"/proc/thread-self/pagemap").map_err(|errno| SnapshotError::Open {
+            path: "/proc/thread-self/pagemap",
             errno,
         })?;
         // More than 512 regions a call and the walk may end behind what was returned.
@@ -254,7 +254,7 @@ impl<S: ImageSink> Pages<'_, S> {
         Ok(())
     }
 
-    /// Memory that cannot be read in place: through /proc/self/mem. Pages that cannot
+    /// Memory that cannot be read in place: through /proc/thread-self/mem. Pages that cannot
     /// be read at all (beyond the end of a file) do not exist.
     fn through(&mut self, mem: &OwnFd, start: u64, npages: u64) -> Result<(), SnapshotError> {
         self.flush()?;
@@ -299,8 +299,8 @@ pub fn write<S: ImageSink>(
         extents.iter_mut().for_each(|e| e.offset += base);
     }
     let mut scanner = PageScanner::new()?;
-    let mem = OwnFd::open(b"/proc/self/mem").map_err(|errno| SnapshotError::Open {
-        path: "/proc/self/mem",
+    let mem = OwnFd::open(b"/proc/thread-self/mem").map_err(|errno| SnapshotError::Open {
+        path: "/proc/thread-self/mem",
         errno,
     })?;
     let mut out = Pages {

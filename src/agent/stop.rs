@@ -17,7 +17,7 @@ use crate::agent::state::{AGENT, RESERVED_SIGNAL, awake};
 use crate::image::state::PendingSignal;
 use ckpt_sys::raw::check;
 use ckpt_sys::{syscall, tls::thread_block};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// What a stopped thread reports about itself.
 #[repr(C)]
@@ -410,10 +410,25 @@ pub fn rseq_area(fs_base: u64) -> (u64, u32) {
         return (0, 0);
     }
     let area = fs_base.wrapping_add(offset as u64);
-    // cpu_id is negative while the area is not registered (rseq(2)).
-    // SAFETY: glibc keeps the area in every thread's control block.
-    let cpu = unsafe { ((area + 4) as *const i32).read_volatile() };
-    if cpu < 0 { (0, 0) } else { (area, 32) }
+    // cpu_id is negative while the area is not registered (rseq(2)), but a thread that
+    // is just being born on the stack of a dead one finds that one's number in it. So
+    // the kernel is asked: it takes no second registration.
+    // SAFETY: glibc keeps the area in every thread's control block; an area that was not
+    // registered is left as it was.
+    unsafe {
+        let cpu = (area + 4) as *mut i32;
+        let stale = cpu.read_volatile();
+        if stale < 0 {
+            return (0, 0);
+        }
+        let sig = crate::agent::collect::threads::RSEQ_SIG;
+        if syscall!(libc::SYS_rseq, area, 32, 0, sig) != 0 {
+            return (area, 32);
+        }
+        const RSEQ_FLAG_UNREGISTER: u32 = 1;
+        syscall!(libc::SYS_rseq, area, 32, RSEQ_FLAG_UNREGISTER, sig);
+        (0, 0)
+    }
 }
 
 unsafe fn send(tid: i32, value: u64) -> isize {
@@ -524,7 +539,7 @@ pub fn stop_all(inserted: Option<Slot>) -> Result<Stopped, StopError> {
         let mut added = 0;
         let ids: &[i32] = tasks.ids();
         for &tid in ids {
-            if tid == own_tid || known.binary_search(&tid).is_ok() {
+            if tid == own_tid || known.binary_search(&tid).is_ok() || is_dead_leader(tid) {
                 continue;
             }
             if stopped.used == capacity {
@@ -589,6 +604,17 @@ fn adopt_caller(stopped: &mut Stopped) {
     }
 }
 
+/// Missing threads that are looked at one by one every millisecond.
+const FEW: u32 = 16;
+
+/// The first thread has ended while others go on: it stays as a zombie that takes
+/// signals and never handles them. Sticky: it does not come back.
+static LEADER_GONE: AtomicBool = AtomicBool::new(false);
+
+fn is_dead_leader(tid: i32) -> bool {
+    tid == AGENT.real_pid.load(Ordering::Relaxed) && LEADER_GONE.load(Ordering::Relaxed)
+}
+
 fn wait_parked(stopped: &mut Stopped) -> Result<(), StopError> {
     let started = now_ns();
     loop {
@@ -603,7 +629,10 @@ fn wait_parked(stopped: &mut Stopped) -> Result<(), StopError> {
         if parked >= wanted {
             return Ok(());
         }
-        let timeout = [0u64, 10_000_000];
+        // Threads that end before they see the signal are noticed by looking; that is
+        // only cheap when few are missing.
+        let few = wanted - parked <= FEW;
+        let timeout = [0u64, if few { 1_000_000 } else { 10_000_000 }];
         // SAFETY: a futex word of ours and a valid timespec.
         let ret = unsafe {
             syscall!(
@@ -626,7 +655,12 @@ fn wait_parked(stopped: &mut Stopped) -> Result<(), StopError> {
             }
             let tid = slot.tid.load(Ordering::Relaxed) as i32;
             match procfs::task_state(tid) {
-                None | Some(b'Z') | Some(b'X') => slot.state.store(GONE, Ordering::Release),
+                None | Some(b'Z') | Some(b'X') => {
+                    slot.state.store(GONE, Ordering::Release);
+                    if tid == AGENT.real_pid.load(Ordering::Relaxed) {
+                        LEADER_GONE.store(true, Ordering::Relaxed);
+                    }
+                }
                 Some(state) if waited > patience_ns(state) => {
                     return Err(StopError::Stuck {
                         tid,
@@ -693,4 +727,5 @@ pub fn reset_after_restore() {
     STOP.inside.store(0, Ordering::SeqCst);
     STOP.nslots.store(0, Ordering::SeqCst);
     STOP.slots.store(0, Ordering::SeqCst);
+    LEADER_GONE.store(false, Ordering::SeqCst);
 }

@@ -251,7 +251,7 @@ impl Plan {
 /// Parses the map of this process. Own ranges are cut out (never matched by start:
 /// the kernel joins them with neighbours).
 pub fn collect(own: &Own<'_>) -> Result<Plan, MemoryError> {
-    let text = read_file(b"/proc/self/maps").map_err(MemoryError::Maps)?;
+    let text = read_file(b"/proc/thread-self/maps").map_err(MemoryError::Maps)?;
     let mut plan = Plan::default();
     for line in text.split(|&b| b == b'\n').filter(|line| !line.is_empty()) {
         let Some(line) = parse_line(line) else {
@@ -317,7 +317,7 @@ impl Plan {
         if std::mem::replace(&mut self.flags_known, true) {
             return;
         }
-        let Ok(text) = read_file(b"/proc/self/smaps") else {
+        let Ok(text) = read_file(b"/proc/thread-self/smaps") else {
             return;
         };
         self.seen = vec![false; self.pieces.len()];

@@ -24,7 +24,7 @@ fn octal(text: &[u8]) -> u32 {
 /// `tid` is a live thread of the program (the leader may have exited).
 pub fn collect(tid: i32) -> Result<ProcessState, ProcessError> {
     let fail = |what| move |errno| ProcessError { what, errno };
-    let stat = read_file(b"/proc/self/stat").map_err(fail("stat"))?;
+    let stat = read_file(b"/proc/thread-self/stat").map_err(fail("stat"))?;
     let fields = stat_fields(&stat);
     // Field numbers as in proc(5), which counts from 1; ours start at field 3.
     let at = |n: usize| fields.get(n - 3).and_then(|f| number(f)).unwrap_or(0);
@@ -74,13 +74,13 @@ pub fn collect(tid: i32) -> Result<ProcessState, ProcessError> {
         cwd: link("cwd").map_err(fail("working directory"))?,
         umask: field(&status, "Umask").map_or(0o022, octal),
         exe: link("exe").map_err(fail("executable"))?,
-        cmdline: read_file(b"/proc/self/cmdline").unwrap_or_default(),
+        cmdline: read_file(b"/proc/thread-self/cmdline").unwrap_or_default(),
         rlimits,
         dumpable: prctl(libc::PR_GET_DUMPABLE) as i32,
         no_new_privs: field(&status, "NoNewPrivs").and_then(number) == Some(1),
         child_subreaper: prctl(libc::PR_GET_CHILD_SUBREAPER) != 0,
         thp_disable: prctl(libc::PR_GET_THP_DISABLE) == 1,
-        personality: read_file(b"/proc/self/personality")
+        personality: read_file(b"/proc/thread-self/personality")
             .ok()
             .and_then(|t| crate::agent::procfs::hex(&t))
             .unwrap_or(0) as u32,
@@ -90,7 +90,7 @@ pub fn collect(tid: i32) -> Result<ProcessState, ProcessError> {
             .unwrap_or(0) as i32,
         keepcaps: prctl(libc::PR_GET_KEEPCAPS) == 1,
         mm,
-        auxv: read_file(b"/proc/self/auxv").map_err(fail("auxv"))?,
+        auxv: read_file(b"/proc/thread-self/auxv").map_err(fail("auxv"))?,
         mlockall: 0,
         xcomp_perm: xcomp_perm(),
     })

@@ -88,6 +88,7 @@ pub fn table() -> [u8; 512] {
     }
     if AGENT.ids_translated.load(Relaxed) {
         mark(ids::calls::NUMBERS);
+        mark(ids::locks::NUMBERS);
         for (nr, _) in ids::paths::CALLS {
             mark(&[*nr]);
         }
@@ -121,7 +122,9 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
         _ => {}
     }
     if AGENT.ids_translated.load(Relaxed)
-        && let Some(verdict) = ids::calls::dispatch(frame).or_else(|| ids::paths::dispatch(frame))
+        && let Some(verdict) = ids::calls::dispatch(frame)
+            .or_else(|| ids::paths::dispatch(frame))
+            .or_else(|| ids::locks::dispatch(frame))
     {
         return verdict;
     }
