@@ -153,6 +153,7 @@ impl Worker {
         let next = next.fold(self.look_ns, u64::min);
         let wanted = request::wait(Some(next.saturating_sub(now)));
         if refusal::RETIRE.load(Ordering::SeqCst) {
+            self.last_words();
             return false;
         }
         let now = now_ns();
@@ -228,6 +229,17 @@ impl Worker {
         }
     }
 
+    /// No checkpoint will be taken any more: the reason is to be found in the log and by
+    /// `ckpt status`.
+    fn last_words(&mut self) {
+        let reason = refusal::disabled().unwrap_or("the program no longer permits it");
+        log::line(format_args!("no checkpoint from now on: {reason}"));
+        self.fail_asked(reason);
+        let (reason, time_ns) = (reason.to_owned(), identity::realtime_ns());
+        self.report.last_refusal = Some(report::Refusal { reason, time_ns });
+        self.write_report();
+    }
+
     fn fail_asked(&mut self, reason: &str) {
         for nonce in std::mem::take(&mut self.asked) {
             self.report.answer(nonce, None, Some(reason.to_owned()));
@@ -241,10 +253,7 @@ impl Worker {
             .as_ref()
             .is_some_and(|r| r.reason == reason);
         if !same {
-            log::line(format_args!(
-                "checkpoint refused ({}): {reason}",
-                trigger.name()
-            ));
+            log::line(format_args!("no checkpoint ({}): {reason}", trigger.name()));
         }
         self.report.refused += 1;
         let time_ns = identity::realtime_ns();
