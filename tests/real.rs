@@ -239,9 +239,7 @@ fn soak() {
                 let log = std::fs::read_to_string(trial.dir.join("ckpt.log")).unwrap_or_default();
                 (
                     hits,
-                    log.lines()
-                        .filter(|l| l.to_lowercase().contains("refuse"))
-                        .count(),
+                    log.lines().filter(|l| l.contains("no checkpoint")).count(),
                 )
             });
             match result {

@@ -13,7 +13,7 @@ use crate::agent::side::SideBuffer;
 use crate::agent::snapshot::{self, Outcome};
 use crate::agent::state::AGENT;
 use crate::agent::stop::{self, Stopped, now_ns};
-use crate::agent::{callsites, children, exit, hooks, log, refusal, request, resume, writer};
+use crate::agent::{callsites, children, ending, exit, hooks, log, refusal, request, resume, writer};
 use crate::config::{Interval, SnapshotChoice};
 use crate::image::state::{EntryPoints, FileKind, Manifest};
 use crate::image::writer::ImageWriter;
@@ -73,17 +73,18 @@ pub struct Worker {
     due_ns: Option<u64>,
     /// A postponed request is tried again at this time.
     retry_ns: Option<u64>,
+    /// When to look whether the program has ended by itself.
+    look_ns: u64,
     last_generation: Option<u64>,
     report: report::Report,
+    /// The `ckpt_checkpoint` that the latest image holds as taken; only compared.
+    included: *const request::InsertedCall,
     /// Nonces of the command's requests that the next outcome answers.
     asked: Vec<u32>,
 }
 
 /// A postponed checkpoint is tried again after this time.
 const RETRY_NS: u64 = 50_000_000;
-/// With a clock running: how often the helper looks whether the program has ended by
-/// itself (its last thread gone without exit_group).
-const LOOK_NS: u64 = 1_000_000_000;
 
 /// `DEFAULT` interval of FIG. 5.
 const DEFAULT_INTERVAL_NS: u64 = 30 * 60 * 1_000_000_000;
@@ -107,8 +108,10 @@ impl Worker {
             owner,
             due_ns: interval_ns(settings).map(|ns| now_ns() + ns),
             retry_ns: None,
+            look_ns: now_ns(),
             last_generation: None,
             report: report::Report::default(),
+            included: std::ptr::null(),
             asked: Vec::new(),
         };
         if life == Life::Restored {
@@ -146,13 +149,16 @@ impl Worker {
     /// One round: waits, does what is wanted. False when the helper shall end.
     pub fn step(&mut self) -> bool {
         let now = now_ns();
-        let next = [self.due_ns, self.retry_ns].into_iter().flatten().min();
-        let timeout = next.map(|due| due.saturating_sub(now).min(LOOK_NS));
-        let wanted = request::wait(timeout);
+        let next = [self.due_ns, self.retry_ns].into_iter().flatten();
+        let next = next.fold(self.look_ns, u64::min);
+        let wanted = request::wait(Some(next.saturating_sub(now)));
         if refusal::RETIRE.load(Ordering::SeqCst) {
             return false;
         }
         let now = now_ns();
+        if now >= self.look_ns {
+            self.look_ns = now + ending::look();
+        }
         let clock = self.due_ns.is_some_and(|due| now >= due);
         let retry = self.retry_ns.is_some_and(|due| now >= due);
         let call = request::inserted_call().is_some();
@@ -192,7 +198,7 @@ impl Worker {
                 self.report.last_generation = Some(generation);
                 self.report.last_checkpoint_ns = identity::realtime_ns();
                 self.report.checkpoints += 1;
-                request::answer(1);
+                request::answer_call(self.included, 1);
                 for nonce in std::mem::take(&mut self.asked) {
                     self.report.answer(nonce, Some(generation), None);
                 }
@@ -235,7 +241,10 @@ impl Worker {
             .as_ref()
             .is_some_and(|r| r.reason == reason);
         if !same {
-            log::line(format_args!("no checkpoint ({}): {reason}", trigger.name()));
+            log::line(format_args!(
+                "checkpoint refused ({}): {reason}",
+                trigger.name()
+            ));
         }
         self.report.refused += 1;
         let time_ns = identity::realtime_ns();
@@ -283,9 +292,7 @@ impl Worker {
             return Err(CheckpointError::Refused(reason.into()));
         }
         if request::MAILBOX.holds.load(Ordering::SeqCst) != 0 {
-            return Err(CheckpointError::Postponed(
-                "the program holds checkpoints off (ckpt_hold)".into(),
-            ));
+            return Err(CheckpointError::Postponed(HELD.into()));
         }
         if let Some(reason) = refusal::noted_reason() {
             return Err(CheckpointError::Refused(reason.into()));
@@ -297,7 +304,6 @@ impl Worker {
         self.before_the_stop()?;
         let settings = self.settings;
         let last = self.last_generation;
-        let id = request::inserted_call().map_or(0, |call| call.id);
         let ending = || CheckpointError::Refused("the program is ending".into());
         let fs = RawFs;
         if !exit::enter_store() {
@@ -318,9 +324,10 @@ impl Worker {
                 return Err(error);
             }
         };
+        self.included = taken.call;
         let record = GenerationRecord {
             generation,
-            id,
+            id: taken.id,
             parent: last,
             time_ns: taken.realtime_ns,
             host: taken.host.clone(),
@@ -381,6 +388,7 @@ impl Worker {
         }
         self.report.program_pid = AGENT.pid.load(Ordering::Relaxed);
         self.report.state = "idle".into();
+        self.report.last_generation = self.last_generation;
         self.report.interval_ms = interval_ns(self.settings).map_or(0, |ns| ns / 1_000_000);
         self.report.recovered_from = self.settings.restored.as_ref().map(|r| r.1);
         self.report.net.installed = AGENT.net_installed.load(Ordering::Relaxed);
@@ -394,6 +402,9 @@ impl Worker {
 
 /// What the stop and the writer have yielded.
 struct Taken {
+    /// The call that waits for this checkpoint, and the id that it gave.
+    call: *const request::InsertedCall,
+    id: i32,
     outcome: Outcome,
     phases: [u64; 4],
     stop_us: u64,
@@ -406,6 +417,8 @@ struct Taken {
     snapshot: &'static str,
 }
 
+const HELD: &str = "the program holds checkpoints off (ckpt_hold)";
+
 /// Stops the program, collects, snapshots, releases, and waits for the image.
 fn take(
     settings: &Settings,
@@ -415,11 +428,23 @@ fn take(
     let inserted = request::inserted_call().map(request::copy_slot);
     let t0 = now_ns();
     let stopped = stop::stop_all(inserted).map_err(|error| match error {
-        // A thread inside vfork waits for its child.
-        stop::StopError::Stuck { .. } => CheckpointError::Postponed(error.to_string()),
+        // A thread inside vfork waits for its child; a storm of births or of signals
+        // passes.
+        stop::StopError::Stuck { .. }
+        | stop::StopError::TooMany(_)
+        | stop::StopError::Signal { .. } => CheckpointError::Postponed(error.to_string()),
         other => refused(other),
     })?;
+    // A call that came while the others were being stopped is in the image too; a later one is not.
+    let call = request::inserted_call();
+    let (call, id) = call.map_or((std::ptr::null(), 0), |call| (&raw const *call, call.id));
     let t1 = now_ns();
+    // Once more: the files of the generation were made since `before_the_stop`, and the
+    // program may have called ckpt_hold meanwhile. Now it cannot.
+    if request::MAILBOX.holds.load(Ordering::SeqCst) != 0 {
+        stop::release(stopped);
+        return Err(CheckpointError::Postponed(HELD.into()));
+    }
     let collected = collect(settings, &stopped);
     let t2 = now_ns();
     let (manifest, mut plan, mut side) = match collected {
@@ -451,7 +476,14 @@ fn take(
     } else {
         writer::fork(|| {
             let image = ImageWriter::new(file, generation);
-            snapshot::write(image, manifest.clone(), plan.clone(), side.bytes(), true)
+            snapshot::write(
+                image,
+                manifest.clone(),
+                plan.clone(),
+                side.bytes(),
+                true,
+                true,
+            )
         })
     };
     let (outcome, name, t3, t4) = match forked {
@@ -459,11 +491,18 @@ fn take(
             let t3 = now_ns();
             stop::release(stopped);
             let t4 = now_ns();
-            (child.wait().map_err(store_error)?, "fork", t3, t4)
+            let outcome = child.wait().map_err(|error| match error {
+                writer::WriterError::NotInherited(reason) => {
+                    hooks::memory::note_special_advice();
+                    CheckpointError::Postponed(reason)
+                }
+                other => store_error(other),
+            })?;
+            (outcome, "fork", t3, t4)
         }
         None => {
             let image = ImageWriter::new(file, generation);
-            let result = snapshot::write(image, manifest, plan, side.bytes(), true);
+            let result = snapshot::write(image, manifest, plan, side.bytes(), false, true);
             let t3 = now_ns();
             stop::release(stopped);
             (result.map_err(store_error)?, "copy", t3, now_ns())
@@ -472,6 +511,8 @@ fn take(
     phases[2] = (t3 - t2) / 1000;
     phases[3] = (t4 - t3) / 1000;
     Ok(Taken {
+        call,
+        id,
         outcome,
         phases,
         stop_us: (t4 - t0) / 1000,
@@ -536,7 +577,9 @@ fn collect(
     };
     let descriptors = descriptors::collect(&target, &mut side).map_err(refused)?;
     let mut store = settings.store_root.clone();
-    store.extend_from_slice(b"/jobs/");
+    store.extend_from_slice(b"/jobs");
+    let mut store = procfs::real_path(&store).unwrap_or(store);
+    store.push(b'/');
     let own = memory::Own {
         store: &store,
         is_cache: callsites::cache::is_cache_path,
@@ -559,6 +602,5 @@ fn collect(
         },
         ..Manifest::default()
     };
-    let _ = procfs::number;
     Ok((manifest, plan, side))
 }

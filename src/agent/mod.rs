@@ -15,6 +15,7 @@ pub mod callsites;
 pub mod checkpoint;
 pub mod children;
 pub mod collect;
+pub mod ending;
 pub mod exit;
 pub mod heap;
 pub mod helper;

@@ -2,7 +2,9 @@
 //!
 //! Helper thread (and forked writer) only: allocates from the helper heap.
 //! `/proc/self` is the process of the caller: the program in the helper, the
-//! writer in a forked writer.
+//! writer in a forked writer. What belongs to the memory (maps, pagemap, mem, exe,
+//! auxv) is asked for by `/proc/thread-self`: a leader that has exited while other
+//! threads run on has no memory any more, and its files are empty.
 
 use ckpt_sys::raw::{SysResult, check};
 use ckpt_sys::syscall;
@@ -93,6 +95,14 @@ pub fn read_link(path: &[u8]) -> Result<Vec<u8>, i32> {
     });
     buf.truncate(n?);
     Ok(buf)
+}
+
+/// The path of a directory with all symbolic links resolved, as the kernel shows it
+/// in /proc/self/maps; `None` when it cannot be opened.
+pub fn real_path(path: &[u8]) -> Option<Vec<u8>> {
+    let fd = OwnFd::open_with(path, libc::O_PATH | libc::O_DIRECTORY).ok()?;
+    // The helper's descriptors are not the leader's: thread-self, not self.
+    read_link(format!("/proc/thread-self/fd/{}", fd.raw()).as_bytes()).ok()
 }
 
 /// The value of `key:` in a /proc status-like text, without leading blanks.

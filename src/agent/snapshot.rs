@@ -6,6 +6,7 @@
 
 use crate::agent::collect::memory::{How, PAGE, Plan, is_zero};
 use crate::agent::procfs::OwnFd;
+use crate::agent::state;
 use crate::image::state::{Extent, Manifest};
 use crate::image::writer::{ImageSink, ImageWriter, WriteError, Written};
 use ckpt_sys::raw::check;
@@ -25,6 +26,10 @@ pub struct Outcome {
 pub enum SnapshotError {
     #[error(transparent)]
     Write(#[from] WriteError),
+    /// Memory that the program excludes from forks, by an madvise that no hook saw:
+    /// the next checkpoint looks for such ranges during the stop.
+    #[error("memory at {0:#x} is not passed on to a forked writer")]
+    NotInherited(u64),
     #[error("scan the page tables: errno {0}")]
     Scan(i32),
     #[error("open {path}: errno {errno}")]
@@ -74,8 +79,8 @@ struct PageScanner {
 
 impl PageScanner {
     fn new() -> Result<PageScanner, SnapshotError> {
-        let pagemap = OwnFd::open(b"/proc/self/pagemap").map_err(|errno| SnapshotError::Open {
-            path: "/proc/self/pagemap",
+        let pagemap = OwnFd::open(b"/proc/thread-self/pagemap").map_err(|errno| SnapshotError::Open {
+            path: "/proc/thread-self/pagemap",
             errno,
         })?;
         // More than 512 regions a call and the walk may end behind what was returned.
@@ -249,7 +254,7 @@ impl<S: ImageSink> Pages<'_, S> {
         Ok(())
     }
 
-    /// Memory that cannot be read in place: through /proc/self/mem. Pages that cannot
+    /// Memory that cannot be read in place: through /proc/thread-self/mem. Pages that cannot
     /// be read at all (beyond the end of a file) do not exist.
     fn through(&mut self, mem: &OwnFd, start: u64, npages: u64) -> Result<(), SnapshotError> {
         self.flush()?;
@@ -277,9 +282,15 @@ pub fn write<S: ImageSink>(
     mut manifest: Manifest,
     mut plan: Plan,
     copied: &[u8],
+    forked: bool,
     sync: bool,
 ) -> Result<Outcome, SnapshotError> {
-    plan.read_flags();
+    if !plan.flags_known() {
+        plan.read_flags();
+        if forked && let Some(addr) = plan.not_inherited(state::awake_page()) {
+            return Err(SnapshotError::NotInherited(addr));
+        }
+    }
     let base = writer.write_bytes_as_pages(copied)?;
     for object in &mut plan.shared {
         object.extents.iter_mut().for_each(|e| e.offset += base);
@@ -288,8 +299,8 @@ pub fn write<S: ImageSink>(
         extents.iter_mut().for_each(|e| e.offset += base);
     }
     let mut scanner = PageScanner::new()?;
-    let mem = OwnFd::open(b"/proc/self/mem").map_err(|errno| SnapshotError::Open {
-        path: "/proc/self/mem",
+    let mem = OwnFd::open(b"/proc/thread-self/mem").map_err(|errno| SnapshotError::Open {
+        path: "/proc/thread-self/mem",
         errno,
     })?;
     let mut out = Pages {

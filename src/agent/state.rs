@@ -67,6 +67,11 @@ pub fn awake() -> bool {
     !page.is_null() && unsafe { (*page).load(Ordering::Relaxed) } != 0
 }
 
+/// The address of the wipe-on-fork page.
+pub fn awake_page() -> u64 {
+    AGENT.awake.load(Ordering::Relaxed) as u64
+}
+
 /// Does the calling thread belong to the process that the agent watches? A vfork
 /// child shares all memory, so only the kernel can tell.
 pub fn is_agents_process() -> bool {

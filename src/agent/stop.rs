@@ -8,7 +8,7 @@
 //! Runs in: the helper thread ([`stop_all`], [`release`]) and, async-signal-safe, in
 //! any thread ([`on_reserved_signal`]).
 
-use crate::agent::callsites::restart;
+use crate::agent::callsites::restart::{self, Clock};
 use crate::agent::collect::signals;
 use crate::agent::hooks;
 use crate::agent::procfs::{self, TaskList};
@@ -17,7 +17,7 @@ use crate::agent::state::{AGENT, RESERVED_SIGNAL, awake};
 use crate::image::state::PendingSignal;
 use ckpt_sys::raw::check;
 use ckpt_sys::{syscall, tls::thread_block};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// What a stopped thread reports about itself.
 #[repr(C)]
@@ -178,14 +178,14 @@ unsafe extern "C" fn on_reserved_signal(
         let interrupted = unsafe { restart::prepare(uc) };
         request::from_command(value);
         // SAFETY: as above.
-        unsafe { restart::finish(uc, &interrupted, now_ns()) };
+        unsafe { restart::finish(uc, &interrupted, Clock::Runs) };
     } else {
         // SAFETY: the handler's own arguments. A signal that the program does not see
         // (ignored, blocked) must not end its call either.
         unsafe {
             let interrupted = restart::prepare(uc);
             if !hooks::foreign::deliver_foreign(signo, info, uc) {
-                restart::finish(uc, &interrupted, now_ns());
+                restart::finish(uc, &interrupted, Clock::Runs);
             }
         }
     }
@@ -291,7 +291,7 @@ unsafe fn park(value: u64, uc: *mut libc::ucontext_t) {
         };
     }
     // SAFETY: the frame of this very handler, prepared above.
-    unsafe { restart::finish(uc, &interrupted, now_ns()) };
+    unsafe { restart::finish(uc, &interrupted, Clock::Runs) };
 }
 
 /// A stack pointer below `address` and its red zone, aligned.
@@ -410,10 +410,25 @@ pub fn rseq_area(fs_base: u64) -> (u64, u32) {
         return (0, 0);
     }
     let area = fs_base.wrapping_add(offset as u64);
-    // cpu_id is negative while the area is not registered (rseq(2)).
-    // SAFETY: glibc keeps the area in every thread's control block.
-    let cpu = unsafe { ((area + 4) as *const i32).read_volatile() };
-    if cpu < 0 { (0, 0) } else { (area, 32) }
+    // cpu_id is negative while the area is not registered (rseq(2)), but a thread that
+    // is just being born on the stack of a dead one finds that one's number in it. So
+    // the kernel is asked: it takes no second registration.
+    // SAFETY: glibc keeps the area in every thread's control block; an area that was not
+    // registered is left as it was.
+    unsafe {
+        let cpu = (area + 4) as *mut i32;
+        let stale = cpu.read_volatile();
+        if stale < 0 {
+            return (0, 0);
+        }
+        let sig = crate::agent::collect::threads::RSEQ_SIG;
+        if syscall!(libc::SYS_rseq, area, 32, 0, sig) != 0 {
+            return (area, 32);
+        }
+        const RSEQ_FLAG_UNREGISTER: u32 = 1;
+        syscall!(libc::SYS_rseq, area, 32, RSEQ_FLAG_UNREGISTER, sig);
+        (0, 0)
+    }
 }
 
 unsafe fn send(tid: i32, value: u64) -> isize {
@@ -472,8 +487,16 @@ impl Stopped {
     }
 }
 
-/// How long a thread may take to park before the stop is given up, ns.
-const PATIENCE_NS: u64 = 1_000_000_000;
+/// How long a thread in this state may take to park before the stop is given up, ns.
+/// One that waits in the kernel uninterruptibly (a disk, a vfork child) may do so for
+/// long, and the whole program would stand still with it.
+fn patience_ns(state: u8) -> u64 {
+    if state == b'D' {
+        100_000_000
+    } else {
+        1_000_000_000
+    }
+}
 
 fn empty_slot() -> Slot {
     // SAFETY: all-zero is a valid Slot.
@@ -516,7 +539,7 @@ pub fn stop_all(inserted: Option<Slot>) -> Result<Stopped, StopError> {
         let mut added = 0;
         let ids: &[i32] = tasks.ids();
         for &tid in ids {
-            if tid == own_tid || known.binary_search(&tid).is_ok() {
+            if tid == own_tid || known.binary_search(&tid).is_ok() || is_dead_leader(tid) {
                 continue;
             }
             if stopped.used == capacity {
@@ -564,9 +587,38 @@ pub fn stop_all(inserted: Option<Slot>) -> Result<Stopped, StopError> {
     }
 }
 
+/// A thread that has called `ckpt_checkpoint` since this stop began waits for the helper
+/// with all signals blocked, and is captured already: it counts as parked.
+fn adopt_caller(stopped: &mut Stopped) {
+    let Some(caller) = request::inserted_call().map(request::copy_slot) else {
+        return;
+    };
+    let tid = caller.tid.load(Ordering::Relaxed);
+    let place = stopped.slots[..stopped.used].iter_mut().find(|slot| {
+        slot.tid.load(Ordering::Relaxed) == tid && slot.state.load(Ordering::Acquire) == NEW
+    });
+    if let Some(place) = place {
+        *place = caller;
+        place.state.store(PARKED, Ordering::Release);
+        STOP.parked.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Missing threads that are looked at one by one every millisecond.
+const FEW: u32 = 16;
+
+/// The first thread has ended while others go on: it stays as a zombie that takes
+/// signals and never handles them. Sticky: it does not come back.
+static LEADER_GONE: AtomicBool = AtomicBool::new(false);
+
+fn is_dead_leader(tid: i32) -> bool {
+    tid == AGENT.real_pid.load(Ordering::Relaxed) && LEADER_GONE.load(Ordering::Relaxed)
+}
+
 fn wait_parked(stopped: &mut Stopped) -> Result<(), StopError> {
     let started = now_ns();
     loop {
+        adopt_caller(stopped);
         let gone = stopped.slots[..stopped.used]
             .iter()
             .filter(|slot| slot.state.load(Ordering::Relaxed) == GONE)
@@ -577,7 +629,10 @@ fn wait_parked(stopped: &mut Stopped) -> Result<(), StopError> {
         if parked >= wanted {
             return Ok(());
         }
-        let timeout = [0u64, 10_000_000];
+        // Threads that end before they see the signal are noticed by looking; that is
+        // only cheap when few are missing.
+        let few = wanted - parked <= FEW;
+        let timeout = [0u64, if few { 1_000_000 } else { 10_000_000 }];
         // SAFETY: a futex word of ours and a valid timespec.
         let ret = unsafe {
             syscall!(
@@ -593,15 +648,20 @@ fn wait_parked(stopped: &mut Stopped) -> Result<(), StopError> {
         if ret != -(libc::ETIMEDOUT as isize) {
             continue;
         }
-        let late = now_ns() - started > PATIENCE_NS;
+        let waited = now_ns() - started;
         for slot in &stopped.slots[..stopped.used] {
             if slot.state.load(Ordering::Acquire) != NEW {
                 continue;
             }
             let tid = slot.tid.load(Ordering::Relaxed) as i32;
             match procfs::task_state(tid) {
-                None | Some(b'Z') | Some(b'X') => slot.state.store(GONE, Ordering::Release),
-                Some(_) if late => {
+                None | Some(b'Z') | Some(b'X') => {
+                    slot.state.store(GONE, Ordering::Release);
+                    if tid == AGENT.real_pid.load(Ordering::Relaxed) {
+                        LEADER_GONE.store(true, Ordering::Relaxed);
+                    }
+                }
+                Some(state) if waited > patience_ns(state) => {
                     return Err(StopError::Stuck {
                         tid,
                         name: procfs::task_text(tid, "comm"),
@@ -667,4 +727,5 @@ pub fn reset_after_restore() {
     STOP.inside.store(0, Ordering::SeqCst);
     STOP.nslots.store(0, Ordering::SeqCst);
     STOP.slots.store(0, Ordering::SeqCst);
+    LEADER_GONE.store(false, Ordering::SeqCst);
 }

@@ -15,6 +15,7 @@ use std::sync::atomic::Ordering;
 #[repr(C)]
 struct Result_ {
     ok: u32,
+    not_inherited: u32,
     message_len: u32,
     outcome: Outcome,
     message: [u8; 512],
@@ -31,6 +32,9 @@ pub struct Writer {
 pub enum WriterError {
     #[error("{0}")]
     Failed(String),
+    /// To be tried again with the flags read during the stop.
+    #[error("{0}")]
+    NotInherited(String),
     #[error("the checkpoint's writer was killed by signal {0}")]
     Killed(i32),
 }
@@ -49,16 +53,22 @@ pub fn fork(work: impl FnOnce() -> Result<Outcome, SnapshotError>) -> Option<Wri
         match syscall!(libc::SYS_clone, 0, 0, 0, 0, 0) {
             0 => {
                 syscall!(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                // Not in the program's group and session: a dead writer that nobody has
+                // reaped yet would keep their number, the old process id, taken.
+                syscall!(libc::SYS_setsid);
                 if syscall!(libc::SYS_getppid) != parent {
                     syscall!(libc::SYS_exit_group, 1);
                 }
                 syscall!(libc::SYS_prctl, libc::PR_SET_NAME, c"ckpt-writer".as_ptr());
+                lift_file_size_limit();
                 match work() {
                     Ok(outcome) => {
                         (*shared).outcome = outcome;
                         (*shared).ok = 1;
                     }
                     Err(error) => {
+                        let not_inherited = matches!(error, SnapshotError::NotInherited(_));
+                        (*shared).not_inherited = not_inherited as u32;
                         let text = error.to_string();
                         let n = text.len().min(512);
                         (&mut (*shared).message)[..n].copy_from_slice(&text.as_bytes()[..n]);
@@ -84,6 +94,18 @@ pub fn fork(work: impl FnOnce() -> Result<Outcome, SnapshotError>) -> Option<Wri
     }
 }
 
+/// The program's RLIMIT_FSIZE is not meant for our images (this is our own process).
+fn lift_file_size_limit() {
+    let mut limit = [0u64; 2];
+    let resource = libc::RLIMIT_FSIZE;
+    // SAFETY: valid structs.
+    unsafe {
+        syscall!(libc::SYS_prlimit64, 0, resource, 0, &mut limit);
+        limit[0] = limit[1];
+        syscall!(libc::SYS_prlimit64, 0, resource, &limit, 0);
+    }
+}
+
 impl Writer {
     /// Waits for the end of the writer.
     pub fn wait(self) -> Result<Outcome, WriterError> {
@@ -104,9 +126,12 @@ impl Writer {
                 Err(WriterError::Killed(libc::WTERMSIG(status)))
             } else {
                 let n = (result.message_len as usize).min(512);
-                Err(WriterError::Failed(
-                    String::from_utf8_lossy(&result.message[..n]).into_owned(),
-                ))
+                let text = String::from_utf8_lossy(&result.message[..n]).into_owned();
+                if result.not_inherited == 1 {
+                    Err(WriterError::NotInherited(text))
+                } else {
+                    Err(WriterError::Failed(text))
+                }
             };
             syscall!(libc::SYS_munmap, self.shared, 4096);
             outcome

@@ -31,8 +31,11 @@ impl Target {
         let root = select::root(cli)?;
         let pid = match name.parse::<i32>() {
             Ok(pid) if Path::new(&format!("/proc/{pid}")).exists() => pid,
-            _ => {
-                let job = select::job(&root, Some(name))?;
+            number => {
+                let job = select::job(&root, Some(name)).map_err(|error| match number {
+                    Ok(pid) => anyhow::anyhow!("there is no process and no job {pid}"),
+                    Err(_) => error,
+                })?;
                 match select::owner(&job) {
                     Some(owner) => owner.pid,
                     None => bail!("job {} is not running", job.name()),

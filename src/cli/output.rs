@@ -94,8 +94,11 @@ pub fn now_ns() -> u64 {
     now.map_or(0, |d| d.as_nanos() as u64)
 }
 
-/// `5 min ago`.
+/// `5 min ago`; 0 is a time that is not known.
 pub fn age(time_ns: u64) -> String {
+    if time_ns == 0 {
+        return "-".to_owned();
+    }
     let seconds = now_ns().saturating_sub(time_ns) / 1_000_000_000;
     match seconds {
         0..120 => format!("{seconds} s ago"),

@@ -149,7 +149,11 @@ fn print(cli: &Cli, args: &Args, removed: &[Removal]) {
         "removed"
     };
     let count = removed.len();
-    eprintln!("ckpt: {verb} {count} generations, {}", output::size(bytes));
+    let plural = if count == 1 { "" } else { "s" };
+    eprintln!(
+        "ckpt: {verb} {count} generation{plural}, {}",
+        output::size(bytes)
+    );
 }
 
 /// Reports of processes that are gone.

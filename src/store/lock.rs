@@ -208,14 +208,40 @@ impl JobLock {
     }
 }
 
-/// The live owner of the job in `dir`, if it is locked; for `ckpt status`. The lock is
-/// never taken, so a starting program cannot be turned away by this.
+/// The live owner of the job in `dir`, if it is locked; for the command. The lock is
+/// not tried, so that a starting program cannot be turned away by this: the kernel's
+/// list of locks is read.
 pub fn live_owner(dir: &Path) -> Option<Owner> {
     let path = dir.join(NAME);
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let fd = rustix::fs::openat(CWD, &path, flags, Mode::empty()).ok()?;
     let owner = read_owner(&fd)?;
-    (owner.boot_id == boot_id() && owner.is_alive()).then_some(owner)
+    let inode = rustix::fs::fstat(&fd).ok()?.st_ino;
+    let live = owner.boot_id == boot_id() && owner.is_alive();
+    (live && is_flocked(inode)).then_some(owner)
+}
+
+/// Does anyone hold a flock on a file with this inode number? (The device is left out:
+/// btrfs shows another one there than in stat.) True where the list cannot be read.
+fn is_flocked(inode: u64) -> bool {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let Ok(file) = rustix::fs::openat(CWD, "/proc/locks", flags, Mode::empty()) else {
+        return true;
+    };
+    let (mut text, mut buffer) = (Vec::new(), [0u8; 4096]);
+    while let Ok(got @ 1..) = rustix::io::read(&file, &mut buffer) {
+        text.extend_from_slice(&buffer[..got]);
+    }
+    // `1: FLOCK  ADVISORY  WRITE 4711 fe:01:1234 0 EOF`; `1: -> FLOCK` is one that waits.
+    let lines = String::from_utf8_lossy(&text);
+    lines.lines().any(|line| {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        let held = words.next() == Some("FLOCK");
+        let number = words
+            .nth(3)
+            .and_then(|file| file.rsplit(':').next()?.parse().ok());
+        held && number == Some(inode)
+    })
 }
 
 fn read_owner(fd: &OwnedFd) -> Option<Owner> {
@@ -296,6 +322,7 @@ mod tests {
             }
         );
         drop(lock);
+        assert_eq!(live_owner(&dir.0), None, "it let go, though it lives");
         JobLock::take(&dir.0, false, &me).unwrap();
     }
 

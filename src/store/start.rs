@@ -59,6 +59,7 @@ pub fn start(
     verify_data: bool,
 ) -> Result<Start, StartError> {
     let mut busy = None;
+    let mut missing = None;
     if resume == Resume::Never {
         return Ok(Start::Fresh { busy });
     }
@@ -98,10 +99,21 @@ pub fn start(
             // Began, and never committed: nothing to recover.
             Ok((None, _)) => {}
             Err(error) => {
-                let job = job.name();
-                return Err(StartError::Find { job, error });
+                let (job, empty) = (job.name(), job.generations().is_empty());
+                let another = matches!(error, FindError::NoGeneration { .. } | FindError::NoId(_));
+                let error = StartError::Find { job, error };
+                if !another {
+                    return Err(error);
+                }
+                // Perhaps the next instance has it; else the answer of one that has any.
+                if !empty {
+                    missing = missing.or(Some(error));
+                }
             }
         }
+    }
+    if let Some(error) = missing {
+        return Err(error);
     }
     match (resume, busy) {
         (Resume::Generation(_) | Resume::Id(_), None) => Err(StartError::NoJob {

@@ -367,6 +367,33 @@ pub fn site_after(rip: usize) -> Option<i64> {
     None
 }
 
+/// The data of the slot of the patched site whose `syscall` ends at `rip`: with that in
+/// r11 and the call's number in rax, stage 1 makes the call as the site would.
+pub fn slot_data_of(rip: usize) -> Option<usize> {
+    for entry in &REGISTERED {
+        let count = entry.count.load(Ordering::Acquire);
+        if count == 0 {
+            return None;
+        }
+        let base = entry.base.load(Ordering::Relaxed);
+        // SAFETY: as in `site_after`; a patched site begins with a jump.
+        unsafe {
+            let sites = std::slice::from_raw_parts(entry.sites.load(Ordering::Relaxed), count);
+            let after = rip.wrapping_sub(base) as i64;
+            if let Ok(index) = sites.binary_search_by_key(&after, |site| site.after) {
+                let start = base + sites[index].start as usize;
+                let jump = start as *const [u8; 5];
+                let [0xe9, a, b, c, d] = jump.read() else {
+                    return None; // left alone in this process
+                };
+                let slot = (start + 5).wrapping_add_signed(i32::from_le_bytes([a, b, c, d]) as isize);
+                return Some(slot + callsite::SLOT_DATA);
+            }
+        }
+    }
+    None
+}
+
 /// What stage 2 calls.
 unsafe extern "C" fn stage2(frame: *mut u8) -> u64 {
     // SAFETY: stage 2 passes the frame that it pushed, exclusively ours until we return.

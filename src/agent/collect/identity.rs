@@ -17,7 +17,7 @@ pub fn kernel() -> String {
 /// Digest of the vdso's code: libc caches its entry points, so an image fits only
 /// where the vdso is the same.
 pub fn vdso_digest() -> u64 {
-    let maps = read_file(b"/proc/self/maps").unwrap_or_default();
+    let maps = read_file(b"/proc/thread-self/maps").unwrap_or_default();
     for line in maps.split(|&b| b == b'\n') {
         if !line.ends_with(b"[vdso]") {
             continue;

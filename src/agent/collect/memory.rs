@@ -49,6 +49,8 @@ pub struct Plan {
     pub vdso_start: u64,
     pub vdso_end: u64,
     flags_known: bool,
+    /// By piece: smaps has a line for it.
+    seen: Vec<bool>,
 }
 
 /// Why the memory cannot be saved.
@@ -249,7 +251,7 @@ impl Plan {
 /// Parses the map of this process. Own ranges are cut out (never matched by start:
 /// the kernel joins them with neighbours).
 pub fn collect(own: &Own<'_>) -> Result<Plan, MemoryError> {
-    let text = read_file(b"/proc/self/maps").map_err(MemoryError::Maps)?;
+    let text = read_file(b"/proc/thread-self/maps").map_err(MemoryError::Maps)?;
     let mut plan = Plan::default();
     for line in text.split(|&b| b == b'\n').filter(|line| !line.is_empty()) {
         let Some(line) = parse_line(line) else {
@@ -315,9 +317,10 @@ impl Plan {
         if std::mem::replace(&mut self.flags_known, true) {
             return;
         }
-        let Ok(text) = read_file(b"/proc/self/smaps") else {
+        let Ok(text) = read_file(b"/proc/thread-self/smaps") else {
             return;
         };
+        self.seen = vec![false; self.pieces.len()];
         let mut range = (0, 0);
         let mut next = 0;
         for line in text.split(|&b| b == b'\n') {
@@ -329,6 +332,7 @@ impl Plan {
                 let mut k = next;
                 while k < self.pieces.len() && self.pieces[k].vma.start < range.1 {
                     self.pieces[k].vma.flags |= flags;
+                    self.seen[k] = true;
                     k += 1;
                 }
             } else if line
@@ -339,6 +343,26 @@ impl Plan {
                 range = (line.start, line.end);
             }
         }
+    }
+
+    /// In a forked writer that has just read the flags: a range that fork did not pass
+    /// on, whole (MADV_DONTFORK) or with its contents (MADV_WIPEONFORK). `ours` is the
+    /// agent's own wipe-on-fork page.
+    pub fn not_inherited(&self, ours: u64) -> Option<u64> {
+        self.pieces
+            .iter()
+            .zip(&self.seen)
+            .filter(|(piece, _)| !matches!(piece.how, How::Nothing | How::Copied))
+            .find(|(piece, seen)| {
+                let wiped = piece.vma.flags & vma_flag::WIPEONFORK != 0;
+                !**seen || (wiped && piece.vma.start != ours)
+            })
+            .map(|(piece, _)| piece.vma.start)
+    }
+
+    /// Were the flags read (at the stop, unless this is the writer)?
+    pub fn flags_known(&self) -> bool {
+        self.flags_known
     }
 
     /// Joins neighbours that the kernel would join if they were not mapped from

@@ -83,7 +83,7 @@ pub fn identify(path: &[u8]) -> Option<ObjectId> {
 pub fn collect(plan: &Plan) -> Vec<ObjectId> {
     let mut objects: Vec<ObjectId> = Vec::new();
     objects.extend(
-        read_link(b"/proc/self/exe")
+        read_link(b"/proc/thread-self/exe")
             .ok()
             .and_then(|path| identify(&path)),
     );

@@ -1,5 +1,6 @@
 //! Process-wide state: ids, working directory, limits, prctl, mm fields.
 
+use crate::agent::hooks::ids;
 use crate::agent::procfs::{field, number, read_file, read_link, stat_fields, task_file};
 use crate::agent::state::AGENT;
 use crate::image::state::{MmFields, ProcessState};
@@ -23,7 +24,7 @@ fn octal(text: &[u8]) -> u32 {
 /// `tid` is a live thread of the program (the leader may have exited).
 pub fn collect(tid: i32) -> Result<ProcessState, ProcessError> {
     let fail = |what| move |errno| ProcessError { what, errno };
-    let stat = read_file(b"/proc/self/stat").map_err(fail("stat"))?;
+    let stat = read_file(b"/proc/thread-self/stat").map_err(fail("stat"))?;
     let fields = stat_fields(&stat);
     // Field numbers as in proc(5), which counts from 1; ours start at field 3.
     let at = |n: usize| fields.get(n - 3).and_then(|f| number(f)).unwrap_or(0);
@@ -67,18 +68,19 @@ pub fn collect(tid: i32) -> Result<ProcessState, ProcessError> {
     Ok(ProcessState {
         pid: AGENT.pid.load(Ordering::Relaxed),
         ppid: at(4) as i32,
-        pgid: at(5) as i32,
-        sid: at(6) as i32,
+        // As the program knows them.
+        pgid: ids::group_to_virtual(at(5) as i32),
+        sid: ids::session_to_virtual(at(6) as i32),
         cwd: link("cwd").map_err(fail("working directory"))?,
         umask: field(&status, "Umask").map_or(0o022, octal),
         exe: link("exe").map_err(fail("executable"))?,
-        cmdline: read_file(b"/proc/self/cmdline").unwrap_or_default(),
+        cmdline: read_file(b"/proc/thread-self/cmdline").unwrap_or_default(),
         rlimits,
         dumpable: prctl(libc::PR_GET_DUMPABLE) as i32,
         no_new_privs: field(&status, "NoNewPrivs").and_then(number) == Some(1),
         child_subreaper: prctl(libc::PR_GET_CHILD_SUBREAPER) != 0,
         thp_disable: prctl(libc::PR_GET_THP_DISABLE) == 1,
-        personality: read_file(b"/proc/self/personality")
+        personality: read_file(b"/proc/thread-self/personality")
             .ok()
             .and_then(|t| crate::agent::procfs::hex(&t))
             .unwrap_or(0) as u32,
@@ -88,7 +90,7 @@ pub fn collect(tid: i32) -> Result<ProcessState, ProcessError> {
             .unwrap_or(0) as i32,
         keepcaps: prctl(libc::PR_GET_KEEPCAPS) == 1,
         mm,
-        auxv: read_file(b"/proc/self/auxv").map_err(fail("auxv"))?,
+        auxv: read_file(b"/proc/thread-self/auxv").map_err(fail("auxv"))?,
         mlockall: 0,
         xcomp_perm: xcomp_perm(),
     })

@@ -20,14 +20,14 @@
 //!
 //! Limits (the program can see the difference): a *child process* whose real pid
 //! equals one of our old ids cannot be signalled by that pid; `waitid`/SIGCHLD at the
-//! new starter, `si_pid` of signals that the process sends itself, message queue and semaphore
+//! new starter, `si_pid` of signals that the process sends to its group or another thread, message queue and semaphore
 //! `*pid` fields, the contents of /proc files and listings of /proc/self/task, and
 //! `SCM_CREDENTIALS` show real ids; `clock_gettime` of another thread's CPU clock goes
-//! through the vdso with the old id and fails; PI futexes and robust lists compare real ids in the
-//! kernel (the restorer repairs words of held locks); programs that the process
-//! executes see real ids.
+//! through the vdso with the old id and fails; programs that the process executes see real
+//! ids. PI futexes and robust lists: `ids::locks`.
 
 pub mod calls;
+pub mod locks;
 pub mod paths;
 
 use crate::agent::state::AGENT;
@@ -43,6 +43,8 @@ struct Pair {
 static TO_REAL: AtomicPtr<Pair> = AtomicPtr::new(std::ptr::null_mut());
 static TO_VIRTUAL: AtomicPtr<Pair> = AtomicPtr::new(std::ptr::null_mut());
 static COUNT: AtomicUsize = AtomicUsize::new(0);
+/// Bytes of the tables' one mapping.
+static TABLES_LEN: AtomicUsize = AtomicUsize::new(0);
 
 /// Threads that were born with an id of the table: (virtual, real).
 static LATE: [[AtomicI32; 2]; 256] = [const { [const { AtomicI32::new(0) }; 2] }; 256];
@@ -96,8 +98,13 @@ pub fn set_identity(pairs: &[(i32, i32)], old_pid: i32, new_pid: i32) -> Result<
         }
         forth.sort_unstable_by_key(|p| p.from);
         back.sort_unstable_by_key(|p| p.from);
-        TO_REAL.store(std::ptr::null_mut(), Release);
+        let old = TO_REAL.swap(std::ptr::null_mut(), AcqRel);
         TO_VIRTUAL.store(std::ptr::null_mut(), Release);
+        if !old.is_null() {
+            // The tables of the life before came back with the image.
+            syscall!(libc::SYS_munmap, old, TABLES_LEN.load(Relaxed));
+        }
+        TABLES_LEN.store(2 * half, Relaxed);
         COUNT.store(count, Release);
         TO_REAL.store(forth.as_mut_ptr(), Release);
         TO_VIRTUAL.store(back.as_mut_ptr(), Release);
@@ -245,14 +252,16 @@ fn at_birth() {
         if !ours || tid == pid {
             return;
         }
-        (*block).virtual_tid = -EPOCH.load(Relaxed);
-        if find(&TO_REAL, tid).is_none_or(|real| real == tid) {
-            return;
-        }
         const PR_GET_TID_ADDRESS: i32 = 40;
         let mut at: u64 = 0;
         let ret = syscall!(libc::SYS_prctl, PR_GET_TID_ADDRESS, &raw mut at);
-        if ret != 0 || at == 0 || *(at as *const i32) != tid {
+        let known = ret == 0 && at != 0;
+        if known && *(at as *const i32) != tid {
+            // A restored thread whose birth the checkpoint fell into: it has an old id.
+            return;
+        }
+        (*block).virtual_tid = -EPOCH.load(Relaxed);
+        if !known || find(&TO_REAL, tid).is_none_or(|real| real == tid) {
             return;
         }
         let dead = |real: i32| {

@@ -1,5 +1,5 @@
 //! What the kernel has mapped where: one mapping at a time, by the PROCMAP_QUERY
-//! ioctl, or by reading /proc/self/maps where the kernel (before 6.11) has none.
+//! ioctl, or by reading the maps file where the kernel (before 6.11) has none.
 //!
 //! Any thread, forked children too; a descriptor lives for the time of a [`Maps`].
 //! No allocation.
@@ -60,7 +60,7 @@ const _: () = assert!(size_of::<Query>() == 104);
 
 impl Maps {
     pub fn open() -> Result<Maps, i32> {
-        let path = c"/proc/self/maps";
+        let path = c"/proc/thread-self/maps";
         // SAFETY: a constant path.
         let fd = check(unsafe {
             syscall!(

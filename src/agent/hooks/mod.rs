@@ -6,9 +6,10 @@
 //!
 //! | file | calls |
 //! |---|---|
-//! | [`signal`], [`sigaction`], [`foreign`], [`altstack`], [`masks`] | the reserved signal stays invisible |
+//! | [`signal`], [`sigaction`], [`foreign`], [`frames`], [`altstack`], [`masks`] | the reserved signal stays invisible |
 //! | [`memory`], [`ranges`], [`maps`] | ranges mapped from our image after a lazy restore |
 //! | [`ids`] | old pid and tids after a restore with new ones |
+//! | [`senders`] | who sent a signal, after such a restore |
 //! | [`process`] | the end, exec, sandboxes, namespaces, facilities that cannot be saved |
 //! | [`user`] | the program's memory without crashes |
 //!
@@ -19,12 +20,14 @@
 pub mod altstack;
 pub mod foreign;
 pub mod frame;
+pub mod frames;
 pub mod ids;
 pub mod maps;
 pub mod masks;
 pub mod memory;
 pub mod process;
 pub mod ranges;
+pub mod senders;
 pub mod sigaction;
 pub mod signal;
 pub mod symbol;
@@ -85,6 +88,7 @@ pub fn table() -> [u8; 512] {
     }
     if AGENT.ids_translated.load(Relaxed) {
         mark(ids::calls::NUMBERS);
+        mark(ids::locks::NUMBERS);
         for (nr, _) in ids::paths::CALLS {
             mark(&[*nr]);
         }
@@ -110,10 +114,17 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
         libc::SYS_mlock | libc::SYS_mlock2 | libc::SYS_mlockall => return memory::mlock(frame),
         libc::SYS_mremap => return memory::mremap(frame),
         libc::SYS_mprotect | libc::SYS_pkey_mprotect => return memory::mprotect(frame),
+        libc::SYS_wait4 | libc::SYS_waitid => {
+            if process::hide_writer(frame) {
+                return Verdict::Done;
+            }
+        }
         _ => {}
     }
     if AGENT.ids_translated.load(Relaxed)
-        && let Some(verdict) = ids::calls::dispatch(frame).or_else(|| ids::paths::dispatch(frame))
+        && let Some(verdict) = ids::calls::dispatch(frame)
+            .or_else(|| ids::paths::dispatch(frame))
+            .or_else(|| ids::locks::dispatch(frame))
     {
         return verdict;
     }
@@ -167,6 +178,9 @@ pub unsafe fn after_restore(restored: &Restored) {
         && mapping.ino != 0
     {
         file = (mapping.dev, mapping.ino);
+    }
+    if AGENT.ids_translated.load(Relaxed) {
+        senders::adopt();
     }
     let known = memory::set_image_files(&[file]);
     let ranges = memory::set_image_ranges(restored.mapped);

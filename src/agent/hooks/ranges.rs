@@ -37,6 +37,8 @@ impl Range {
 
 static TABLE: AtomicPtr<Range> = AtomicPtr::new(std::ptr::null_mut());
 static COUNT: AtomicUsize = AtomicUsize::new(0);
+/// Bytes of the table's mapping.
+static TABLE_LEN: AtomicUsize = AtomicUsize::new(0);
 
 const EXTRA: usize = 256;
 static MOVED: [Range; EXTRA] = [const {
@@ -58,14 +60,19 @@ fn table() -> &'static [Range] {
     if at.is_null() {
         return &[];
     }
-    // SAFETY: mapped by `set` for COUNT ranges, unmapped by nobody.
+    // SAFETY: mapped by `set_image_ranges` for COUNT ranges, unmapped only by its next call.
     unsafe { std::slice::from_raw_parts(at, COUNT.load(Relaxed)) }
 }
 
 /// After a lazy restore, before the program's threads run: the ranges that are
 /// mapped from image files, ascending and disjoint. Replaces the list before it.
 pub fn set_image_ranges(ranges: &[(u64, u64)]) -> Result<(), i32> {
-    TABLE.store(std::ptr::null_mut(), Release);
+    let old = TABLE.swap(std::ptr::null_mut(), AcqRel);
+    if !old.is_null() {
+        // The table of the life before came back with the image.
+        // SAFETY: a mapping of our own that no other thread looks at now.
+        unsafe { syscall!(libc::SYS_munmap, old, TABLE_LEN.load(Relaxed)) };
+    }
     COUNT.store(0, Relaxed);
     MOVED_LEN.store(0, Relaxed);
     for slot in &MOVED {
@@ -102,6 +109,7 @@ pub fn set_image_ranges(ranges: &[(u64, u64)]) -> Result<(), i32> {
             n += 1;
         }
         COUNT.store(n, Relaxed);
+        TABLE_LEN.store(size, Relaxed);
         TABLE.store(at, Release);
     }
     Ok(())

@@ -9,6 +9,7 @@ const PAGE: u64 = 4096;
 /// Contents go to the sink in pieces of this size.
 const CHUNK: usize = 256 * 1024;
 const F_GET_SEALS: i32 = 1034;
+const MQUEUE_MAGIC: i64 = 0x1980_0202;
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
 /// `__O_TMPFILE`, which stays visible in the flags.
 const O_TMPFILE_BIT: u32 = 0o20_000_000;
@@ -101,6 +102,10 @@ pub(super) fn file(c: &mut Collector, at: usize) -> Result<FileKind, Refusal> {
             );
         }
         return named(c, raw);
+    }
+    // Its name in its own file system looks like a path of ours.
+    if sys::fs_magic(c.duplicate(raw)?.raw()) == Ok(MQUEUE_MAGIC) {
+        return Err(raw.refuse_kind("is a POSIX message queue that has been unlinked"));
     }
     // Output is wanted where the next start says. Input without a name (a shell's
     // here-document) is kept as far as it can be read.

@@ -2,7 +2,7 @@
 //! Any thread of the restored process and of its forked children.
 
 use super::super::frame::{CallFrame, Verdict};
-use super::super::user;
+use super::super::{senders, user};
 use super::*;
 
 /// The numbers this file acts on, `paths` included.
@@ -129,6 +129,14 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
             at_birth();
             Verdict::Forward
         }
+        libc::SYS_kill if f.args[0] as i32 > 0 && f.args[1] != 0 && is_own_process(f.args[0]) => {
+            let sig = f.args[1] as i32;
+            result(f, senders::send_to_self(sig, false))
+        }
+        libc::SYS_tgkill | libc::SYS_tkill if is_own_thread(f) => {
+            let sig = f.args[if f.rax == libc::SYS_tgkill { 2 } else { 1 }] as i32;
+            result(f, senders::send_to_self(sig, true))
+        }
         libc::SYS_kill => {
             f.args[0] = i64::from(signed(f.args[0] as i32)) as u64;
             Verdict::Forward
@@ -210,6 +218,25 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
         _ => return None,
     };
     Some(verdict)
+}
+
+/// Is the restored process, which makes this call, meant by `id`?
+fn is_own_process(id: u64) -> bool {
+    let (pid, ours) = process();
+    ours && to_real(id as i32) == pid
+}
+
+/// Does a tgkill or tkill of the restored process with a signal mean the calling thread?
+fn is_own_thread(f: &CallFrame) -> bool {
+    let own = |id: u64| {
+        // SAFETY: no arguments.
+        to_real(id as i32) == unsafe { syscall!(libc::SYS_gettid) } as i32
+    };
+    let [a, b, c, ..] = f.args;
+    match f.rax {
+        libc::SYS_tgkill => c != 0 && own(b) && is_own_process(a),
+        _ => b != 0 && own(a) && process().1,
+    }
 }
 
 fn setpgid(f: &mut CallFrame) -> Verdict {
