@@ -219,9 +219,21 @@ impl Trial {
 
     /// Starts the program under the library, in the trial's directory.
     pub fn start(&self) -> Started {
+        self.start_in("run", &self.preloaded())
+    }
+
+    fn preloaded(&self) -> BTreeMap<String, String> {
         let mut env = self.ckpt.clone();
         env.insert("LD_PRELOAD".into(), path_text(&build::library()));
-        self.start_in("run", &env)
+        env
+    }
+
+    /// The same, standard input and output to be filled in; for `run::spawn`.
+    pub fn prepare(&self) -> std::process::Command {
+        let mut env = self.program.env.clone();
+        env.insert("GUEST_LOG".into(), path_text(&self.dir.join("guest.log")));
+        env.extend(self.preloaded());
+        run::prepare(&self.program, &self.dir.join("run"), &env)
     }
 
     /// Runs the program bare to its end, in a directory of its own.
