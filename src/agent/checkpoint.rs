@@ -13,7 +13,9 @@ use crate::agent::side::SideBuffer;
 use crate::agent::snapshot::{self, Outcome};
 use crate::agent::state::AGENT;
 use crate::agent::stop::{self, Stopped, now_ns};
-use crate::agent::{callsites, children, ending, exit, hooks, log, refusal, request, resume, writer};
+use crate::agent::{
+    callsites, children, ending, exit, hooks, log, refusal, request, resume, writer,
+};
 use crate::config::{Interval, SnapshotChoice};
 use crate::image::state::{EntryPoints, FileKind, Manifest};
 use crate::image::writer::ImageWriter;
@@ -463,9 +465,9 @@ fn take(
             return Err(error);
         }
     };
-    if let Err(error) = plan.copy_unfrozen(side.bytes_mut(), &|dev, ino| {
-        has_descriptor(&manifest, dev, ino)
-    }) {
+    if let Err(error) =
+        plan.copy_unfrozen(&mut side, &|dev, ino| has_descriptor(&manifest, dev, ino))
+    {
         stop::release(stopped);
         return Err(refused(error));
     }

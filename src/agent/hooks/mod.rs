@@ -138,8 +138,8 @@ pub struct Restored<'a> {
     pub pairs: &'a [(i32, i32)],
     pub old_pid: i32,
     pub new_pid: i32,
-    /// The ranges that are mapped from the image, ascending.
-    pub mapped: &'a [(u64, u64)],
+    /// The ranges that are mapped from the image, ascending, with their `vma_flag`s.
+    pub mapped: &'a [(u64, u64, u32)],
     /// `(st_dev, st_ino)` of the image; used where no mapping tells better.
     pub image_file: (u64, u64),
     /// As the program knows them.
@@ -172,7 +172,7 @@ pub unsafe fn after_restore(restored: &Restored) {
             | u64::from(libc::minor(restored.image_file.0)),
         restored.image_file.1,
     );
-    if let Some(&(start, _)) = restored.mapped.first()
+    if let Some(&(start, ..)) = restored.mapped.first()
         && let Ok(mut maps) = maps::Maps::open()
         && let Ok(Some(mapping)) = maps.at(start)
         && mapping.ino != 0
