@@ -114,10 +114,8 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
         libc::SYS_mlock | libc::SYS_mlock2 | libc::SYS_mlockall => return memory::mlock(frame),
         libc::SYS_mremap => return memory::mremap(frame),
         libc::SYS_mprotect | libc::SYS_pkey_mprotect => return memory::mprotect(frame),
-        libc::SYS_wait4 | libc::SYS_waitid => {
-            if process::hide_writer(frame) {
-                return Verdict::Done;
-            }
+        libc::SYS_wait4 | libc::SYS_waitid if process::hide_writer(frame) => {
+            return Verdict::Done;
         }
         _ => {}
     }
