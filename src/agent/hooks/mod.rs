@@ -99,6 +99,10 @@ pub fn table() -> [u8; 512] {
 /// Handles a call of the table. The frame is a system call that the program is about
 /// to make: its pointers are used as the kernel would use them.
 pub fn dispatch(frame: &mut CallFrame) -> Verdict {
+    let waits = matches!(frame.rax, libc::SYS_wait4 | libc::SYS_waitid);
+    if waits && process::hide_writer(frame) {
+        return Verdict::Done;
+    }
     match frame.rax {
         libc::SYS_rt_sigprocmask => return signal::rt_sigprocmask(frame),
         libc::SYS_rt_sigaction => return sigaction::rt_sigaction(frame),
@@ -114,9 +118,6 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
         libc::SYS_mlock | libc::SYS_mlock2 | libc::SYS_mlockall => return memory::mlock(frame),
         libc::SYS_mremap => return memory::mremap(frame),
         libc::SYS_mprotect | libc::SYS_pkey_mprotect => return memory::mprotect(frame),
-        libc::SYS_wait4 | libc::SYS_waitid if process::hide_writer(frame) => {
-            return Verdict::Done;
-        }
         _ => {}
     }
     if AGENT.ids_translated.load(Relaxed)
