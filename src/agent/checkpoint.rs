@@ -13,7 +13,9 @@ use crate::agent::side::SideBuffer;
 use crate::agent::snapshot::{self, Outcome};
 use crate::agent::state::AGENT;
 use crate::agent::stop::{self, Stopped, now_ns};
-use crate::agent::{callsites, children, ending, exit, hooks, log, refusal, request, resume, writer};
+use crate::agent::{
+    callsites, children, ending, exit, hooks, log, refusal, request, resume, writer,
+};
 use crate::config::{Interval, SnapshotChoice};
 use crate::image::state::{EntryPoints, FileKind, Manifest};
 use crate::image::writer::ImageWriter;

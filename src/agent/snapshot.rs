@@ -79,10 +79,11 @@ struct PageScanner {
 
 impl PageScanner {
     fn new() -> Result<PageScanner, SnapshotError> {
-        let pagemap = OwnFd::open(b"/proc/thread-self/pagemap").map_err(|errno| SnapshotError::Open {
-            path: "/proc/thread-self/pagemap",
-            errno,
-        })?;
+        let pagemap =
+            OwnFd::open(b"/proc/thread-self/pagemap").map_err(|errno| SnapshotError::Open {
+                path: "/proc/thread-self/pagemap",
+                errno,
+            })?;
         // More than 512 regions a call and the walk may end behind what was returned.
         Ok(PageScanner {
             pagemap,

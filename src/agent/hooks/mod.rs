@@ -114,12 +114,10 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
         libc::SYS_mlock | libc::SYS_mlock2 | libc::SYS_mlockall => return memory::mlock(frame),
         libc::SYS_mremap => return memory::mremap(frame),
         libc::SYS_mprotect | libc::SYS_pkey_mprotect => return memory::mprotect(frame),
-        libc::SYS_wait4 | libc::SYS_waitid => {
-            if process::hide_writer(frame) {
-                return Verdict::Done;
-            }
-        }
         _ => {}
+    }
+    if process::hide_writer(frame) {
+        return Verdict::Done;
     }
     if AGENT.ids_translated.load(Relaxed)
         && let Some(verdict) = ids::calls::dispatch(frame)
