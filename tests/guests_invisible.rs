@@ -27,7 +27,7 @@ mod calls {
     #[test]
     fn inv_calls_lazy_fork() {
         undisturbed(
-            Program::guest("inv_calls").seconds(3.0),
+            Program::guest("inv_calls").seconds(8.0),
             LAZY_FORK,
             "20ms",
             50,
@@ -37,7 +37,7 @@ mod calls {
     #[test]
     fn inv_calls_eager_copy() {
         undisturbed(
-            Program::guest("inv_calls").seconds(3.0),
+            Program::guest("inv_calls").seconds(8.0),
             EAGER_COPY,
             "20ms",
             50,

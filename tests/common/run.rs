@@ -99,13 +99,12 @@ pub fn prepare(program: &Program, dir: &Path, env: &BTreeMap<String, String>) ->
             if libc::setsid() < 0 {
                 return Err(std::io::Error::last_os_error());
             }
-            if let Some(user) = user {
-                if libc::setgroups(0, std::ptr::null()) < 0
+            if let Some(user) = user
+                && (libc::setgroups(0, std::ptr::null()) < 0
                     || libc::setgid(user.gid) < 0
-                    || libc::setuid(user.uid) < 0
-                {
-                    return Err(std::io::Error::last_os_error());
-                }
+                    || libc::setuid(user.uid) < 0)
+            {
+                return Err(std::io::Error::last_os_error());
             }
             Ok(())
         });

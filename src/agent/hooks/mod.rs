@@ -120,6 +120,9 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
         libc::SYS_mprotect | libc::SYS_pkey_mprotect => return memory::mprotect(frame),
         _ => {}
     }
+    if process::hide_writer(frame) {
+        return Verdict::Done;
+    }
     if AGENT.ids_translated.load(Relaxed)
         && let Some(verdict) = ids::calls::dispatch(frame)
             .or_else(|| ids::paths::dispatch(frame))

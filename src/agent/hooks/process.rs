@@ -77,7 +77,11 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
 /// __WCLONE see. While there is one (and a program with children has none), they are
 /// taken off the call. True: answered here, with ECHILD.
 pub fn hide_writer(frame: &mut CallFrame) -> bool {
-    let at = if frame.rax == libc::SYS_wait4 { 2 } else { 3 };
+    let at = match frame.rax {
+        libc::SYS_wait4 => 2,
+        libc::SYS_waitid => 3,
+        _ => return false,
+    };
     let special = (libc::__WALL | libc::__WCLONE) as u32 as u64;
     if frame.args[at] & special == 0
         || exit::WRITER_PID.load(std::sync::atomic::Ordering::Relaxed) == 0
