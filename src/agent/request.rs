@@ -282,10 +282,6 @@ pub fn answer(result: i32) {
 
 /// Wakes the thread that waits in this call of `ckpt_checkpoint` with `result` (1 = taken,
 /// or a negated errno). One that came later goes on waiting.
-#[expect(
-    clippy::not_unsafe_ptr_arg_deref,
-    reason = "only a call that the mailbox holds is looked at"
-)]
 pub fn answer_call(call: *const InsertedCall, result: i32) {
     let waiting = MAILBOX.inserted.load(Ordering::SeqCst);
     let none = std::ptr::null_mut();
