@@ -8,6 +8,7 @@ guest_tests! {
     fd_kernel = "fd_kernel";
     fd_sockets = "fd_sockets";
     fd_pty = "fd_pty";
+    fd_maplock = "fd_maplock";
 }
 
 /// Standard output and input are files with buffered content in flight.

@@ -27,7 +27,7 @@ mod calls {
     #[test]
     fn inv_calls_lazy_fork() {
         undisturbed(
-            Program::guest("inv_calls").seconds(3.0),
+            Program::guest("inv_calls").seconds(8.0),
             LAZY_FORK,
             "20ms",
             50,
@@ -37,7 +37,7 @@ mod calls {
     #[test]
     fn inv_calls_eager_copy() {
         undisturbed(
-            Program::guest("inv_calls").seconds(3.0),
+            Program::guest("inv_calls").seconds(8.0),
             EAGER_COPY,
             "20ms",
             50,
@@ -69,7 +69,7 @@ mod leaks {
         let mut trial = Trial::new(program, setting).ckpt("CKPT_KEEP_ON_EXIT", "always");
         trial.ckpt.remove("CKPT_INTERVAL");
         let bare = trial.bare();
-        let life = trial.finish();
+        let life = trial.finish_within(std::time::Duration::from_secs(200));
         trial.compare(&bare, &life);
         if trial.generation() < 1000 {
             let taken = trial.generation();
@@ -163,6 +163,9 @@ mod chains {
                     resident / 10 + 256,
                 )
             });
+        if early.mappings == 0 {
+            trial.fail("the sizes could not be read");
+        }
         if let Some(what) = grown {
             trial.fail(&format!("from life to life {what}"));
         }

@@ -240,7 +240,7 @@ fn soak() {
                 (
                     hits,
                     log.lines()
-                        .filter(|l| l.to_lowercase().contains("refuse"))
+                        .filter(|l| l.contains("checkpoint refused"))
                         .count(),
                 )
             });

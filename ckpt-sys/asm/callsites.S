@@ -211,6 +211,16 @@ ckpt_restart_call:
 ckpt_restart_after:
     cmpl $0, 80(%rsp)
     jne 3f
+    # Mode 0: a sleep that has ended well leaves the place for its remainder as it was.
+    mov 136(%rsp), %rcx
+    test %rcx, %rcx
+    jz 2f
+    test %rax, %rax
+    jnz 2f
+    mov 144(%rsp), %rdx
+    mov %rdx, (%rcx)
+    mov 152(%rsp), %rdx
+    mov %rdx, 8(%rcx)
 2:  mov 0(%rsp), %rdi
     mov 8(%rsp), %rsi
     mov 16(%rsp), %rdx

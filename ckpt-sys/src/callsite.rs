@@ -174,6 +174,10 @@ pub struct RestartRecord {
     pub poll_events: u32,
     /// The call that the stub executes.
     pub executes: i64,
+    /// Mode `Plain`: if not 0, what must stand there once the call has ended well (where the
+    /// kernel writes the rest of an interrupted sleep).
+    pub remainder_at: u64,
+    pub remainder: [u64; 2],
 }
 
 /// What the stub does with the result of the call it executed.
@@ -196,5 +200,7 @@ const _: () = {
     assert!(offset_of!(RestartRecord, mode) == 80);
     assert!(offset_of!(RestartRecord, nr) == 88);
     assert!(offset_of!(RestartRecord, value) == 96);
+    assert!(offset_of!(RestartRecord, remainder_at) == 136);
+    assert!(offset_of!(RestartRecord, remainder) == 144);
     assert!(offset_of!(crate::tls::ThreadBlock, handlers_run) == 32);
 };

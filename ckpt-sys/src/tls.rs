@@ -50,7 +50,11 @@ pub struct ThreadBlock {
     pub put_off_value: u64,
     /// Address behind the `syscall` of the site that made the recorded call; 0: no record.
     pub call_after: u64,
-    pub spare: [u64; 3],
+    /// What stood, before the recorded call, where the kernel writes the rest of an interrupted
+    /// sleep.
+    pub remainder: [u64; 2],
+    /// By how much, ns, restores have put off the recorded call's absolute deadline.
+    pub deadline_shift: i64,
 }
 
 /// Size reserved in assembly; checked against the struct below.

@@ -79,6 +79,8 @@ pub struct Worker {
     look_ns: u64,
     last_generation: Option<u64>,
     report: report::Report,
+    /// The `ckpt_checkpoint` that the latest image holds as taken; only compared.
+    included: *const request::InsertedCall,
     /// Nonces of the command's requests that the next outcome answers.
     asked: Vec<u32>,
 }
@@ -111,6 +113,7 @@ impl Worker {
             look_ns: now_ns(),
             last_generation: None,
             report: report::Report::default(),
+            included: std::ptr::null(),
             asked: Vec::new(),
         };
         if life == Life::Restored {
@@ -152,6 +155,7 @@ impl Worker {
         let next = next.fold(self.look_ns, u64::min);
         let wanted = request::wait(Some(next.saturating_sub(now)));
         if refusal::RETIRE.load(Ordering::SeqCst) {
+            self.last_words();
             return false;
         }
         let now = now_ns();
@@ -200,7 +204,7 @@ impl Worker {
                 self.report.last_generation = Some(generation);
                 self.report.last_checkpoint_ns = identity::realtime_ns();
                 self.report.checkpoints += 1;
-                request::answer(1);
+                request::answer_call(self.included, 1);
                 for nonce in std::mem::take(&mut self.asked) {
                     self.report.answer(nonce, Some(generation), None);
                 }
@@ -228,6 +232,17 @@ impl Worker {
         if trigger == Trigger::Command || answering {
             self.write_report();
         }
+    }
+
+    /// No checkpoint will be taken any more: the reason is to be found in the log and by
+    /// `ckpt status`.
+    fn last_words(&mut self) {
+        let reason = refusal::disabled().unwrap_or("the program no longer permits it");
+        log::line(format_args!("no checkpoint from now on: {reason}"));
+        self.fail_asked(reason);
+        let (reason, time_ns) = (reason.to_owned(), identity::realtime_ns());
+        self.report.last_refusal = Some(report::Refusal { reason, time_ns });
+        self.write_report();
     }
 
     fn fail_asked(&mut self, reason: &str) {
@@ -291,9 +306,7 @@ impl Worker {
             return Err(CheckpointError::Refused(reason.into()));
         }
         if request::MAILBOX.holds.load(Ordering::SeqCst) != 0 {
-            return Err(CheckpointError::Postponed(
-                "the program holds checkpoints off (ckpt_hold)".into(),
-            ));
+            return Err(CheckpointError::Postponed(HELD.into()));
         }
         if let Some(reason) = refusal::noted_reason() {
             return Err(CheckpointError::Refused(reason.into()));
@@ -305,7 +318,6 @@ impl Worker {
         self.before_the_stop()?;
         let settings = self.settings;
         let last = self.last_generation;
-        let id = request::inserted_call().map_or(0, |call| call.id);
         let ending = || CheckpointError::Refused("the program is ending".into());
         let fs = RawFs;
         if !exit::enter_store() {
@@ -326,9 +338,10 @@ impl Worker {
                 return Err(error);
             }
         };
+        self.included = taken.call;
         let record = GenerationRecord {
             generation,
-            id,
+            id: taken.id,
             parent: last,
             time_ns: taken.realtime_ns,
             host: taken.host.clone(),
@@ -403,6 +416,9 @@ impl Worker {
 
 /// What the stop and the writer have yielded.
 struct Taken {
+    /// The call that waits for this checkpoint, and the id that it gave.
+    call: *const request::InsertedCall,
+    id: i32,
     outcome: Outcome,
     phases: [u64; 4],
     stop_us: u64,
@@ -414,6 +430,8 @@ struct Taken {
     threads: u32,
     snapshot: &'static str,
 }
+
+const HELD: &str = "the program holds checkpoints off (ckpt_hold)";
 
 /// Stops the program, collects, snapshots, releases, and waits for the image.
 fn take(
@@ -431,7 +449,16 @@ fn take(
         | stop::StopError::Signal { .. } => CheckpointError::Postponed(error.to_string()),
         other => refused(other),
     })?;
+    // A call that came while the others were being stopped is in the image too; a later one is not.
+    let call = request::inserted_call();
+    let (call, id) = call.map_or((std::ptr::null(), 0), |call| (&raw const *call, call.id));
     let t1 = now_ns();
+    // Once more: the files of the generation were made since `before_the_stop`, and the
+    // program may have called ckpt_hold meanwhile. Now it cannot.
+    if request::MAILBOX.holds.load(Ordering::SeqCst) != 0 {
+        stop::release(stopped);
+        return Err(CheckpointError::Postponed(HELD.into()));
+    }
     let collected = collect(settings, &stopped);
     let t2 = now_ns();
     let (manifest, mut plan, mut side) = match collected {
@@ -498,6 +525,8 @@ fn take(
     phases[2] = (t3 - t2) / 1000;
     phases[3] = (t4 - t3) / 1000;
     Ok(Taken {
+        call,
+        id,
         outcome,
         phases,
         stop_us: (t4 - t0) / 1000,

@@ -203,9 +203,6 @@ fn inserted(id: i32, mask: u64, altstack: [u64; 3]) -> i32 {
         done: AtomicI32::new(0),
     };
     call.context.prepare(mask, altstack);
-    // SAFETY: gettid has no arguments.
-    let tid = unsafe { syscall!(libc::SYS_gettid) } as u32;
-    call.slot.tid.store(tid, Ordering::Relaxed);
     call.slot.ucontext = call.context.ucontext();
     call.slot.inserted = true;
     let pointer = &raw mut call;
@@ -220,16 +217,21 @@ fn inserted(id: i32, mask: u64, altstack: [u64; 3]) -> i32 {
         stop::report(&mut (*pointer).slot);
     }
     // One caller at a time; others queue here and can be stopped as they wait.
-    while MAILBOX
-        .inserted
-        .compare_exchange(
-            std::ptr::null_mut(),
-            pointer,
-            Ordering::SeqCst,
-            Ordering::SeqCst,
-        )
-        .is_err()
-    {
+    let enqueue = || {
+        // The kernel's id, looked up again each time: a restore while this thread queued has
+        // given it another. Between this and the answer it cannot be stopped.
+        // SAFETY: no arguments; as above.
+        unsafe {
+            let tid = syscall!(libc::SYS_gettid) as u32;
+            (*pointer).slot.tid.store(tid, Ordering::Relaxed);
+        }
+        let none = std::ptr::null_mut();
+        MAILBOX
+            .inserted
+            .compare_exchange(none, pointer, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
+    };
+    while !enqueue() {
         let pause = [0u64, 1_000_000];
         let only_ours = !RESERVED_BIT;
         // SAFETY: valid pointers; the mask is set back right after.
@@ -273,16 +275,26 @@ pub fn copy_slot(call: &InsertedCall) -> Slot {
     unsafe { std::ptr::read(&call.slot) }
 }
 
-/// Wakes the thread that waits in `ckpt_checkpoint` with `result` (1 = taken, or a
-/// negated errno).
+/// Answers whoever waits in `ckpt_checkpoint` (a negated errno).
 pub fn answer(result: i32) {
-    let call = MAILBOX
-        .inserted
-        .swap(std::ptr::null_mut(), Ordering::SeqCst);
-    if !call.is_null() {
+    answer_call(MAILBOX.inserted.load(Ordering::SeqCst), result);
+}
+
+/// Wakes the thread that waits in this call of `ckpt_checkpoint` with `result` (1 = taken,
+/// or a negated errno). One that came later goes on waiting.
+pub fn answer_call(call: *const InsertedCall, result: i32) {
+    let waiting = MAILBOX.inserted.load(Ordering::SeqCst);
+    let none = std::ptr::null_mut();
+    if !waiting.is_null()
+        && std::ptr::eq(waiting, call)
+        && MAILBOX
+            .inserted
+            .compare_exchange(waiting, none, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
+    {
         // SAFETY: valid until `done` is stored; only the futex address is used after.
         unsafe {
-            let done = &raw const (*call).done;
+            let done = &raw const (*waiting).done;
             (*done).store(result, Ordering::Release);
             let _ = check(syscall!(
                 libc::SYS_futex,

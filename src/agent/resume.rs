@@ -6,8 +6,8 @@
 //! stack, and returns into the saved frame. The addresses of both are in the
 //! manifest, since this code is part of the image.
 
-use crate::agent::callsites::restart;
-use crate::agent::collect::signals::put_back;
+use crate::agent::callsites::restart::{self, Clock};
+use crate::agent::collect::signals::{put_back, put_back_own};
 use crate::agent::collect::threads::{SCHED_ATTR_SIZE, SCHED_FLAG_RESET_ON_FORK, SchedAttr};
 use crate::agent::hooks;
 use crate::agent::region::{self, Region};
@@ -21,7 +21,7 @@ use ckpt_sys::blob::{RestorerArgs, RestorerThread};
 use ckpt_sys::syscall;
 use ckpt_sys::thread::sigreturn_to;
 use serde::{Deserialize, Serialize};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 /// What the blob hands to the new helper; lies in the area.
 #[repr(C)]
@@ -41,6 +41,7 @@ pub struct HelperArgs {
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct ThreadRecord {
+    tid: i32,
     name: [u8; 16],
     timer_slack_ns: u64,
     pdeathsig: i32,
@@ -52,6 +53,7 @@ impl ThreadRecord {
         let n = thread.name.len().min(15);
         name[..n].copy_from_slice(&thread.name[..n]);
         ThreadRecord {
+            tid: thread.tid,
             name,
             timer_slack_ns: thread.timer_slack_ns,
             pdeathsig: thread.pdeathsig,
@@ -124,6 +126,26 @@ impl Payload {
 /// Futex: threads that have left the area.
 static RESUMED: AtomicU32 = AtomicU32::new(0);
 
+/// What the threads take from the payload themselves (their pending signals), as long
+/// as they resume; null when there is nothing.
+static PENDING: AtomicPtr<Payload> = AtomicPtr::new(std::ptr::null_mut());
+
+/// In a resuming thread, all signals blocked.
+fn put_back_pending(tid: i32) {
+    // SAFETY: `after_restore` keeps the payload alive until every thread is counted out.
+    let Some(payload) = (unsafe { PENDING.load(Ordering::SeqCst).as_ref() }) else {
+        return;
+    };
+    for signal in payload
+        .threads
+        .iter()
+        .filter(|t| t.tid == tid)
+        .flat_map(|t| &t.pending)
+    {
+        put_back_own(signal);
+    }
+}
+
 const FUTEX_WAIT_PRIVATE: i32 = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
 const FUTEX_WAKE_PRIVATE: i32 = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
 
@@ -148,9 +170,11 @@ pub unsafe extern "C" fn resume_thread(
         if (*record).pdeathsig != 0 {
             syscall!(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, (*record).pdeathsig);
         }
+        put_back_pending((*record).tid);
         if interrupted != 0 {
             let pending = &*(interrupted as *const restart::Interrupted);
-            restart::finish(uc, pending, stop::STOPPED_AT_NS.load(Ordering::SeqCst));
+            let stopped_ns = stop::STOPPED_AT_NS.load(Ordering::SeqCst);
+            restart::finish(uc, pending, Clock::StoodStill { stopped_ns });
         }
         if AGENT.ids_translated.load(Ordering::SeqCst) {
             hooks::ids::locks::enter_again(uc);
@@ -182,8 +206,15 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         wait_at_least(&restorer.ready, expected_threads(restorer));
         let bytes =
             std::slice::from_raw_parts(args.payload.0 as *const u8, args.payload.1 as usize);
-        match codec::decode::<Payload>(bytes) {
-            Ok(payload) => rebuild(restorer, &payload),
+        let mut payload = codec::decode::<Payload>(bytes);
+        PENDING.store(std::ptr::null_mut(), Ordering::SeqCst);
+        match &mut payload {
+            Ok(payload) => {
+                rebuild(restorer, payload);
+                if payload.threads.iter().any(|t| !t.pending.is_empty()) {
+                    PENDING.store(payload, Ordering::SeqCst);
+                }
+            }
             // Same build, same memory: cannot happen. The program still runs on.
             Err(error) => log::line(format_args!("restored state unreadable: {error}")),
         }
@@ -199,6 +230,8 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
             0
         );
         wait_at_least(&RESUMED, restorer.nthreads as u32);
+        PENDING.store(std::ptr::null_mut(), Ordering::SeqCst);
+        drop(payload);
         // The initial thread of a process whose leader had exited ends in the area;
         // the kernel clears the word when it is gone.
         while restorer.leader_word.load(Ordering::SeqCst) != 0 {
@@ -305,12 +338,9 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
     for thread in &payload.threads {
         let tid = real(thread.tid);
         set_sched(tid, &thread.sched);
-        for signal in &thread.pending {
-            put_back(signal, tid);
-        }
     }
     for signal in &payload.pending {
-        put_back(signal, 0);
+        put_back(signal);
     }
     for &(resource, soft, hard) in &payload.process.rlimits {
         set_rlimit(resource, soft, hard);

@@ -8,7 +8,7 @@
 //! Runs in: the helper thread ([`stop_all`], [`release`]) and, async-signal-safe, in
 //! any thread ([`on_reserved_signal`]).
 
-use crate::agent::callsites::restart;
+use crate::agent::callsites::restart::{self, Clock};
 use crate::agent::collect::signals;
 use crate::agent::hooks;
 use crate::agent::procfs::{self, TaskList};
@@ -178,14 +178,14 @@ unsafe extern "C" fn on_reserved_signal(
         let interrupted = unsafe { restart::prepare(uc) };
         request::from_command(value);
         // SAFETY: as above.
-        unsafe { restart::finish(uc, &interrupted, now_ns()) };
+        unsafe { restart::finish(uc, &interrupted, Clock::Runs) };
     } else {
         // SAFETY: the handler's own arguments. A signal that the program does not see
         // (ignored, blocked) must not end its call either.
         unsafe {
             let interrupted = restart::prepare(uc);
             if !hooks::foreign::deliver_foreign(signo, info, uc) {
-                restart::finish(uc, &interrupted, now_ns());
+                restart::finish(uc, &interrupted, Clock::Runs);
             }
         }
     }
@@ -291,7 +291,7 @@ unsafe fn park(value: u64, uc: *mut libc::ucontext_t) {
         };
     }
     // SAFETY: the frame of this very handler, prepared above.
-    unsafe { restart::finish(uc, &interrupted, now_ns()) };
+    unsafe { restart::finish(uc, &interrupted, Clock::Runs) };
 }
 
 /// A stack pointer below `address` and its red zone, aligned.
@@ -487,8 +487,16 @@ impl Stopped {
     }
 }
 
-/// How long a thread may take to park before the stop is given up, ns.
-const PATIENCE_NS: u64 = 1_000_000_000;
+/// How long a thread in this state may take to park before the stop is given up, ns.
+/// One that waits in the kernel uninterruptibly (a disk, a vfork child) may do so for
+/// long, and the whole program would stand still with it.
+fn patience_ns(state: u8) -> u64 {
+    if state == b'D' {
+        100_000_000
+    } else {
+        1_000_000_000
+    }
+}
 
 fn empty_slot() -> Slot {
     // SAFETY: all-zero is a valid Slot.
@@ -579,6 +587,23 @@ pub fn stop_all(inserted: Option<Slot>) -> Result<Stopped, StopError> {
     }
 }
 
+/// A thread that has called `ckpt_checkpoint` since this stop began waits for the helper
+/// with all signals blocked, and is captured already: it counts as parked.
+fn adopt_caller(stopped: &mut Stopped) {
+    let Some(caller) = request::inserted_call().map(request::copy_slot) else {
+        return;
+    };
+    let tid = caller.tid.load(Ordering::Relaxed);
+    let place = stopped.slots[..stopped.used].iter_mut().find(|slot| {
+        slot.tid.load(Ordering::Relaxed) == tid && slot.state.load(Ordering::Acquire) == NEW
+    });
+    if let Some(place) = place {
+        *place = caller;
+        place.state.store(PARKED, Ordering::Release);
+        STOP.parked.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
 /// Missing threads that are looked at one by one every millisecond.
 const FEW: u32 = 16;
 
@@ -593,6 +618,7 @@ fn is_dead_leader(tid: i32) -> bool {
 fn wait_parked(stopped: &mut Stopped) -> Result<(), StopError> {
     let started = now_ns();
     loop {
+        adopt_caller(stopped);
         let gone = stopped.slots[..stopped.used]
             .iter()
             .filter(|slot| slot.state.load(Ordering::Relaxed) == GONE)
@@ -622,7 +648,7 @@ fn wait_parked(stopped: &mut Stopped) -> Result<(), StopError> {
         if ret != -(libc::ETIMEDOUT as isize) {
             continue;
         }
-        let late = now_ns() - started > PATIENCE_NS;
+        let waited = now_ns() - started;
         for slot in &stopped.slots[..stopped.used] {
             if slot.state.load(Ordering::Acquire) != NEW {
                 continue;
@@ -635,7 +661,7 @@ fn wait_parked(stopped: &mut Stopped) -> Result<(), StopError> {
                         LEADER_GONE.store(true, Ordering::Relaxed);
                     }
                 }
-                Some(_) if late => {
+                Some(state) if waited > patience_ns(state) => {
                     return Err(StopError::Stuck {
                         tid,
                         name: procfs::task_text(tid, "comm"),

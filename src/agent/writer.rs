@@ -53,6 +53,9 @@ pub fn fork(work: impl FnOnce() -> Result<Outcome, SnapshotError>) -> Option<Wri
         match syscall!(libc::SYS_clone, 0, 0, 0, 0, 0) {
             0 => {
                 syscall!(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                // Not in the program's group and session: a dead writer that nobody has
+                // reaped yet would keep their number, the old process id, taken.
+                syscall!(libc::SYS_setsid);
                 if syscall!(libc::SYS_getppid) != parent {
                     syscall!(libc::SYS_exit_group, 1);
                 }

@@ -446,9 +446,6 @@ pub enum FileKind {
     },
     Epoll {
         entries: Vec<EpollEntry>,
-        /// `epoll_wait` would have returned something at the stop. When false,
-        /// every edge had been consumed.
-        pending: bool,
     },
     Inotify {
         watches: Vec<InotifyWatch>,
@@ -480,6 +477,10 @@ pub struct EpollEntry {
     pub file: u32,
     pub events: u32,
     pub data: u64,
+    /// `epoll_wait` had returned it and would not do so again before something new
+    /// happens: the edge of an edge-triggered entry was consumed. False where that
+    /// could not be found out.
+    pub spent: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// No life of a test program may take longer; a hang is a failure, not a wait.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(120);
 
 /// How the library is to do its work in a trial.
 #[derive(Clone, Copy, Debug)]
@@ -219,9 +219,21 @@ impl Trial {
 
     /// Starts the program under the library, in the trial's directory.
     pub fn start(&self) -> Started {
+        self.start_in("run", &self.preloaded())
+    }
+
+    fn preloaded(&self) -> BTreeMap<String, String> {
         let mut env = self.ckpt.clone();
         env.insert("LD_PRELOAD".into(), path_text(&build::library()));
-        self.start_in("run", &env)
+        env
+    }
+
+    /// The same, standard input and output to be filled in; for `run::spawn`.
+    pub fn prepare(&self) -> std::process::Command {
+        let mut env = self.program.env.clone();
+        env.insert("GUEST_LOG".into(), path_text(&self.dir.join("guest.log")));
+        env.extend(self.preloaded());
+        run::prepare(&self.program, &self.dir.join("run"), &env)
     }
 
     /// Runs the program bare to its end, in a directory of its own.
@@ -263,6 +275,19 @@ impl Trial {
         ))
     }
 
+    /// Waits until main() has begun and one more generation after that: an earlier one
+    /// (of an interpreter that was still reading its script, say) may rightly be
+    /// followed by a beginning.
+    fn await_beginning(&mut self, started: &mut Started) {
+        let limit = Instant::now() + DEADLINE;
+        while self.notes("begin") == 0 && !started.has_ended() && Instant::now() < limit {
+            std::thread::sleep(Duration::from_millis(3));
+        }
+        // The next one may have begun before the note was written.
+        let known = self.generation();
+        self.await_generation(started, known);
+    }
+
     /// The oracle: bare once; then killed `kills` times, started again each time, and let
     /// run to its end. Returns how many of the kills hit it alive.
     pub fn survives(mut self, kills: usize) {
@@ -280,9 +305,13 @@ impl Trial {
         for kill in 0..kills {
             let known = self.generation();
             let mut started = self.start();
+            if kill == 0 && self.program.counts_its_beginnings {
+                self.await_beginning(&mut started);
+            }
             // Mostly after something new was committed; now and then at any instant at all,
             // recovery included. Progress is not endangered: the last life is not killed.
             let anywhere = kill > 0 && self.random(4) == 0;
+            let known = known.max(self.generation());
             if !anywhere && self.await_generation(&mut started, known).is_none() {
                 let life = started.end(DEADLINE);
                 self.note(format!(
@@ -326,7 +355,11 @@ impl Trial {
 
     /// The last life: started and left alone.
     pub fn finish(&mut self) -> Life {
-        let life = self.start().end(DEADLINE);
+        self.finish_within(DEADLINE)
+    }
+
+    pub fn finish_within(&mut self, limit: Duration) -> Life {
+        let life = self.start().end(limit);
         self.note(format!("last life: {}", life.describe()));
         life
     }

@@ -60,24 +60,35 @@ pub fn start(program: &Program, dir: &Path, env: &BTreeMap<String, String>) -> S
             path
         }
     };
+    let mut command = prepare(program, dir, env);
+    command
+        .stdin(Stdio::from(File::open(input).expect("the input")))
+        .stdout(Stdio::from(output(dir, "stdout", false)));
+    spawn(command, dir)
+}
+
+/// A file of the program's user in `dir`, not truncated.
+pub fn output(dir: &Path, name: &str, append: bool) -> File {
+    let mut options = OpenOptions::new();
+    options.create(true).mode(0o666).append(append).write(true);
+    let path = dir.join(name);
+    let file = options
+        .open(&path)
+        .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    if let Some(user) = user::ordinary() {
+        std::os::unix::fs::chown(&path, Some(user.uid), Some(user.gid)).expect("chown");
+    }
+    file
+}
+
+/// Everything but standard input and output.
+pub fn prepare(program: &Program, dir: &Path, env: &BTreeMap<String, String>) -> Command {
     for (name, content) in &program.files {
         let path = dir.join(name);
         if !path.exists() {
             std::fs::write(&path, content).expect("an input file");
         }
     }
-    let open = |name: &str, append: bool| {
-        let mut options = OpenOptions::new();
-        options.create(true).mode(0o666).append(append).write(true);
-        let path = dir.join(name);
-        let file = options
-            .open(&path)
-            .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        if let Some(user) = user::ordinary() {
-            std::os::unix::fs::chown(&path, Some(user.uid), Some(user.gid)).expect("chown");
-        }
-        file
-    };
     let mut command = Command::new(&program.path);
     command
         .args(&program.args)
@@ -88,9 +99,8 @@ pub fn start(program: &Program, dir: &Path, env: &BTreeMap<String, String>) -> S
         .env("TMPDIR", dir)
         .envs(env)
         .current_dir(dir)
-        .stdin(Stdio::from(File::open(input).expect("the input")))
-        .stdout(Stdio::from(open("stdout", false)))
-        .stderr(Stdio::from(open("stderr", true)));
+        .stdin(Stdio::null())
+        .stderr(Stdio::from(output(dir, "stderr", true)));
     let user = user::ordinary();
     // SAFETY: only system calls between fork and exec.
     unsafe {
@@ -98,20 +108,23 @@ pub fn start(program: &Program, dir: &Path, env: &BTreeMap<String, String>) -> S
             if libc::setsid() < 0 {
                 return Err(std::io::Error::last_os_error());
             }
-            if let Some(user) = user {
-                if libc::setgroups(0, std::ptr::null()) < 0
+            if let Some(user) = user
+                && (libc::setgroups(0, std::ptr::null()) < 0
                     || libc::setgid(user.gid) < 0
-                    || libc::setuid(user.uid) < 0
-                {
-                    return Err(std::io::Error::last_os_error());
-                }
+                    || libc::setuid(user.uid) < 0)
+            {
+                return Err(std::io::Error::last_os_error());
             }
             Ok(())
         });
     }
+    command
+}
+
+pub fn spawn(mut command: Command, dir: &Path) -> Started {
     let child = command
         .spawn()
-        .unwrap_or_else(|e| panic!("{}: {e}", program.path.display()));
+        .unwrap_or_else(|e| panic!("{:?}: {e}", command.get_program()));
     Started {
         id: child.id() as i32,
         child,

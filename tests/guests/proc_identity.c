@@ -13,6 +13,12 @@ static void on_signal(int sig, siginfo_t *info, void *context)
     CHECK_EQ(info->si_pid, getpid());
     hits++;
 }
+static void *cancelled(void *argument)
+{
+    for (;;)
+        pause();
+    return argument;
+}
 static pid_t other_tid;
 static int stop;
 static void *other(void *argument)
@@ -59,14 +65,29 @@ int main(void)
         CHECK_EQ(hits, before + 2);
         CHECK(syscall(SYS_tgkill, pid, other_tid, 0) == 0);
         CHECK_EQ(pthread_kill(thread, 0), 0);
+        CHECK_EQ(pthread_kill(thread, SIGUSR1), 0); /* the sender is ourselves there, too */
+        for (int i = 0; i < 1000 && hits < before + 3; i++)
+            guest_sleep_ms(1);
+        CHECK_EQ(hits, before + 3);
+        pthread_t short_lived = guest_thread(cancelled, NULL);
+        CHECK_EQ(pthread_cancel(short_lived), 0);
+        void *end;
+        CHECK(pthread_join(short_lived, &end) == 0 && end == PTHREAD_CANCELED);
+        siginfo_t info;
+        sigset_t waited;
+        sigemptyset(&waited);
+        sigaddset(&waited, SIGUSR2);
+        CHECK_EQ(pthread_sigmask(SIG_BLOCK, &waited, NULL), 0);
+        CHECK(raise(SIGUSR2) == 0 && sigwaitinfo(&waited, &info) == SIGUSR2);
+        CHECK_EQ(info.si_pid, pid);
         sigemptyset(&set);
         sigaddset(&set, SIGUSR1);
         CHECK_EQ(pthread_sigmask(SIG_BLOCK, &set, &old), 0);
         CHECK(kill(pid, SIGUSR1) == 0);
         CHECK_EQ(pthread_sigmask(SIG_SETMASK, &old, NULL), 0);
-        for (int i = 0; i < 1000 && hits < before + 3; i++)
+        for (int i = 0; i < 1000 && hits < before + 4; i++)
             guest_sleep_ms(1); /* the other thread may take it */
-        CHECK_EQ(hits, before + 3);
+        CHECK_EQ(hits, before + 4);
         CHECK(getpgid(pid) == getpgrp());
         CHECK(getsid(pid) == getsid(0));
         cpu_set_t cpus;

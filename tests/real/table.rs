@@ -43,6 +43,12 @@ fn c_source() -> Vec<u8> {
     source.into_bytes()
 }
 
+/// Numbers that take milliseconds each to factor.
+fn large_numbers() -> String {
+    let number = |i| format!("1000000000000000000000000{}\n", 101 + 2 * i);
+    (0..440).map(number).collect()
+}
+
 fn sql() -> String {
     let mut sql = String::from("create table t(id integer primary key, k integer, v text);\n");
     for round in 0..20 {
@@ -195,7 +201,6 @@ BEGIN {
 const GNUPLOT: &str = r#"
 set terminal dumb 100 40
 set samples 20000
-do for [k=1:40] { s = 0; do for [i=1:20000] { s = s + sin(i * k) ** 2 / i }; print k, s; }
 set print "-"
 do for [k=1:20] { s = 0; do for [i=1:20000] { s = s + cos(i / k) ** 3 / i }; print sprintf("%d %.12f", k, s) }
 plot sin(x) * x, cos(x) / x
@@ -212,7 +217,7 @@ quit
 
 const FORTH_DC: &str = "[la 1103515245 * 12345 + 2147483648 % sa lb 1 + d sb 50000 % 0 =p lb 1200000 >m]sm [la p sx]sp 1 sa 0 sb lmx la p";
 
-const BC: &str = "scale = 1500\nfor (i = 1; i < 9; i++) { i; a(1 / i) * 4; e(i / 7); s(i) }\n";
+const BC: &str = "scale = 500\nfor (i = 1; i < 7; i++) { i; a(1 / i) * 4; e(i / 7); s(i) }\n";
 
 const NO_ARGS: &[&str] = &[];
 
@@ -270,7 +275,7 @@ pub const ROWS: &[Row] = &[
         ghostscript,
         Program::real("gs", &["-q", "-dNODISPLAY", "-dBATCH", "-dNOPAUSE", "work.ps"]).file("work.ps", POSTSCRIPT)
     ),
-    row!(factor, Program::real("factor", &["340282366920938463463374607431768211507", "10000000000000000000000000000000000000000000000000000000000000061", "123456789012345678901234567890123456789012345678901"])),
+    row!(factor, Program::real("factor", NO_ARGS).input(large_numbers())),
     row!(iostream, build::real("iostream.cpp", NO_ARGS)),
     row!(rust, build::real("numbers.rs", NO_ARGS)),
     row!(fortran, build::real("numbers.f90", NO_ARGS)),

@@ -130,9 +130,19 @@ pub fn nanoseconds(timeout: Timeout, args: &[u64; 6]) -> u64 {
     }
 }
 
+/// Where the kernel writes what remains of a sleep that a signal ended.
+pub fn remainder(nr: i64, args: &[u64; 6]) -> Option<*mut u64> {
+    let at = match nr {
+        SYS_nanosleep => args[1],
+        SYS_clock_nanosleep if args[1] & TIMER_ABSTIME as u64 == 0 => args[3],
+        _ => 0,
+    };
+    (at != 0).then_some(at as *mut u64)
+}
+
 /// Can two words at `at` be read? Asks the kernel to take them for a signal set, with a
 /// request that it refuses afterwards: EFAULT or EINVAL.
-fn readable(at: *const u64) -> bool {
+pub fn readable(at: *const u64) -> bool {
     const NO_SUCH_REQUEST: i32 = 99;
     // SAFETY: changes nothing; a bad address is reported.
     unsafe {
@@ -151,6 +161,11 @@ pub fn note(frame: &CallFrame) {
         return;
     };
     let nanoseconds = nanoseconds(timeout, &frame.args);
+    let remainder = match remainder(frame.rax, &frame.args) {
+        // SAFETY: both words can be read.
+        Some(at) if readable(at) => unsafe { [at.read_unaligned(), at.add(1).read_unaligned()] },
+        _ => [0; 2],
+    };
     // No need to look at the clock when there is nothing to count down.
     let start = match nanoseconds {
         0 => 0,
@@ -167,6 +182,8 @@ pub fn note(frame: &CallFrame) {
         (&raw mut (*block).call_nr).write_volatile(frame.rax);
         (&raw mut (*block).call_start_ns).write_volatile(start);
         (&raw mut (*block).call_timeout_ns).write_volatile(nanoseconds);
+        (&raw mut (*block).remainder).write_volatile(remainder);
+        (&raw mut (*block).deadline_shift).write_volatile(0);
         let handlers = (&raw const (*block).handlers_run).read_volatile();
         (&raw mut (*block).call_handlers).write_volatile(handlers);
         (&raw mut (*block).call_after).write_volatile(after);

@@ -73,6 +73,8 @@ impl Interrupted {
                 poll_fd: 0,
                 poll_events: 0,
                 executes: 0,
+                remainder_at: 0,
+                remainder: [0; 2],
             }),
             what: What::Nothing,
         }
@@ -167,6 +169,10 @@ pub unsafe fn prepare_seen(uc: *mut ucontext_t, seen: &SeenCall) -> Interrupted 
             (*block).call_start_ns = now_ns();
             (*block).call_timeout_ns = entry::nanoseconds(timeout, &seen.args);
             (*block).call_handlers = (*block).handlers_run;
+            (*block).deadline_shift = 0;
+            if let Some(at) = entry::remainder(seen.nr, &seen.args) {
+                (*block).remainder = [at.read_unaligned(), at.add(1).read_unaligned()];
+            }
             found.record.get_mut().nr = seen.nr;
             found.what = What::Call;
         }
@@ -174,14 +180,22 @@ pub unsafe fn prepare_seen(uc: *mut ucontext_t, seen: &SeenCall) -> Interrupted 
     }
 }
 
-/// Makes the frame restart what was interrupted. `now_ns` is the time (CLOCK_MONOTONIC)
-/// up to which the interrupted call's timeout has run: the present when the
-/// thread is released, the time of the stop after a restore.
+/// How time went on for the interrupted call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clock {
+    /// The thread is released in its own process.
+    Runs,
+    /// After a restore: from the stop (CLOCK_MONOTONIC of that time) to the present time
+    /// stood still.
+    StoodStill { stopped_ns: u64 },
+}
+
+/// Makes the frame restart what was interrupted.
 ///
 /// # Safety
 /// In the interrupted thread, with all signals blocked and rt_sigreturn of `uc` to follow;
 /// `interrupted` as [`prepare`] made it, at the address where it will stay.
-pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, now_ns: u64) {
+pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, clock: Clock) {
     // SAFETY: the thread's own block and frame; nobody else uses the record.
     unsafe {
         let block = thread_block();
@@ -194,8 +208,24 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, now_ns: u64
             }
             return;
         }
+        // What the call has waited, and from when on the rest is counted: the next stop may
+        // be on another clock, that of a machine started since.
+        let present = super::now_ns();
+        let until = match clock {
+            Clock::Runs => present,
+            Clock::StoodStill { stopped_ns } => stopped_ns,
+        };
+        let spent = if (*block).call_start_ns == 0 {
+            0
+        } else {
+            until.wrapping_sub((*block).call_start_ns)
+        };
+        if (*block).call_start_ns != 0 {
+            (*block).call_start_ns = present.wrapping_sub(spent).max(1);
+        }
         if program_signal_waits(uc, record) {
             // The frame keeps its EINTR or its short count.
+            tell_remainder(&*block, record, spent);
             (*block).call_after = 0;
             return;
         }
@@ -208,7 +238,6 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, now_ns: u64
                 args[2] -= record.value as u64;
             }
             _ if SOCKET_CALLS.contains(&record.nr) => {
-                let spent = now_ns.saturating_sub((*block).call_start_ns);
                 if !wait_for_socket(record, spent) {
                     (*block).call_after = 0;
                     return;
@@ -217,8 +246,14 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, now_ns: u64
             }
             _ => {
                 record.mode = RestartMode::Plain as u32;
-                let spent = now_ns.saturating_sub((*block).call_start_ns);
                 recompute(block, record, &mut args, spent);
+                prepare_remainder(&*block, record);
+                if let Clock::StoodStill { stopped_ns } = clock {
+                    (*block).deadline_shift += present.wrapping_sub(stopped_ns) as i64;
+                }
+                if (*block).deadline_shift != 0 {
+                    put_off_deadline(record, &mut args, (*block).deadline_shift);
+                }
             }
         }
         record.executes = executes;
@@ -326,6 +361,82 @@ unsafe fn recompute(
             args[index] = time_argument(record, index);
         }
     }
+}
+
+/// An interrupted sleep has had the kernel write its remainder, which the program is to see
+/// only when a signal of its own ends the call: the stub puts back what stood there, or
+/// leaves it when such a signal comes before the call.
+///
+/// # Safety
+/// In the interrupted thread, after [`recompute`].
+unsafe fn prepare_remainder(block: &ckpt_sys::tls::ThreadBlock, record: &mut RestartRecord) {
+    record.remainder_at = 0;
+    if let Some(at) = entry::remainder(record.nr, &record.args) {
+        record.remainder_at = at as u64;
+        record.remainder = block.remainder;
+        // SAFETY: the kernel has just written there.
+        unsafe { write_time(at, block.call_timeout_ns) };
+    }
+}
+
+/// A signal of the program ends the sleep: what remains of it *now*, not when the stop
+/// began.
+///
+/// # Safety
+/// In the interrupted thread.
+unsafe fn tell_remainder(block: &ckpt_sys::tls::ThreadBlock, record: &RestartRecord, spent: u64) {
+    if let Some(at) = entry::remainder(record.nr, &record.args) {
+        // SAFETY: the kernel has just written there. A sleep that is over was still going
+        // on when the signal came, so something remains.
+        unsafe { write_time(at, block.call_timeout_ns.saturating_sub(spent).max(1)) };
+    }
+}
+
+/// # Safety
+/// Both words can be written.
+unsafe fn write_time(at: *mut u64, ns: u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        at.write_unaligned(ns / 1_000_000_000);
+        at.add(1).write_unaligned(ns % 1_000_000_000);
+    }
+}
+
+/// Absolute deadlines on clocks that count from the machine's start move by the time that
+/// the process lay dead (or by the difference of two machines' clocks).
+///
+/// # Safety
+/// In the interrupted thread.
+unsafe fn put_off_deadline(record: &mut RestartRecord, args: &mut [u64; 6], by_ns: i64) {
+    let index = match record.nr {
+        SYS_clock_nanosleep
+            if record.args[1] & TIMER_ABSTIME as u64 != 0
+                && matches!(record.args[0] as i32, CLOCK_MONOTONIC | CLOCK_BOOTTIME) =>
+        {
+            2
+        }
+        SYS_futex
+            if record.args[1] as i32 & FUTEX_CMD_MASK == FUTEX_WAIT_BITSET
+                && record.args[1] as i32 & FUTEX_CLOCK_REALTIME == 0
+                && record.args[3] != 0 =>
+        {
+            3
+        }
+        _ => return,
+    };
+    let at = record.args[index] as *const i64;
+    if !entry::readable(at.cast()) {
+        return;
+    }
+    // SAFETY: both words were found readable.
+    let (seconds, rest) = unsafe { (at.read_unaligned(), at.add(1).read_unaligned()) };
+    let deadline = i128::from(seconds) * 1_000_000_000 + i128::from(rest) + i128::from(by_ns);
+    let deadline = deadline.max(0);
+    record.time = [
+        (deadline / 1_000_000_000) as i64,
+        (deadline % 1_000_000_000) as i64,
+    ];
+    args[index] = OWN_TIME;
 }
 
 /// The pointer that the restarted call gets: the record's own time; but the program's

@@ -1,5 +1,6 @@
 //! Process-wide state: ids, working directory, limits, prctl, mm fields.
 
+use crate::agent::hooks::ids;
 use crate::agent::procfs::{field, number, read_file, read_link, stat_fields, task_file};
 use crate::agent::state::AGENT;
 use crate::image::state::{MmFields, ProcessState};
@@ -67,8 +68,9 @@ pub fn collect(tid: i32) -> Result<ProcessState, ProcessError> {
     Ok(ProcessState {
         pid: AGENT.pid.load(Ordering::Relaxed),
         ppid: at(4) as i32,
-        pgid: at(5) as i32,
-        sid: at(6) as i32,
+        // As the program knows them.
+        pgid: ids::group_to_virtual(at(5) as i32),
+        sid: ids::session_to_virtual(at(6) as i32),
         cwd: link("cwd").map_err(fail("working directory"))?,
         umask: field(&status, "Umask").map_or(0o022, octal),
         exe: link("exe").map_err(fail("executable"))?,

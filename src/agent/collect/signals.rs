@@ -37,27 +37,38 @@ pub unsafe fn take(set: u64) -> Option<PendingSignal> {
     })
 }
 
-/// Puts a signal back on the process's queue, or the thread's (`tid` > 0).
-pub fn put_back(signal: &PendingSignal, tid: i32) -> isize {
-    let pid = AGENT.real_pid.load(Ordering::Relaxed);
-    // SAFETY: a full siginfo; a process may queue any si_code to itself.
+/// Puts a signal back on the process's queue, with the sender's information as it was.
+///
+/// The kernel lets nobody but the *thread* `pid` itself queue a signal that claims to come
+/// from kill(2) (si_code SI_USER), the process's other threads included. But any
+/// thread's id names the process here, so the calling thread gives its own.
+pub fn put_back(signal: &PendingSignal) -> isize {
+    // SAFETY: a full siginfo; no other pointers.
     unsafe {
-        if tid > 0 {
-            syscall!(
-                libc::SYS_rt_tgsigqueueinfo,
-                pid,
-                tid,
-                signal.signo,
-                signal.info.as_ptr()
-            )
-        } else {
-            syscall!(
-                libc::SYS_rt_sigqueueinfo,
-                pid,
-                signal.signo,
-                signal.info.as_ptr()
-            )
-        }
+        let own = syscall!(libc::SYS_gettid);
+        syscall!(
+            libc::SYS_rt_sigqueueinfo,
+            own,
+            signal.signo,
+            signal.info.as_ptr()
+        )
+    }
+}
+
+/// Puts a signal back on the calling thread's own queue; for the same reason nobody
+/// else can do it for signals of tgkill(2).
+pub fn put_back_own(signal: &PendingSignal) -> isize {
+    let pid = AGENT.real_pid.load(Ordering::Relaxed);
+    // SAFETY: as above.
+    unsafe {
+        let own = syscall!(libc::SYS_gettid);
+        syscall!(
+            libc::SYS_rt_tgsigqueueinfo,
+            pid,
+            own,
+            signal.signo,
+            signal.info.as_ptr()
+        )
     }
 }
 
@@ -106,7 +117,7 @@ pub fn collect(stopped: &Stopped, threads: &mut [ThreadState]) -> SignalState {
         }
     }
     for signal in &state.pending {
-        put_back(signal, 0);
+        put_back(signal);
     }
     state
 }

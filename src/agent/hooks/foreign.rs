@@ -13,6 +13,8 @@
 //! handlers' `sa_mask` does not hold it back.
 
 use super::sigaction::{reserved_action, set_reserved_action};
+use super::{frames, senders};
+use crate::agent::callsites::restart;
 use crate::agent::state::{RESERVED_BIT, RESERVED_SIGNAL};
 use crate::image::state::KernelSigaction;
 use ckpt_sys::{syscall, tls::thread_block};
@@ -155,6 +157,7 @@ pub unsafe fn deliver_foreign(
     // SAFETY: the block is this thread's; info and uc are the kernel's frame.
     unsafe {
         let block = thread_block();
+        senders::correct(&mut *info.cast::<Info>());
         let bytes: Info = *info.cast::<Info>();
         let call = masked_call(uc);
         let blocked = match call {
@@ -252,7 +255,10 @@ unsafe fn run_handler(
         let during = *frame_mask | action.mask | own;
         (*block).reserved_blocked = u32::from(during & RESERVED_BIT != 0);
         (*block).masked_call = CALL_PLAIN;
-        (*block).handlers_run += 1;
+        if action.flags & libc::SA_ONSTACK as u64 == 0 && frames::changed_stack(uc) {
+            frames::move_to_stack(sig, info, uc, action, during & !RESERVED_BIT);
+            return;
+        }
         let real = during & !RESERVED_BIT;
         syscall!(
             libc::SYS_rt_sigprocmask,
@@ -263,7 +269,23 @@ unsafe fn run_handler(
         );
         let run: Handler = std::mem::transmute(action.handler);
         run(sig, info, uc);
-        // The handler may have edited the mask that the frame restores.
+        // Counted at its end, as the others are (`super::sigaction`).
+        (*block).handlers_run += 1;
+        restart::program_handler_runs(uc);
+        after_handler(uc);
+    }
+}
+
+/// Puts the mask that the frame restores in force for the reserved signal too; the handler may
+/// have edited it.
+///
+/// # Safety
+/// `uc` is the frame that the handler returns to next.
+pub(super) unsafe fn after_handler(uc: *mut libc::ucontext_t) {
+    // SAFETY: the frame (the caller's promise) and the thread's own block.
+    unsafe {
+        let block = thread_block();
+        let frame_mask = (&raw mut (*uc).uc_sigmask).cast::<u64>();
         (*block).reserved_blocked = u32::from(*frame_mask & RESERVED_BIT != 0);
         *frame_mask &= !RESERVED_BIT;
         if (*block).reserved_blocked == 0 {

@@ -6,9 +6,10 @@
 //!
 //! | file | calls |
 //! |---|---|
-//! | [`signal`], [`sigaction`], [`foreign`], [`altstack`], [`masks`] | the reserved signal stays invisible |
+//! | [`signal`], [`sigaction`], [`foreign`], [`frames`], [`altstack`], [`masks`] | the reserved signal stays invisible |
 //! | [`memory`], [`ranges`], [`maps`] | ranges mapped from our image after a lazy restore |
 //! | [`ids`] | old pid and tids after a restore with new ones |
+//! | [`senders`] | who sent a signal, after such a restore |
 //! | [`process`] | the end, exec, sandboxes, namespaces, facilities that cannot be saved |
 //! | [`user`] | the program's memory without crashes |
 //!
@@ -19,12 +20,14 @@
 pub mod altstack;
 pub mod foreign;
 pub mod frame;
+pub mod frames;
 pub mod ids;
 pub mod maps;
 pub mod masks;
 pub mod memory;
 pub mod process;
 pub mod ranges;
+pub mod senders;
 pub mod sigaction;
 pub mod signal;
 pub mod symbol;
@@ -96,6 +99,10 @@ pub fn table() -> [u8; 512] {
 /// Handles a call of the table. The frame is a system call that the program is about
 /// to make: its pointers are used as the kernel would use them.
 pub fn dispatch(frame: &mut CallFrame) -> Verdict {
+    let waits = matches!(frame.rax, libc::SYS_wait4 | libc::SYS_waitid);
+    if waits && process::hide_writer(frame) {
+        return Verdict::Done;
+    }
     match frame.rax {
         libc::SYS_rt_sigprocmask => return signal::rt_sigprocmask(frame),
         libc::SYS_rt_sigaction => return sigaction::rt_sigaction(frame),
@@ -112,6 +119,9 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
         libc::SYS_mremap => return memory::mremap(frame),
         libc::SYS_mprotect | libc::SYS_pkey_mprotect => return memory::mprotect(frame),
         _ => {}
+    }
+    if process::hide_writer(frame) {
+        return Verdict::Done;
     }
     if AGENT.ids_translated.load(Relaxed)
         && let Some(verdict) = ids::calls::dispatch(frame)
@@ -171,13 +181,13 @@ pub unsafe fn after_restore(restored: &Restored) {
     {
         file = (mapping.dev, mapping.ino);
     }
+    if AGENT.ids_translated.load(Relaxed) {
+        senders::adopt();
+    }
     let known = memory::set_image_files(&[file]);
     let ranges = memory::set_image_ranges(restored.mapped);
     if ids.is_err() || ranges.is_err() || !known {
         refusal::disable("no memory for the tables of the restored process");
-    }
-    if AGENT.ids_translated.load(Relaxed) {
-        ids::libc_signals::adopt();
     }
     for (nr, _) in table()
         .iter()

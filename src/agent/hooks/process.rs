@@ -31,6 +31,8 @@ pub const NUMBERS: &[libc::c_long] = &[
     libc::SYS_iopl,
     libc::SYS_ioperm,
     libc::SYS_memfd_secret,
+    libc::SYS_wait4,
+    libc::SYS_waitid,
 ];
 
 const SANDBOX: &str = "the program entered a system-call sandbox (seccomp)";
@@ -71,6 +73,30 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
         _ => {}
     }
     Verdict::Forward
+}
+
+/// wait4 and waitid: a forked writer is a child with exit signal 0, which only __WALL and
+/// __WCLONE see. While there is one (and a program with children has none), they are
+/// taken off the call. True: answered here, with ECHILD.
+pub fn hide_writer(frame: &mut CallFrame) -> bool {
+    let at = match frame.rax {
+        libc::SYS_wait4 => 2,
+        libc::SYS_waitid => 3,
+        _ => return false,
+    };
+    let special = (libc::__WALL | libc::__WCLONE) as u32 as u64;
+    if frame.args[at] & special == 0
+        || exit::WRITER_PID.load(std::sync::atomic::Ordering::Relaxed) == 0
+        || !is_agents_process()
+    {
+        return false;
+    }
+    let only_clones = frame.args[at] & special == libc::__WCLONE as u32 as u64;
+    frame.args[at] &= !special;
+    if only_clones {
+        frame.rax = -i64::from(libc::ECHILD);
+    }
+    only_clones
 }
 
 /// Does seccomp(operation, _, filter) enter a sandbox? A null filter does not: programs ask

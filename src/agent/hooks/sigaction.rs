@@ -7,13 +7,13 @@
 //! *returns*: a call that the handler itself made has left an entry record with the
 //! count from before, so it can never be mistaken for the call that was interrupted,
 //! even at the same site. The program is shown its own `sa_restorer`. glibc's 32 and 33
-//! (cancellation, set-id) are left alone, but see [`ids::libc_signals`].
+//! (cancellation, set-id) are left alone but for the sender ([`senders`]).
 //!
 //! Any thread, any context (vfork children too: they share this memory but not the
 //! kernel's actions, so nothing is recorded for them).
 
 use super::frame::{CallFrame, Verdict};
-use super::{ids, user};
+use super::{senders, user};
 use crate::agent::state::{AGENT, RESERVED_BIT, RESERVED_SIGNAL, awake};
 use crate::image::state::KernelSigaction;
 use ckpt_sys::{callsite, syscall};
@@ -91,12 +91,13 @@ pub fn program_view(sig: i32, action: &mut KernelSigaction) {
     if action.restorer == counting() {
         action.restorer = RESTORERS[sig as usize].load(Relaxed);
     }
+    senders::unwrap(action, senders::current(sig));
     if RESERVED_IN_MASK.load(Relaxed) & (1 << (sig - 1)) != 0 {
         action.mask |= RESERVED_BIT;
     }
 }
 
-fn kernel(sig: i32, act: *const KernelSigaction, old: *mut KernelSigaction) -> isize {
+pub(super) fn kernel(sig: i32, act: *const KernelSigaction, old: *mut KernelSigaction) -> isize {
     // SAFETY: both are null or valid.
     unsafe { syscall!(libc::SYS_rt_sigaction, sig, act, old, 8) }
 }
@@ -132,10 +133,11 @@ pub fn rt_sigaction(frame: &mut CallFrame) -> Verdict {
         return Verdict::Forward;
     }
     if is_glibcs(sig) {
-        return match AGENT.ids_translated.load(Relaxed) {
-            true => ids::libc_signals::rt_sigaction(frame),
-            false => Verdict::Forward,
-        };
+        if !AGENT.ids_translated.load(Relaxed) {
+            return Verdict::Forward;
+        }
+        frame.rax = senders::glibcs_action(sig, act, old).unwrap_or_else(|e| -i64::from(e));
+        return Verdict::Done;
     }
     if sig == libc::SIGKILL || sig == libc::SIGSTOP {
         return Verdict::Forward;
@@ -172,6 +174,7 @@ fn exchange(sig: i32, new: Option<KernelSigaction>) -> Result<KernelSigaction, i
     let mut before = KernelSigaction::default();
     let place = &RESTORERS[sig as usize];
     let bit = 1u64 << (sig - 1);
+    let behind = senders::current(sig);
     let (last, had) = (place.load(Relaxed), RESERVED_IN_MASK.load(Relaxed) & bit);
     let ret = match new {
         None => kernel(sig, std::ptr::null(), &mut before),
@@ -188,6 +191,7 @@ fn exchange(sig: i32, new: Option<KernelSigaction>) -> Result<KernelSigaction, i
                     place.store(new.restorer, Relaxed);
                     new.restorer = counting();
                 }
+                senders::wrap(sig, &mut new);
             }
             kernel(sig, &new, &mut before)
         }
@@ -198,6 +202,7 @@ fn exchange(sig: i32, new: Option<KernelSigaction>) -> Result<KernelSigaction, i
     if before.restorer == counting() {
         before.restorer = last;
     }
+    senders::unwrap(&mut before, behind);
     if had != 0 {
         before.mask |= RESERVED_BIT;
     }

@@ -236,7 +236,12 @@ pub fn rt_sigtimedwait(frame: &mut CallFrame) -> Verdict {
     if size != 8 || mask & RESERVED_BIT == 0 {
         return leave_plain();
     }
-    if foreign::any_pending()
+    // The highest number is taken last, as the kernel does it.
+    let mut others = 0u64;
+    // SAFETY: the kernel fills one word.
+    unsafe { syscall!(libc::SYS_rt_sigpending, &raw mut others, 8) };
+    if others & mask & !RESERVED_BIT == 0
+        && foreign::any_pending()
         && let Some(info) = foreign::take_pending()
     {
         frame.rax = i64::from(RESERVED_SIGNAL);

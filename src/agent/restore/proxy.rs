@@ -4,6 +4,7 @@
 //!
 //! Constructor of the new process, one thread. Uses std and libc freely.
 
+use crate::agent::procfs;
 use ckpt_sys::syscall;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
@@ -35,6 +36,36 @@ struct CloneArgs {
 
 /// A killed process stays a zombie until its parent reaps it; pid 1 can be slow.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Somebody alive has the id, or a process group or session is named by it; it might just
+/// be on its way out.
+const GRACE: Duration = Duration::from_millis(40);
+
+/// Will the id be free soon: are all who have it, as their own or as their group's or
+/// session's, dead but not buried, or about to die?
+fn is_going(pid: i32) -> bool {
+    match stat_of(&pid.to_string()) {
+        Some((going, _)) => going,
+        None => std::fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| stat_of(entry.file_name().to_str()?))
+            .filter(|(_, groups)| groups.contains(&i64::from(pid)))
+            .all(|(going, _)| going),
+    }
+}
+
+/// Is this task dead or dying, and which are its group and session?
+fn stat_of(id: &str) -> Option<(bool, [i64; 2])> {
+    const PF_EXITING: i64 = 0x4;
+    let stat = procfs::read_file(format!("/proc/{id}/stat").as_bytes()).ok()?;
+    let fields = procfs::stat_fields(&stat);
+    // Fields 3 (state), 5 (group), 6 (session) and 9 (flags) of proc(5).
+    let number = |n: usize| fields.get(n - 3).and_then(|f| procfs::number(f));
+    let dead = matches!(fields.first()?.first(), Some(b'Z' | b'X'));
+    let going = dead || number(9).unwrap_or(0) & PF_EXITING != 0;
+    Some((going, [number(5)?, number(6)?]))
+}
 
 /// Tries to become process `pid`. Returns in the process that is to be restored; the
 /// starter stays inside, as the proxy, until the end.
@@ -69,7 +100,11 @@ pub fn become_pid(pid: i32) -> Identity {
                 return Identity::Same;
             }
             child if child > 0 => stand_in_for(child as i32),
-            error if error == -(libc::EEXIST as isize) && started.elapsed() < PATIENCE => {
+            error if error == -(libc::EEXIST as isize) => {
+                let patience = if is_going(pid) { PATIENCE } else { GRACE };
+                if started.elapsed() > patience {
+                    return Identity::Other;
+                }
                 std::thread::sleep(Duration::from_millis(2));
             }
             _ => return Identity::Other,
@@ -77,16 +112,28 @@ pub fn become_pid(pid: i32) -> Identity {
     }
 }
 
+/// The starter's name in /proc/PID/comm while it stands in: the `ckpt` command knows it by that,
+/// and who signals the program by name does not reach it twice.
+pub const STARTER_NAME: &str = "ckpt-starter";
+
 static CHILD: AtomicI32 = AtomicI32::new(0);
 
 /// Signals from a terminal reach the child directly (same process group); what a
 /// process sent to the proxy alone is passed on.
 unsafe extern "C" fn forward(signo: i32, info: *mut libc::siginfo_t, _uc: *mut libc::c_void) {
+    let child = CHILD.load(Ordering::Relaxed);
     // SAFETY: the kernel passes a valid siginfo.
-    let from_kernel = unsafe { (*info).si_code } > 0;
-    if !from_kernel {
-        // SAFETY: no pointers.
-        unsafe { syscall!(libc::SYS_kill, CHILD.load(Ordering::Relaxed), signo) };
+    unsafe {
+        match (*info).si_code {
+            code if code > 0 => {}
+            // With its value; a claim to come from kill(2) is not permitted to us.
+            code if code < 0 && code != libc::SI_TKILL => {
+                syscall!(libc::SYS_rt_sigqueueinfo, child, signo, info);
+            }
+            _ => {
+                syscall!(libc::SYS_kill, child, signo);
+            }
+        }
     }
 }
 
@@ -112,6 +159,7 @@ fn stand_in_for(child: i32) -> ! {
             action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
             libc::sigaction(signo, &action, std::ptr::null_mut());
         }
+        syscall!(libc::SYS_prctl, libc::PR_SET_NAME, c"ckpt-starter".as_ptr());
         let none = 0u64;
         syscall!(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &none, 0, 8);
         // The program's descriptors are the child's alone: a pipe must end when it ends.

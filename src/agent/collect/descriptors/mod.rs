@@ -254,7 +254,7 @@ fn classify(c: &mut Collector, file: usize) -> Result<FileKind, Refusal> {
     let at = c.lead[file];
     let raw = &c.raws[at];
     if raw.info.flags & libc::O_PATH as u32 != 0 {
-        return regular::by_path(raw);
+        return regular::by_path(c, raw);
     }
     if let Some(anon) = raw.link.strip_prefix(b"anon_inode:") {
         let name = anon.to_vec();
@@ -262,7 +262,7 @@ fn classify(c: &mut Collector, file: usize) -> Result<FileKind, Refusal> {
     }
     match raw.mode() {
         libc::S_IFREG => regular::file(c, at),
-        libc::S_IFDIR => regular::directory(raw),
+        libc::S_IFDIR => regular::directory(c, raw),
         libc::S_IFCHR => tty::character_device(c, at),
         libc::S_IFBLK => Err(raw.refuse_kind("is a block device")),
         libc::S_IFIFO => pipes::collect(c, at),

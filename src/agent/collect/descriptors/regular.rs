@@ -9,29 +9,31 @@ const PAGE: u64 = 4096;
 /// Contents go to the sink in pieces of this size.
 const CHUNK: usize = 256 * 1024;
 const F_GET_SEALS: i32 = 1034;
+const MQUEUE_MAGIC: i64 = 0x1980_0202;
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
 /// `__O_TMPFILE`, which stays visible in the flags.
 const O_TMPFILE_BIT: u32 = 0o20_000_000;
 const DELETED: &[u8] = b" (deleted)";
 
 /// A descriptor that can be had again by opening its path, whatever lies there.
-pub(super) fn by_path(raw: &Raw) -> Result<FileKind, Refusal> {
-    named(raw, &raw.link)
+pub(super) fn by_path(c: &Collector, raw: &Raw) -> Result<FileKind, Refusal> {
+    named(c, raw)
 }
 
-/// A regular file by path, after a check that the path still leads to it.
-fn named(raw: &Raw, path: &[u8]) -> Result<FileKind, Refusal> {
-    let no_follow = libc::AT_SYMLINK_NOFOLLOW;
-    let flags = if raw.info.flags & libc::O_PATH as u32 != 0 {
-        no_follow
-    } else {
-        0
-    };
-    let there = sys::identity(libc::AT_FDCWD, &sys::cstr(path), flags);
-    let btime = match there {
-        Ok((dev, ino, btime)) if (dev, ino) == (raw.stat.st_dev, raw.stat.st_ino) => btime,
-        Ok(_) => return Err(raw.refuse_kind("is no longer what its path leads to")),
-        Err(e) => return Err(raw.refuse("cannot be reached by its path any more", e)),
+/// A file by path, after a check that the path still leads to it. One that was
+/// handed over by whoever started the program needs no path: the next start
+/// provides it again.
+fn named(c: &Collector, raw: &Raw) -> Result<FileKind, Refusal> {
+    let mut path = &raw.link[..];
+    let btime = match reached(raw, path) {
+        Ok(btime) => btime,
+        Err(_) if c.started_with(raw) => {
+            path = path.strip_suffix(DELETED).unwrap_or(path);
+            let mut buf = [0; 12];
+            let name = sys::decimal(raw.fd, &mut buf);
+            sys::identity(c.fd_dir.raw(), name, 0).map_or(0, |(_, _, btime)| btime)
+        }
+        Err(refusal) => return Err(refusal),
     };
     Ok(FileKind::Regular {
         path: path.to_vec(),
@@ -43,11 +45,27 @@ fn named(raw: &Raw, path: &[u8]) -> Result<FileKind, Refusal> {
     })
 }
 
-pub(super) fn directory(raw: &Raw) -> Result<FileKind, Refusal> {
-    if raw.stat.st_nlink == 0 {
+/// When the file was made that `path` leads to, if it is the descriptor's.
+fn reached(raw: &Raw, path: &[u8]) -> Result<i64, Refusal> {
+    let no_follow = libc::AT_SYMLINK_NOFOLLOW;
+    let flags = if raw.info.flags & libc::O_PATH as u32 != 0 {
+        no_follow
+    } else {
+        0
+    };
+    let there = sys::identity(libc::AT_FDCWD, &sys::cstr(path), flags);
+    match there {
+        Ok((dev, ino, btime)) if (dev, ino) == (raw.stat.st_dev, raw.stat.st_ino) => Ok(btime),
+        Ok(_) => Err(raw.refuse_kind("is no longer what its path leads to")),
+        Err(e) => Err(raw.refuse("cannot be reached by its path any more", e)),
+    }
+}
+
+pub(super) fn directory(c: &Collector, raw: &Raw) -> Result<FileKind, Refusal> {
+    if raw.stat.st_nlink == 0 && !c.started_with(raw) {
         return Err(raw.refuse_kind("is a directory that has been removed"));
     }
-    match named(raw, &raw.link)? {
+    match named(c, raw)? {
         FileKind::Regular { path, ino, .. } => Ok(FileKind::Directory { path, ino }),
         other => Ok(other),
     }
@@ -76,15 +94,28 @@ pub(super) fn file(c: &mut Collector, at: usize) -> Result<FileKind, Refusal> {
             mode: raw.stat.st_mode,
         });
     }
+    let handed_over = c.started_with(raw);
     if raw.stat.st_nlink > 0 {
-        if deleted && sys::stat(&raw.link).is_err() {
+        if deleted && !handed_over && sys::stat(&raw.link).is_err() {
             return Err(
                 raw.refuse_kind("was unlinked under the name it was opened by but has other names")
             );
         }
-        return named(raw, &raw.link);
+        return named(c, raw);
     }
-    let extents = contents(c, at)?;
+    // Its name in its own file system looks like a path of ours.
+    if sys::fs_magic(c.duplicate(raw)?.raw()) == Ok(MQUEUE_MAGIC) {
+        return Err(raw.refuse_kind("is a POSIX message queue that has been unlinked"));
+    }
+    // Output is wanted where the next start says. Input without a name (a shell's
+    // here-document) is kept as far as it can be read.
+    if handed_over && raw.access() != libc::O_RDONLY {
+        return named(c, raw);
+    }
+    let extents = match contents(c, at) {
+        Err(_) if handed_over => return named(c, &c.raws[at]),
+        other => other?,
+    };
     let raw = &c.raws[at];
     let path = raw.link.strip_suffix(DELETED).unwrap_or(&raw.link);
     Ok(FileKind::Unlinked {

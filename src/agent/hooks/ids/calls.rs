@@ -2,7 +2,7 @@
 //! Any thread of the restored process and of its forked children.
 
 use super::super::frame::{CallFrame, Verdict};
-use super::super::user;
+use super::super::{senders, user};
 use super::*;
 
 /// The numbers this file acts on, `paths` included.
@@ -129,18 +129,17 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
             at_birth();
             Verdict::Forward
         }
+        libc::SYS_kill if f.args[0] as i32 > 0 && f.args[1] != 0 && is_own_process(f.args[0]) => {
+            let sig = f.args[1] as i32;
+            result(f, senders::send_to_self(sig, false))
+        }
+        libc::SYS_tgkill | libc::SYS_tkill if is_own_thread(f) => {
+            let sig = f.args[if f.rax == libc::SYS_tgkill { 2 } else { 1 }] as i32;
+            result(f, senders::send_to_self(sig, true))
+        }
         libc::SYS_kill => {
             f.args[0] = i64::from(signed(f.args[0] as i32)) as u64;
-            to_itself(f, None)
-        }
-        libc::SYS_tkill => {
-            arg(f, 0);
-            to_itself(f, Some(0))
-        }
-        libc::SYS_tgkill => {
-            arg(f, 0);
-            arg(f, 1);
-            to_itself(f, Some(1))
+            Verdict::Forward
         }
         libc::SYS_wait4 => {
             let id = f.args[0] as i32;
@@ -155,7 +154,8 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
             }
             Verdict::Forward
         }
-        libc::SYS_rt_sigqueueinfo
+        libc::SYS_tkill
+        | libc::SYS_rt_sigqueueinfo
         | libc::SYS_pidfd_open
         | libc::SYS_sched_setparam
         | libc::SYS_sched_getparam
@@ -175,7 +175,7 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
             arg(f, 0);
             Verdict::Forward
         }
-        libc::SYS_rt_tgsigqueueinfo | libc::SYS_kcmp => {
+        libc::SYS_tgkill | libc::SYS_rt_tgsigqueueinfo | libc::SYS_kcmp => {
             arg(f, 0);
             arg(f, 1);
             Verdict::Forward
@@ -220,54 +220,24 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
     Some(verdict)
 }
 
-/// A signal of a thread to itself (raise), by kill (`thread` None), tkill or tgkill, whose
-/// argument `thread` is the thread; ids are translated. The kernel would put the real pid
-/// into si_pid; a queued signal says what we write.
-fn to_itself(f: &mut CallFrame, thread: Option<usize>) -> Verdict {
+/// Is the restored process, which makes this call, meant by `id`?
+fn is_own_process(id: u64) -> bool {
     let (pid, ours) = process();
-    let target = f.args[0] as i32;
-    if !ours || (thread != Some(0) && target != pid) {
-        return Verdict::Forward;
-    }
-    let signo = f.args[thread.unwrap_or(0) + 1];
-    // SAFETY: no arguments.
-    let uid = unsafe { syscall!(libc::SYS_getuid) } as u32;
-    let code = if thread.is_some() {
-        SI_TKILL
-    } else {
-        libc::SI_USER
-    };
-    // signo, errno, code, padding, pid, uid, then nothing.
-    let mut info = [0u32; 32];
-    info[0] = signo as u32;
-    info[2] = code as u32;
-    info[4] = AGENT.pid.load(Relaxed) as u32;
-    info[5] = uid;
-    // SAFETY: a full siginfo; a thread of another process is refused (ESRCH).
-    let value = unsafe {
-        match thread {
-            None => syscall!(libc::SYS_rt_sigqueueinfo, pid, signo, &raw const info),
-            Some(at) => {
-                let tid = f.args[at];
-                syscall!(
-                    libc::SYS_rt_tgsigqueueinfo,
-                    pid,
-                    tid,
-                    signo,
-                    &raw const info
-                )
-            }
-        }
-    };
-    // tkill of a thread elsewhere; a thread other than the caller, for whom the kernel
-    // lets nobody speak.
-    if value == -(libc::EPERM as isize) || (thread == Some(0) && value == -(libc::ESRCH as isize)) {
-        return Verdict::Forward;
-    }
-    result(f, value as i64)
+    ours && to_real(id as i32) == pid
 }
 
-const SI_TKILL: i32 = -6;
+/// Does a tgkill or tkill of the restored process with a signal mean the calling thread?
+fn is_own_thread(f: &CallFrame) -> bool {
+    let own = |id: u64| {
+        // SAFETY: no arguments.
+        to_real(id as i32) == unsafe { syscall!(libc::SYS_gettid) } as i32
+    };
+    let [a, b, c, ..] = f.args;
+    match f.rax {
+        libc::SYS_tgkill => c != 0 && own(b) && is_own_process(a),
+        _ => b != 0 && own(a) && process().1,
+    }
+}
 
 fn setpgid(f: &mut CallFrame) -> Verdict {
     arg(f, 0);

@@ -2,9 +2,9 @@
 //! number.
 //!
 //! Edges: adding an entry with EPOLLET raises an event when its file is ready. A
-//! spurious edge is allowed, a lost one is not. When nothing was pending in the
-//! set at the stop, every edge had been consumed, and those of files that come
-//! back exactly as they were are consumed here too; all others stay raised.
+//! spurious edge is allowed, a lost one is not. Edges that had been consumed at the
+//! stop, of files that come back exactly as they were, are consumed here too; all
+//! others stay raised.
 //! One-shot entries that have fired are made to fire again where their file lets
 //! them, and are otherwise armed for errors only.
 
@@ -31,7 +31,7 @@ pub(super) fn create(r: &Restorer, file: usize) -> Result<Fd, RestoreError> {
 /// Adds the entries of every set.
 pub(super) fn fill(r: &mut Restorer) -> Result<(), RestoreError> {
     for file in 0..r.table.files.len() {
-        let FileKind::Epoll { entries, pending } = &r.state(file).kind else {
+        let FileKind::Epoll { entries } = &r.state(file).kind else {
             continue;
         };
         let Some(&number) = r.numbers[file].first() else {
@@ -52,7 +52,7 @@ pub(super) fn fill(r: &mut Restorer) -> Result<(), RestoreError> {
                 control(&set, libc::EPOLL_CTL_ADD, fd, entry, entry.events)
             })?;
         }
-        if !pending && !edges.is_empty() {
+        if !edges.is_empty() {
             while wait_now(&set) > 0 {}
         }
         for entry in rest {
@@ -64,11 +64,12 @@ pub(super) fn fill(r: &mut Restorer) -> Result<(), RestoreError> {
     Ok(())
 }
 
-/// Edge-triggered, and its file is exactly as it was: a pipe or connection with
-/// both ends here, an eventfd.
+/// Edge-triggered, its edge consumed, and its file is exactly as it was: a pipe or
+/// connection with both ends here, an eventfd.
 fn quiet(r: &Restorer, entry: &EpollEntry) -> bool {
     let et_only = entry.events & (EPOLLET | EPOLLONESHOT) == EPOLLET;
     et_only
+        && entry.spent
         && match &r.state(entry.file as usize).kind {
             FileKind::EventFd { .. } => true,
             FileKind::Pipe { pipe, .. } => {

@@ -189,8 +189,23 @@ impl Restorer<'_, '_> {
         let Ok(st) = sys::fstat(fd) else { return };
         let have = sys::fcntl(fd, libc::F_GETFL, 0).unwrap_or(0) as i32;
         match &state.kind {
-            FileKind::Regular { ino, .. } => {
-                let same = st.st_ino == *ino && st.st_mode & libc::S_IFMT == libc::S_IFREG;
+            FileKind::Regular {
+                ino,
+                btime_ns,
+                path,
+                ..
+            } => {
+                let born = sys::identity(fd, b"\0", libc::AT_EMPTY_PATH).map_or(0, |i| i.2);
+                let reborn = born != 0 && *btime_ns != 0 && born != *btime_ns;
+                let regular = st.st_mode & libc::S_IFMT == libc::S_IFREG;
+                let same = st.st_ino == *ino && regular && !reborn;
+                if same && st.st_size < state.pos {
+                    let (size, pos) = (st.st_size, state.pos);
+                    let path = String::from_utf8_lossy(path);
+                    self.warn(&format!(
+                        "{path}: {size} bytes long, shorter than the position {pos} of descriptor {fd}: was it truncated by the new start?"
+                    ));
+                }
                 if same && have & libc::O_APPEND == 0 {
                     let _ = sys::lseek(fd, state.pos, libc::SEEK_SET);
                 }
