@@ -11,6 +11,8 @@ guest_tests! {
     mem_stack = "mem_stack";
     mem_dlopen = "mem_dlopen";
     mem_ops = "mem_ops";
+    mem_objects = "mem_objects";
+    mem_scatter = "mem_scatter", 2.0 s;
     mem_big = "mem_big", 2.0 s;
     regs_hot = "regs_hot";
     regs_amx = "regs_amx";
@@ -59,5 +61,57 @@ mod mem_sparse {
     #[test]
     fn eager_copy() {
         images_are_small(EAGER_COPY);
+    }
+}
+
+/// A store that nothing may be executed from: executable ranges are read, not mapped.
+mod noexec_store {
+    use crate::common::*;
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+
+    struct Mounted(PathBuf);
+
+    impl Mounted {
+        fn new(at: &Path) -> Option<Mounted> {
+            std::fs::create_dir_all(at).expect("a mount point");
+            let mut mount = Command::new("mount");
+            mount.args(["-t", "tmpfs", "-o", "noexec,mode=1777,size=256m", "none"]);
+            let done = mount.arg(at).output().ok()?;
+            done.status.success().then(|| Mounted(at.to_owned()))
+        }
+    }
+
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            let _ = Command::new("umount")
+                .args(["-l".as_ref(), self.0.as_os_str()])
+                .status();
+        }
+    }
+
+    fn survives(guest: &str) {
+        let trial = Trial::new(Program::guest(guest).seconds(1.2), LAZY_FORK);
+        let place = trial.dir.join("noexec");
+        let Some(_mounted) = Mounted::new(&place) else {
+            eprintln!("SKIPPED: nothing can be mounted here, so no store without execution");
+            return;
+        };
+        let store = place.join("store");
+        let mut trial = trial.ckpt("CKPT_DIR", &path_text(&store));
+        // The harness looks for generations in the trial's own store.
+        std::os::unix::fs::symlink(&store, trial.dir.join("store")).expect("a link");
+        trial.note("the store is mounted noexec");
+        trial.survives(2);
+    }
+
+    #[test]
+    fn jit() {
+        survives("mem_jit");
+    }
+
+    #[test]
+    fn dlopen() {
+        survives("mem_dlopen");
     }
 }

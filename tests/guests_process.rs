@@ -45,8 +45,8 @@ mod refusals {
             std::thread::sleep(Duration::from_millis(5));
         }
         let log = std::fs::read_to_string(trial.dir.join("ckpt.log")).unwrap_or_default();
-        if !log.contains("no checkpoint") {
-            trial.fail("the log does not say that there was no checkpoint and why");
+        if !log.contains("checkpoint refused") {
+            trial.fail("the log does not say that the checkpoint was refused, and why");
         }
         if comes_back {
             if trial.await_generation(&mut started, before).is_none() {
@@ -75,6 +75,11 @@ mod refusals {
     #[test]
     fn aio() {
         refused("ref_aio", true);
+    }
+
+    #[test]
+    fn message_queue() {
+        refused("ref_mqueue", true);
     }
 
     #[test]

@@ -239,7 +239,7 @@ mod cases {
             run::output(&closed, "out", false),
             run::output(&closed, "5", false),
         );
-        std::fs::set_permissions(&closed, PermissionsExt::from_mode(0)).expect("chmod");
+        std::fs::set_permissions(&closed, PermissionsExt::from_mode(0o000)).expect("chmod");
         let whole = trial.bare().stdout;
         lives(
             &mut trial,
@@ -352,12 +352,11 @@ mod cases {
         let got = std::fs::read(trial.dir.join("run/out")).expect("out");
         let text = String::from_utf8_lossy(&got).into_owned();
         let last = format!("in {KILLS}.");
-        let mut rounds = 0;
-        for line in text.lines().filter(|l| !l.starts_with("in ")) {
-            if line != "given ok" && !line.starts_with(&format!("{rounds} ")) {
-                trial.fail(&format!("round {rounds} is missing in {text:?}"));
+        let lines = text.lines().filter(|l| !l.starts_with("in "));
+        for (round, line) in lines.enumerate() {
+            if line != "given ok" && !line.starts_with(&format!("{round} ")) {
+                trial.fail(&format!("round {round} is missing in {text:?}"));
             }
-            rounds += 1;
         }
         if !text.contains(&last) || !text.ends_with("given ok\n") {
             trial.fail(&format!("input of the last life is missing in {text:?}"));

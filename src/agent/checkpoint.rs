@@ -13,7 +13,9 @@ use crate::agent::side::SideBuffer;
 use crate::agent::snapshot::{self, Outcome};
 use crate::agent::state::AGENT;
 use crate::agent::stop::{self, Stopped, now_ns};
-use crate::agent::{callsites, children, ending, exit, hooks, log, refusal, request, resume, writer};
+use crate::agent::{
+    callsites, children, ending, exit, hooks, log, refusal, request, resume, writer,
+};
 use crate::config::{Interval, SnapshotChoice};
 use crate::image::state::{EntryPoints, FileKind, Manifest};
 use crate::image::writer::ImageWriter;
@@ -153,9 +155,13 @@ impl Worker {
         let next = next.fold(self.look_ns, u64::min);
         let wanted = request::wait(Some(next.saturating_sub(now)));
         if refusal::RETIRE.load(Ordering::SeqCst) {
+            self.last_words();
             return false;
         }
         let now = now_ns();
+        if let Some(soon) = ending::hint() {
+            self.look_ns = self.look_ns.min(now + soon);
+        }
         if now >= self.look_ns {
             self.look_ns = now + ending::look();
         }
@@ -228,6 +234,17 @@ impl Worker {
         }
     }
 
+    /// No checkpoint will be taken any more: the reason is to be found in the log and by
+    /// `ckpt status`.
+    fn last_words(&mut self) {
+        let reason = refusal::disabled().unwrap_or("the program no longer permits it");
+        log::line(format_args!("no checkpoint from now on: {reason}"));
+        self.fail_asked(reason);
+        let (reason, time_ns) = (reason.to_owned(), identity::realtime_ns());
+        self.report.last_refusal = Some(report::Refusal { reason, time_ns });
+        self.write_report();
+    }
+
     fn fail_asked(&mut self, reason: &str) {
         for nonce in std::mem::take(&mut self.asked) {
             self.report.answer(nonce, None, Some(reason.to_owned()));
@@ -241,10 +258,7 @@ impl Worker {
             .as_ref()
             .is_some_and(|r| r.reason == reason);
         if !same {
-            log::line(format_args!(
-                "checkpoint refused ({}): {reason}",
-                trigger.name()
-            ));
+            log::line(format_args!("no checkpoint ({}): {reason}", trigger.name()));
         }
         self.report.refused += 1;
         let time_ns = identity::realtime_ns();
@@ -454,9 +468,9 @@ fn take(
             return Err(error);
         }
     };
-    if let Err(error) = plan.copy_unfrozen(side.bytes_mut(), &|dev, ino| {
-        has_descriptor(&manifest, dev, ino)
-    }) {
+    if let Err(error) =
+        plan.copy_unfrozen(&mut side, &|dev, ino| has_descriptor(&manifest, dev, ino))
+    {
         stop::release(stopped);
         return Err(refused(error));
     }

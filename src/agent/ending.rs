@@ -1,14 +1,15 @@
 //! The end that nobody announces: the program's last thread leaves by a plain exit(2),
 //! not by exit_group. The process would live on for as long as our helper does, so the
-//! helper looks for that now and then, and ends the process as the kernel would have.
+//! helper looks for that now and then, and ends the process as the kernel would have: with
+//! the status that the last thread gave.
 //!
-//! Helper thread only.
+//! [`thread_exits`] runs in the program's threads, everything else in the helper.
 
-use crate::agent::exit;
 use crate::agent::procfs::{self, TaskList};
 use crate::agent::state::AGENT;
+use crate::agent::{exit, request};
 use ckpt_sys::syscall;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 /// What a look has shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,8 +18,26 @@ enum Seen {
     Running,
     /// It has ended, others go on.
     LeaderGone,
-    /// Nobody is left; the status that the first thread gave.
+    /// Nobody is left; the process's status.
     Gone(i32),
+}
+
+/// Status of the latest exit(2) of a thread that was seen; -1 before.
+static LAST: AtomicI32 = AtomicI32::new(-1);
+/// A thread has said that it goes: it may have been the last.
+static SOON: AtomicBool = AtomicBool::new(false);
+
+/// A thread is about to leave by exit(2). Any thread of the program; lock-free.
+pub fn thread_exits(status: i32) {
+    LAST.store(status & 0xff, Ordering::SeqCst);
+    SOON.store(true, Ordering::SeqCst);
+    request::wake();
+}
+
+/// In how many nanoseconds to look at the latest, after a thread has said good-bye.
+pub fn hint() -> Option<u64> {
+    const SOON_NS: u64 = 5_000_000;
+    SOON.swap(false, Ordering::SeqCst).then_some(SOON_NS)
 }
 
 const OFTEN_NS: u64 = 50_000_000;
@@ -63,7 +82,12 @@ fn see() -> Seen {
     if tasks.ids().iter().any(lives) {
         return Seen::LeaderGone;
     }
-    // Field 52 of proc(5), ours count from the third: the status as wait(2) tells it.
+    let told = LAST.load(Ordering::SeqCst);
+    if told >= 0 {
+        return Seen::Gone(told);
+    }
+    // Field 52 of proc(5), ours count from the third: the first thread's, as wait(2)
+    // would tell it.
     let code = fields.get(49).and_then(|f| procfs::number(f)).unwrap_or(0);
     Seen::Gone((code >> 8) as i32 & 0xff)
 }

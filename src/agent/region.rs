@@ -3,6 +3,7 @@
 //! restore a new one lies in the restorer's area.
 
 use crate::agent::heap::{HELPER_HEAP, Heap};
+use crate::agent::side;
 use ckpt_sys::raw::check;
 use ckpt_sys::{syscall, tls::thread_block};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -40,7 +41,9 @@ pub fn own_ranges() -> impl Iterator<Item = (u64, u64)> {
         // SAFETY: a published region stays mapped as long as it is published.
         unsafe { (*(base as *const Region)).len }
     };
-    (base != 0).then_some((base, base + len)).into_iter()
+    let mut ranges = [(base, base + len), side::range()];
+    ranges.sort_unstable();
+    ranges.into_iter().filter(|(start, end)| start < end)
 }
 
 /// The descriptor that the helper was born with (the job's lock), if any. Taken once.

@@ -283,16 +283,18 @@ pub fn answer(result: i32) {
 /// Wakes the thread that waits in this call of `ckpt_checkpoint` with `result` (1 = taken,
 /// or a negated errno). One that came later goes on waiting.
 pub fn answer_call(call: *const InsertedCall, result: i32) {
+    let waiting = MAILBOX.inserted.load(Ordering::SeqCst);
     let none = std::ptr::null_mut();
-    if !call.is_null()
+    if !waiting.is_null()
+        && std::ptr::eq(waiting, call)
         && MAILBOX
             .inserted
-            .compare_exchange(call.cast_mut(), none, Ordering::SeqCst, Ordering::SeqCst)
+            .compare_exchange(waiting, none, Ordering::SeqCst, Ordering::SeqCst)
             .is_ok()
     {
         // SAFETY: valid until `done` is stored; only the futex address is used after.
         unsafe {
-            let done = &raw const (*call).done;
+            let done = &raw const (*waiting).done;
             (*done).store(result, Ordering::Release);
             let _ = check(syscall!(
                 libc::SYS_futex,

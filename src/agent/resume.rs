@@ -12,7 +12,7 @@ use crate::agent::collect::threads::{SCHED_ATTR_SIZE, SCHED_FLAG_RESET_ON_FORK, 
 use crate::agent::hooks;
 use crate::agent::region::{self, Region};
 use crate::agent::state::AGENT;
-use crate::agent::{exit, heap, helper, log, request, settings, state, stop};
+use crate::agent::{exit, heap, helper, log, request, settings, side, state, stop};
 use crate::image::codec;
 use crate::image::state::{
     Manifest, PendingSignal, PosixTimer, ProcessState, SchedState, ThreadState, TimerState,
@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 pub struct HelperArgs {
     pub restorer: u64,
     pub region: u64,
-    /// The part of the area to be unmapped in the end.
+    /// The part of the area to be unmapped in the end, with the guard page behind it.
     pub scratch: (u64, u64),
     /// The encoded [`Payload`].
     pub payload: (u64, u64),
@@ -76,8 +76,9 @@ pub struct Payload {
     pub pending: Vec<PendingSignal>,
     pub timers: TimerState,
     pub process: ProcessState,
-    /// Ranges that are mappings of the image file, and which file that is.
-    pub mapped: Vec<(u64, u64)>,
+    /// Ranges that are mappings of the image file (start, end, `vma_flag`s), and which
+    /// file that is.
+    pub mapped: Vec<(u64, u64, u32)>,
     pub image_file: (u64, u64),
     /// The environment of the new start, as far as the library reads it.
     pub env: Vec<(Vec<u8>, Vec<u8>)>,
@@ -199,6 +200,7 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         helper::take_over(region);
         stop::reset_after_restore();
         request::reset_after_restore();
+        side::reset_after_restore();
         RESUMED.store(0, Ordering::SeqCst);
         let restorer = &*(args.restorer as *const RestorerArgs);
         wait_at_least(&restorer.ready, expected_threads(restorer));

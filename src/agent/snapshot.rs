@@ -4,7 +4,7 @@
 //! while the world is stopped; `fork` calls it in a child whose memory is frozen by
 //! the kernel's copy-on-write while the program goes on.
 
-use crate::agent::collect::memory::{How, PAGE, Plan, is_zero};
+use crate::agent::collect::memory::{How, PAGE, Piece, Plan, is_zero};
 use crate::agent::procfs::OwnFd;
 use crate::agent::state;
 use crate::image::state::{Extent, Manifest};
@@ -70,7 +70,7 @@ const PAGE_IS_SWAPPED: u64 = 1 << 4;
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
 
 /// Finds the pages of a range that exist and belong to the process.
-struct PageScanner {
+pub struct PageScanner {
     pagemap: OwnFd,
     regions: Vec<PageRegion>,
     /// The kernel has no PAGEMAP_SCAN (before 6.7): read the map word by word.
@@ -78,11 +78,12 @@ struct PageScanner {
 }
 
 impl PageScanner {
-    fn new() -> Result<PageScanner, SnapshotError> {
-        let pagemap = OwnFd::open(b"/proc/thread-self/pagemap").map_err(|errno| SnapshotError::Open {
-            path: "/proc/thread-self/pagemap",
-            errno,
-        })?;
+    pub fn new() -> Result<PageScanner, SnapshotError> {
+        let pagemap =
+            OwnFd::open(b"/proc/thread-self/pagemap").map_err(|errno| SnapshotError::Open {
+                path: "/proc/thread-self/pagemap",
+                errno,
+            })?;
         // More than 512 regions a call and the walk may end behind what was returned.
         Ok(PageScanner {
             pagemap,
@@ -91,7 +92,7 @@ impl PageScanner {
         })
     }
 
-    fn scan(
+    pub fn scan(
         &mut self,
         start: u64,
         end: u64,
@@ -274,6 +275,25 @@ impl<S: ImageSink> Pages<'_, S> {
     }
 }
 
+/// Extents that lie side by side in memory and in the image become one, as far as the
+/// ranges allow. After a lazy restore each of them was a mapping of its own, and the
+/// next restore must not need more of them.
+fn join_extents(extents: &mut Vec<Extent>, pieces: &[Piece]) {
+    let mut next = 0;
+    extents.dedup_by(|e, last| {
+        while next < pieces.len() && pieces[next].vma.end <= e.addr {
+            next += 1;
+        }
+        let whole = pieces.get(next).is_some_and(|p| p.vma.start <= last.addr);
+        let fits = last.addr + last.npages * PAGE == e.addr
+            && last.offset + last.npages * PAGE == e.offset;
+        if whole && fits {
+            last.npages += e.npages;
+        }
+        whole && fits
+    });
+}
+
 /// Writes `copied` (contents taken during the stop), then all memory of `plan`, then
 /// the manifest. Offsets in `manifest` and `plan` that point into `copied` become
 /// file offsets.
@@ -339,6 +359,7 @@ pub fn write<S: ImageSink>(
     }));
     extents.sort_unstable_by_key(|e| e.addr);
     plan.join();
+    join_extents(&mut extents, &plan.pieces);
     manifest.identity.objects = crate::agent::collect::objects::collect(&plan);
     manifest.memory = plan.into_state(extents);
     let Written {

@@ -5,6 +5,7 @@
 //! a pidfd, so that it cannot reach a later process of the same number.
 
 use super::{Cli, NO_ANSWER, exit, select};
+use crate::agent::restore::proxy::STARTER_NAME;
 use crate::config::Config;
 use crate::store::report::{Report, RequestResult, encode_request};
 use crate::store::store_root;
@@ -57,6 +58,11 @@ impl Target {
         let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
         let process = Process::new(pid).with_context(|| format!("process {pid}"))?;
         let status = process.status().with_context(|| format!("process {pid}"))?;
+        if status.name == STARTER_NAME
+            && let Some(program) = only_child(pid)
+        {
+            return Target::open(cli, program);
+        }
         let loaded = process.maps().with_context(|| format!("process {pid}"))?;
         let loaded = loaded.into_iter().any(|map| match map.pathname {
             procfs::process::MMapPath::Path(path) => {
@@ -149,6 +155,12 @@ impl Target {
         let stat = Process::new(self.pid).and_then(|process| process.stat());
         stat.is_ok_and(|s| s.starttime == self.start_time && !matches!(s.state, 'Z' | 'X'))
     }
+}
+
+/// The program behind a starter that stands in for it.
+fn only_child(pid: i32) -> Option<i32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
 }
 
 /// The store that the process itself uses: its environment decides.

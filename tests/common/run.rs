@@ -19,6 +19,15 @@ pub struct Started {
     ended: Option<ExitStatus>,
 }
 
+/// What a process takes of the machine; sizes in KiB.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    pub mappings: usize,
+    pub descriptors: usize,
+    pub resident: usize,
+    pub address_space: usize,
+}
+
 /// What a life left behind.
 pub struct Life {
     pub status: Option<i32>,
@@ -99,13 +108,12 @@ pub fn prepare(program: &Program, dir: &Path, env: &BTreeMap<String, String>) ->
             if libc::setsid() < 0 {
                 return Err(std::io::Error::last_os_error());
             }
-            if let Some(user) = user {
-                if libc::setgroups(0, std::ptr::null()) < 0
+            if let Some(user) = user
+                && (libc::setgroups(0, std::ptr::null()) < 0
                     || libc::setgid(user.gid) < 0
-                    || libc::setuid(user.uid) < 0
-                {
-                    return Err(std::io::Error::last_os_error());
-                }
+                    || libc::setuid(user.uid) < 0)
+            {
+                return Err(std::io::Error::last_os_error());
             }
             Ok(())
         });
@@ -195,13 +203,37 @@ impl Started {
         }
     }
 
-    /// Number of lines of its memory map and of its open descriptors.
-    pub fn sizes(&self) -> (usize, usize) {
-        // After a recovery with set_tid the program is a child of the started process.
-        let id = members(self.id).into_iter().max().unwrap_or(self.id);
+    /// The process that runs the program: after a recovery with set_tid it is a child of
+    /// the started process. (The library's writer is a child of the program.)
+    fn program(&self) -> i32 {
+        let is_it = |id: &i32| {
+            let read = |name| std::fs::read_to_string(format!("/proc/{id}/{name}"));
+            let stat = read("stat").unwrap_or_default();
+            let parent = stat
+                .rsplit(')')
+                .next()
+                .and_then(|r| r.split_whitespace().nth(1));
+            parent.and_then(|p| p.parse().ok()) == Some(self.id)
+                && read("comm").is_ok_and(|name| name.trim() != "ckpt-writer")
+        };
+        members(self.id).into_iter().find(is_it).unwrap_or(self.id)
+    }
+
+    pub fn sizes(&self) -> Sizes {
+        let id = self.program();
         let maps = std::fs::read_to_string(format!("/proc/{id}/maps")).unwrap_or_default();
-        let fds = std::fs::read_dir(format!("/proc/{id}/fd")).map_or(0, Iterator::count);
-        (maps.lines().count(), fds)
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+        let kilobytes = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key));
+            line.and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+                .unwrap_or(0)
+        };
+        Sizes {
+            mappings: maps.lines().count(),
+            descriptors: std::fs::read_dir(format!("/proc/{id}/fd")).map_or(0, Iterator::count),
+            resident: kilobytes("VmRSS:"),
+            address_space: kilobytes("VmSize:"),
+        }
     }
 
     fn reap(&mut self) {

@@ -30,6 +30,7 @@ for my $round (0 .. $rounds - 1) {
     select(undef, undef, undef, 0.002) while Time::HiRes::time() < $until;
 }
 die "no ticks" unless $ticks;
+setitimer(ITIMER_REAL, 0); # perl takes its handlers off before it ends
 print join(' ', map { $_->(0) } @closures), ' ', length $text, ' ', join(',', map { "$_=$count{$_}" } sort { $a <=> $b } keys %count), "\n";
 print "perl ok\n";
 exit 73;

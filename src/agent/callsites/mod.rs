@@ -386,7 +386,8 @@ pub fn slot_data_of(rip: usize) -> Option<usize> {
                 let [0xe9, a, b, c, d] = jump.read() else {
                     return None; // left alone in this process
                 };
-                let slot = (start + 5).wrapping_add_signed(i32::from_le_bytes([a, b, c, d]) as isize);
+                let slot =
+                    (start + 5).wrapping_add_signed(i32::from_le_bytes([a, b, c, d]) as isize);
                 return Some(slot + callsite::SLOT_DATA);
             }
         }

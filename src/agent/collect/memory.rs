@@ -5,12 +5,13 @@
 //! MADV_DONTFORK or MADV_WIPEONFORK). [`Plan::complete`] runs in the writer: VmFlags
 //! and joining of neighbours.
 
+use crate::agent::collect::unfrozen::Copier;
 use crate::agent::procfs::{self, hex, read_file};
 use crate::agent::region;
+use crate::agent::side::SideBuffer;
 use crate::image::state::{
     Extent, MemoryState, SharedKind, SharedObject, VmaKind, VmaState, vma_flag,
 };
-use ckpt_sys::syscall;
 
 pub const PAGE: u64 = 4096;
 /// User addresses end here (47 bits, one guard page).
@@ -326,12 +327,17 @@ impl Plan {
         for line in text.split(|&b| b == b'\n') {
             if let Some(rest) = line.strip_prefix(b"VmFlags:") {
                 let flags = parse_flags(rest);
+                let may_write = rest.split(|&b| b == b' ').any(|word| word == b"mw");
                 while next < self.pieces.len() && self.pieces[next].vma.end <= range.0 {
                     next += 1;
                 }
                 let mut k = next;
                 while k < self.pieces.len() && self.pieces[k].vma.start < range.1 {
-                    self.pieces[k].vma.flags |= flags;
+                    let vma = &mut self.pieces[k].vma;
+                    vma.flags |= flags;
+                    if let VmaKind::FileShared { writable, .. } = &mut vma.kind {
+                        *writable = may_write;
+                    }
                     self.seen[k] = true;
                     k += 1;
                 }
@@ -386,49 +392,30 @@ impl Plan {
         self.pieces = out;
     }
 
-    /// Copies what a forked writer would not see as it is now into `buffer`:
+    /// Copies what a forked writer would not see as it is now into `side`:
     /// shared objects (unless `elsewhere` says that their contents are kept with a
     /// descriptor) and, when flags are known, ranges that fork drops or wipes.
     pub fn copy_unfrozen(
         &mut self,
-        buffer: &mut Vec<u8>,
+        side: &mut SideBuffer,
         elsewhere: &dyn Fn(u64, u64) -> bool,
     ) -> Result<(), MemoryError> {
-        let mut mem: Option<procfs::OwnFd> = None;
-        for k in 0..self.pieces.len() {
-            let piece = &self.pieces[k];
+        let mut copier = Copier::new(side);
+        for piece in &mut self.pieces {
             let (start, end) = (piece.vma.start, piece.vma.end);
+            let unfrozen = vma_flag::DONTFORK | vma_flag::WIPEONFORK;
             match &piece.vma.kind {
                 VmaKind::Shared { object, offset } => {
-                    let (object, offset) = (*object as usize, *offset);
-                    let o = &mut self.shared[object];
+                    let o = &mut self.shared[*object as usize];
                     o.size = o.size.max(offset + (end - start));
-                    if elsewhere(o.dev, o.ino) {
-                        continue;
+                    if !elsewhere(o.dev, o.ino) {
+                        copier.shared((start, end), *offset, o)?;
                     }
-                    let fd = match &mem {
-                        Some(fd) => fd,
-                        None => mem.insert(
-                            procfs::OwnFd::open(b"/proc/self/mem")
-                                .map_err(|errno| MemoryError::Shared { addr: start, errno })?,
-                        ),
-                    };
-                    copy_resident(fd, start, end, offset, buffer, &mut o.extents)?;
                 }
-                _ if piece.vma.flags & (vma_flag::DONTFORK | vma_flag::WIPEONFORK) != 0
-                    && piece.how != How::Nothing =>
-                {
-                    let fd = match &mem {
-                        Some(fd) => fd,
-                        None => mem.insert(
-                            procfs::OwnFd::open(b"/proc/self/mem")
-                                .map_err(|errno| MemoryError::Shared { addr: start, errno })?,
-                        ),
-                    };
-                    let mut extents = std::mem::take(&mut self.copied);
-                    copy_resident(fd, start, end, start, buffer, &mut extents)?;
-                    self.copied = extents;
-                    self.pieces[k].how = How::Copied;
+                _ if piece.vma.flags & unfrozen != 0 && piece.how != How::Nothing => {
+                    let scan = piece.how == How::Scan;
+                    copier.private(start, end, scan, &mut self.copied)?;
+                    piece.how = How::Copied;
                 }
                 _ => {}
             }
@@ -447,69 +434,6 @@ impl Plan {
             vdso_end: self.vdso_end,
         }
     }
-}
-
-/// Appends a page at `key` (address or object offset) to extents that point into the buffer.
-fn push_page(extents: &mut Vec<Extent>, key: u64, offset: u64) {
-    if let Some(last) = extents.last_mut()
-        && last.addr + last.npages * PAGE == key
-        && last.offset + last.npages * PAGE == offset
-    {
-        last.npages += 1;
-        return;
-    }
-    extents.push(Extent {
-        addr: key,
-        npages: 1,
-        offset,
-    });
-}
-
-/// Copies the resident pages of `start..end` that are not zero. mincore(2) tells for
-/// shared memory what exists in the object, so reading does not populate a sparse
-/// reservation. Pages already known (another mapping of the object) are skipped.
-fn copy_resident(
-    mem: &procfs::OwnFd,
-    start: u64,
-    end: u64,
-    key: u64,
-    buffer: &mut Vec<u8>,
-    extents: &mut Vec<Extent>,
-) -> Result<(), MemoryError> {
-    const STEP: u64 = 8192; // pages a round
-    let known = extents.clone();
-    let mut vec = vec![0u8; STEP as usize];
-    let mut at = start;
-    while at < end {
-        let len = (end - at).min(STEP * PAGE);
-        // SAFETY: one byte a page into a buffer of that size.
-        let ret = unsafe { syscall!(libc::SYS_mincore, at, len, vec.as_mut_ptr()) };
-        let all = ret < 0;
-        for k in 0..(len / PAGE) {
-            let addr = at + k * PAGE;
-            let page_key = key + (addr - start);
-            if (!all && vec[k as usize] & 1 == 0)
-                || known
-                    .iter()
-                    .any(|e| e.addr <= page_key && page_key < e.addr + e.npages * PAGE)
-            {
-                continue;
-            }
-            let offset = buffer.len() as u64;
-            buffer.resize(buffer.len() + PAGE as usize, 0);
-            let page = &mut buffer[offset as usize..];
-            // SAFETY: a buffer of one page; /proc/self/mem reports bad addresses.
-            let n =
-                unsafe { syscall!(libc::SYS_pread64, mem.raw(), page.as_mut_ptr(), PAGE, addr) };
-            if n != PAGE as isize || is_zero(page) {
-                buffer.truncate(offset as usize);
-                continue;
-            }
-            push_page(extents, page_key, offset);
-        }
-        at += len;
-    }
-    Ok(())
 }
 
 /// Is this page (or any 8-byte aligned block) all zero?

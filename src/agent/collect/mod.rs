@@ -12,6 +12,7 @@ pub mod process;
 pub mod signals;
 pub mod threads;
 pub mod timers;
+pub mod unfrozen;
 
 /// Why a checkpoint cannot be taken now, in words for the log and `ckpt status`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

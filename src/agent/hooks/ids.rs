@@ -20,8 +20,9 @@
 //!
 //! Limits (the program can see the difference): a *child process* whose real pid
 //! equals one of our old ids cannot be signalled by that pid; `waitid`/SIGCHLD at the
-//! new starter, `si_pid` of signals that the process sends to its group or another thread, message queue and semaphore
-//! `*pid` fields, the contents of /proc files and listings of /proc/self/task, and
+//! new starter, `si_pid` of signals that the process sends to its group or another thread
+//! and takes by sigwaitinfo or signalfd (handlers see the right one: [`super::senders`]), message
+//! queue and semaphore `*pid` fields, the contents of /proc files and listings of /proc/self/task, and
 //! `SCM_CREDENTIALS` show real ids; `clock_gettime` of another thread's CPU clock goes
 //! through the vdso with the old id and fails; programs that the process executes see real
 //! ids. PI futexes and robust lists: `ids::locks`.

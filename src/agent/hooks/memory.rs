@@ -21,6 +21,7 @@ use super::frame::{CallFrame, Verdict};
 use super::maps::{Mapping, Maps};
 use super::ranges;
 use crate::agent::state::InHook;
+use crate::image::state::vma_flag;
 use ckpt_sys::{raw::check, syscall};
 use std::sync::atomic::{AtomicBool, Ordering::*};
 
@@ -87,9 +88,30 @@ fn pieces(
 /// Image mappings in the range become anonymous memory full of zeros.
 fn discard(maps: &mut Maps, start: u64, end: u64) -> Result<(), i32> {
     pieces(maps, start, end, |from, to, m| {
-        anonymous(from, to - from, m.prot, libc::MAP_FIXED).map(drop)
+        let flags = ranges::flags_at(from);
+        let noreserve = if flags & vma_flag::NORESERVE != 0 {
+            libc::MAP_NORESERVE
+        } else {
+            0
+        };
+        anonymous(from, to - from, m.prot, libc::MAP_FIXED | noreserve)?;
+        // What the program advised for the range goes on being so.
+        for (_, advice) in ADVICE.iter().filter(|(flag, _)| flags & flag != 0) {
+            // SAFETY: advice for the range just mapped.
+            unsafe { syscall!(libc::SYS_madvise, from, to - from, *advice) };
+        }
+        Ok(())
     })
 }
+
+/// Advice that a range mapped from the image may have (see `restore::tape`).
+const ADVICE: &[(u32, i32)] = &[
+    (vma_flag::HUGEPAGE, libc::MADV_HUGEPAGE),
+    (vma_flag::NOHUGEPAGE, libc::MADV_NOHUGEPAGE),
+    (vma_flag::DONTDUMP, libc::MADV_DONTDUMP),
+    (vma_flag::RANDOM, libc::MADV_RANDOM),
+    (vma_flag::SEQUENTIAL, libc::MADV_SEQUENTIAL),
+];
 
 /// Image mappings in the range become anonymous memory with the same contents.
 fn convert(start: u64, end: u64) -> Result<(), i32> {

@@ -99,6 +99,10 @@ pub fn table() -> [u8; 512] {
 /// Handles a call of the table. The frame is a system call that the program is about
 /// to make: its pointers are used as the kernel would use them.
 pub fn dispatch(frame: &mut CallFrame) -> Verdict {
+    let waits = matches!(frame.rax, libc::SYS_wait4 | libc::SYS_waitid);
+    if waits && process::hide_writer(frame) {
+        return Verdict::Done;
+    }
     match frame.rax {
         libc::SYS_rt_sigprocmask => return signal::rt_sigprocmask(frame),
         libc::SYS_rt_sigaction => return sigaction::rt_sigaction(frame),
@@ -114,12 +118,10 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
         libc::SYS_mlock | libc::SYS_mlock2 | libc::SYS_mlockall => return memory::mlock(frame),
         libc::SYS_mremap => return memory::mremap(frame),
         libc::SYS_mprotect | libc::SYS_pkey_mprotect => return memory::mprotect(frame),
-        libc::SYS_wait4 | libc::SYS_waitid => {
-            if process::hide_writer(frame) {
-                return Verdict::Done;
-            }
-        }
         _ => {}
+    }
+    if process::hide_writer(frame) {
+        return Verdict::Done;
     }
     if AGENT.ids_translated.load(Relaxed)
         && let Some(verdict) = ids::calls::dispatch(frame)
@@ -138,8 +140,8 @@ pub struct Restored<'a> {
     pub pairs: &'a [(i32, i32)],
     pub old_pid: i32,
     pub new_pid: i32,
-    /// The ranges that are mapped from the image, ascending.
-    pub mapped: &'a [(u64, u64)],
+    /// The ranges that are mapped from the image, ascending, with their `vma_flag`s.
+    pub mapped: &'a [(u64, u64, u32)],
     /// `(st_dev, st_ino)` of the image; used where no mapping tells better.
     pub image_file: (u64, u64),
     /// As the program knows them.
@@ -172,7 +174,7 @@ pub unsafe fn after_restore(restored: &Restored) {
             | u64::from(libc::minor(restored.image_file.0)),
         restored.image_file.1,
     );
-    if let Some(&(start, _)) = restored.mapped.first()
+    if let Some(&(start, ..)) = restored.mapped.first()
         && let Ok(mut maps) = maps::Maps::open()
         && let Ok(Some(mapping)) = maps.at(start)
         && mapping.ino != 0

@@ -4,15 +4,16 @@
 
 use super::frame::{CallFrame, Verdict};
 use super::sigaction;
-use crate::agent::exit;
 use crate::agent::refusal::{self, Kind};
 use crate::agent::state::{RESERVED_BIT, RESERVED_SIGNAL, is_agents_process};
+use crate::agent::{ending, exit};
 use crate::image::state::KernelSigaction;
 use ckpt_sys::{syscall, tls::thread_block};
 
 /// The numbers this file acts on.
 pub const NUMBERS: &[libc::c_long] = &[
     libc::SYS_exit_group,
+    libc::SYS_exit,
     libc::SYS_execve,
     libc::SYS_execveat,
     libc::SYS_prctl,
@@ -42,6 +43,7 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
     let [a, b, ..] = frame.args;
     match frame.rax {
         libc::SYS_exit_group if is_agents_process() => exit::on_exit(a as i32),
+        libc::SYS_exit if is_agents_process() => ending::thread_exits(a as i32),
         libc::SYS_execve | libc::SYS_execveat => return execve(frame),
         // Modes 1 and 2; what is invalid is told by the kernel, so a wrong guess here
         // only costs checkpoints.
@@ -77,7 +79,11 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
 /// __WCLONE see. While there is one (and a program with children has none), they are
 /// taken off the call. True: answered here, with ECHILD.
 pub fn hide_writer(frame: &mut CallFrame) -> bool {
-    let at = if frame.rax == libc::SYS_wait4 { 2 } else { 3 };
+    let at = match frame.rax {
+        libc::SYS_wait4 => 2,
+        libc::SYS_waitid => 3,
+        _ => return false,
+    };
     let special = (libc::__WALL | libc::__WCLONE) as u32 as u64;
     if frame.args[at] & special == 0
         || exit::WRITER_PID.load(std::sync::atomic::Ordering::Relaxed) == 0

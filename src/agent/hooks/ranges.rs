@@ -7,12 +7,14 @@
 //! any memory.
 
 use ckpt_sys::{raw::check, syscall};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 
 /// `[start, end)`; empty when start >= end.
 struct Range {
     start: AtomicU64,
     end: AtomicU64,
+    /// What of `image::state::vma_flag` the program's range had.
+    flags: AtomicU32,
 }
 
 impl Range {
@@ -45,6 +47,7 @@ static MOVED: [Range; EXTRA] = [const {
     Range {
         start: AtomicU64::new(0),
         end: AtomicU64::new(0),
+        flags: AtomicU32::new(0),
     }
 }; EXTRA];
 static MOVED_LEN: AtomicUsize = AtomicUsize::new(0);
@@ -65,8 +68,9 @@ fn table() -> &'static [Range] {
 }
 
 /// After a lazy restore, before the program's threads run: the ranges that are
-/// mapped from image files, ascending and disjoint. Replaces the list before it.
-pub fn set_image_ranges(ranges: &[(u64, u64)]) -> Result<(), i32> {
+/// mapped from image files, ascending and disjoint, with their `vma_flag`s. Replaces the
+/// list before it.
+pub fn set_image_ranges(ranges: &[(u64, u64, u32)]) -> Result<(), i32> {
     let old = TABLE.swap(std::ptr::null_mut(), AcqRel);
     if !old.is_null() {
         // The table of the life before came back with the image.
@@ -83,7 +87,7 @@ pub fn set_image_ranges(ranges: &[(u64, u64)]) -> Result<(), i32> {
     if ranges.is_empty() {
         return Ok(());
     }
-    let size = (size_of_val(ranges) + 4095) & !4095;
+    let size = (ranges.len() * size_of::<Range>() + 4095) & !4095;
     // SAFETY: a fresh mapping, filled before it is published.
     unsafe {
         let at = check(syscall!(
@@ -96,15 +100,19 @@ pub fn set_image_ranges(ranges: &[(u64, u64)]) -> Result<(), i32> {
             0
         ))? as *mut Range;
         let mut n = 0;
-        for &(start, end) in ranges {
+        for &(start, end, flags) in ranges {
             // Neighbours become one range.
-            if n > 0 && (*at.add(n - 1)).end.load(Relaxed) == start {
-                (*at.add(n - 1)).end.store(end, Relaxed);
-                continue;
+            if n > 0 {
+                let last = &*at.add(n - 1);
+                if last.end.load(Relaxed) == start && last.flags.load(Relaxed) == flags {
+                    last.end.store(end, Relaxed);
+                    continue;
+                }
             }
             at.add(n).write(Range {
                 start: AtomicU64::new(start),
                 end: AtomicU64::new(end),
+                flags: AtomicU32::new(flags),
             });
             n += 1;
         }
@@ -167,6 +175,15 @@ pub fn may_overlap(start: u64, end: u64) -> bool {
     MOVED[..moved].iter().any(|r| r.overlaps(start, end))
 }
 
+/// The flags of the range at `addr`; none for what was moved.
+pub fn flags_at(addr: u64) -> u32 {
+    let all = table();
+    let found = all.get(all.partition_point(|r| r.end.load(Relaxed) <= addr));
+    found
+        .filter(|r| r.overlaps(addr, addr + 1))
+        .map_or(0, |r| r.flags.load(Relaxed))
+}
+
 /// `[start, end)` holds no image mapping any more.
 pub fn remove(start: u64, end: u64) {
     let all = table();
@@ -218,9 +235,12 @@ mod tests {
     fn trims_and_finds() {
         in_child(|| {
             assert!(!may_overlap(0, !0));
-            let list: Vec<_> = (0..40_000u64).map(|i| (i * 100, i * 100 + 50)).collect();
+            let list: Vec<_> = (0..40_000u64)
+                .map(|i| (i * 100, i * 100 + 50, i as u32))
+                .collect();
             set_image_ranges(&list).unwrap();
             assert!(may_overlap(100, 101) && !may_overlap(150, 200));
+            assert_eq!((flags_at(149), flags_at(150), flags_at(200)), (1, 0, 2));
             assert!(may_overlap(150, 201) && may_overlap(0, !0));
             remove(100, 150);
             assert!(!may_overlap(100, 150) && may_overlap(200, 201) && may_overlap(49, 50));
@@ -239,7 +259,7 @@ mod tests {
     #[test]
     fn moved_ranges_are_found_and_overflow_is_safe() {
         in_child(|| {
-            set_image_ranges(&[(1000, 1100), (1100, 1200)]).unwrap();
+            set_image_ranges(&[(1000, 1100, 0), (1100, 1200, 0)]).unwrap();
             assert_eq!(COUNT.load(Relaxed), 1);
             add_moved(5000, 6000);
             assert!(may_overlap(5500, 5501));

@@ -2,7 +2,8 @@
 //! build, missing CPU features, another user: one line, exit 125, nothing lost).
 
 use crate::agent::collect::{cpu, objects};
-use crate::image::state::Manifest;
+use crate::agent::procfs;
+use crate::image::state::{Manifest, VmaKind};
 
 /// Why the image cannot be trusted here. Each text says what and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +74,13 @@ pub fn check(manifest: &Manifest) -> Result<(), CheckError> {
                 });
             }
             Some(_) => {}
+        }
+    }
+    for vma in &manifest.memory.vmas {
+        if let VmaKind::FileShared { path, .. } = &vma.kind
+            && procfs::OwnFd::open(path).is_err()
+        {
+            return Err(CheckError::Missing { path: shown(path) });
         }
     }
     let here = crate::agent::collect::identity::vdso_digest();

@@ -104,6 +104,7 @@ pub fn restore(
         lazy: options.lazy,
         noexec: is_noexec(image_fd),
         max_maps: read_number(b"/proc/sys/vm/max_map_count").unwrap_or(65530),
+        huge_pages: huge_pages(),
         image_fd,
     };
     payload.set_image_file(image_fd);
@@ -193,7 +194,7 @@ pub fn restore(
     let helper_at = area.put_slice(&[HelperArgs {
         restorer: args_at,
         region: area.region,
-        scratch: (area.start, area.scratch_len),
+        scratch: (area.start, area.region - area.start),
         payload: (payload_at, bytes.len() as u64),
         main_fs: manifest.threads.first().map_or(0, |t| t.fs_base),
     }]);
@@ -317,6 +318,18 @@ fn read_number(path: &[u8]) -> Option<u64> {
         .ok()
         .and_then(|t| procfs::number(&t))
         .map(|n| n as u64)
+}
+
+/// The size of a huge page and how many are free.
+fn huge_pages() -> (u64, u64) {
+    let text = procfs::read_file(b"/proc/meminfo").unwrap_or_default();
+    let number = |key| {
+        let value = procfs::field(&text, key).and_then(procfs::number);
+        value.unwrap_or(0) as u64
+    };
+    let reserved = number("HugePages_Rsvd");
+    let free = number("HugePages_Free").saturating_sub(reserved);
+    (number("Hugepagesize") << 10, free)
 }
 
 /// Descriptors above the present soft limit need a higher one first.

@@ -137,6 +137,9 @@ pub fn leave_threads() {
         _ => {}
     }
 }
+/// The starter's name in /proc/PID/comm while it stands in: the `ckpt` command knows it by that,
+/// and who signals the program by name does not reach it twice.
+pub const STARTER_NAME: &str = "ckpt-starter";
 
 static CHILD: AtomicI32 = AtomicI32::new(0);
 
@@ -181,6 +184,7 @@ fn stand_in_for(child: i32) -> ! {
             action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
             libc::sigaction(signo, &action, std::ptr::null_mut());
         }
+        syscall!(libc::SYS_prctl, libc::PR_SET_NAME, c"ckpt-starter".as_ptr());
         let none = 0u64;
         syscall!(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &none, 0, 8);
         // The program's descriptors are the child's alone: a pipe must end when it ends.

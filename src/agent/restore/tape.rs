@@ -22,14 +22,16 @@ pub struct Options {
     pub noexec: bool,
     /// vm.max_map_count.
     pub max_maps: u64,
+    /// Bytes of a huge page, and how many are free.
+    pub huge_pages: (u64, u64),
     pub image_fd: i32,
 }
 
 #[derive(Debug, Default)]
 pub struct Tape {
     pub ops: Vec<TapeOp>,
-    /// Ranges that stay mappings of the image file.
-    pub mapped: Vec<(u64, u64)>,
+    /// Ranges that stay mappings of the image file: start, end, `vma_flag`s.
+    pub mapped: Vec<(u64, u64, u32)>,
 }
 
 const PROT_READ: u64 = libc::PROT_READ as u64;
@@ -92,9 +94,14 @@ impl Tape {
     }
 }
 
-/// May this range be a mapping of the image file?
+/// May this range be a mapping of the image file? Not where the kernel wants anonymous
+/// memory, or where the flag would be lost when the program discards pages.
 fn mappable(vma: &VmaState, options: &Options) -> bool {
-    let special = vma_flag::WIPEONFORK | vma_flag::HUGETLB | vma_flag::LOCKED | vma_flag::MERGEABLE;
+    let special = vma_flag::WIPEONFORK
+        | vma_flag::DONTFORK
+        | vma_flag::HUGETLB
+        | vma_flag::LOCKED
+        | vma_flag::MERGEABLE;
     options.lazy
         && matches!(vma.kind, VmaKind::Anon | VmaKind::Heap)
         && vma.flags & special == 0
@@ -118,6 +125,20 @@ fn map_threshold(manifest: &Manifest, options: &Options) -> u64 {
     threshold
 }
 
+/// Can all ranges of huge pages (MAP_HUGETLB) have such pages again? The kernel lets
+/// nobody try: a failed mapping leaves a hole.
+fn enough_huge_pages(manifest: &Manifest, options: &Options) -> bool {
+    let (size, free) = options.huge_pages;
+    let ranges = || {
+        let all = manifest.memory.vmas.iter();
+        all.filter(|vma| vma.kind == VmaKind::Anon && vma.flags & vma_flag::HUGETLB != 0)
+    };
+    let wanted: u64 = ranges().map(|vma| vma.end - vma.start).sum();
+    size > 0
+        && wanted / size <= free
+        && ranges().all(|vma| vma.start.is_multiple_of(size) && vma.end.is_multiple_of(size))
+}
+
 /// Writes the tape for all memory of the image. `shared_fd(object)` is a descriptor
 /// of a shared object that has been made already.
 pub fn memory(
@@ -129,6 +150,11 @@ pub fn memory(
 ) -> Tape {
     let mut tape = Tape::default();
     let threshold = map_threshold(manifest, options);
+    let huge = if enough_huge_pages(manifest, options) {
+        libc::MAP_HUGETLB
+    } else {
+        0
+    };
     let mut extents = manifest.memory.extents.iter().copied().peekable();
     for vma in &manifest.memory.vmas {
         let (start, len) = (vma.start, vma.end - vma.start);
@@ -144,7 +170,10 @@ pub fn memory(
         } else {
             0
         };
-        let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | noreserve;
+        let mut anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | noreserve;
+        if vma.flags & vma_flag::HUGETLB != 0 {
+            anonymous |= huge;
+        }
         let open_prot = if contents_read {
             prot | PROT_WRITE
         } else {
@@ -171,9 +200,14 @@ pub fn memory(
                     *offset,
                 );
             }
-            VmaKind::FileShared { path, offset, .. } => {
+            VmaKind::FileShared {
+                path,
+                offset,
+                writable: was_writable,
+            } => {
                 given = prot;
-                tape.map_file(area, path, writable(path), vma, libc::MAP_SHARED, *offset);
+                let write = *was_writable && writable(path);
+                tape.map_file(area, path, write, vma, libc::MAP_SHARED, *offset);
             }
             VmaKind::Shared { object, offset } => match shared_fd(*object as usize) {
                 Some(fd) => {
@@ -207,7 +241,8 @@ pub fn memory(
                     options.image_fd as i64,
                     e.offset,
                 );
-                tape.mapped.push((e.addr, e.addr + e.npages * PAGE));
+                tape.mapped
+                    .push((e.addr, e.addr + e.npages * PAGE, vma.flags));
             } else {
                 contents_read = true;
                 tape.read(options.image_fd, e.addr, e.npages * PAGE, e.offset);

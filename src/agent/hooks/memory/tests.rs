@@ -27,7 +27,7 @@ fn restored(pages: u64) -> u64 {
     }
     let m = Maps::open().unwrap().at(base + PAGE).unwrap().unwrap();
     assert!(set_image_files(&[(m.dev, m.ino)]));
-    set_image_ranges(&[(base + PAGE, base + PAGE + pages * PAGE)]).unwrap();
+    set_image_ranges(&[(base + PAGE, base + PAGE + pages * PAGE, 0)]).unwrap();
     base + PAGE
 }
 

@@ -185,7 +185,7 @@ unsafe extern "C" fn on_stop(_: i32, _: *mut libc::siginfo_t, uc: *mut libc::uco
             let time = [hold / 1_000_000, hold % 1_000_000 * 1000];
             syscall!(libc::SYS_nanosleep, time.as_ptr(), 0);
         }
-        restart::finish(uc, &interrupted, callsites::now_ns());
+        restart::finish(uc, &interrupted, restart::Clock::Runs);
         let rip = (*uc).uc_mcontext.gregs[libc::REG_RIP as usize] as usize;
         if rip == callsite::restart() {
             RESTARTS.fetch_add(1, Ordering::Relaxed);
