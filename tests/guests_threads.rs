@@ -31,3 +31,27 @@ fn the_last_thread_leaves_quietly() {
         trial.fail("the job's files are still there");
     }
 }
+
+/// R with OpenBLAS crashed at every recovery: the library's pool of threads is started when
+/// it is loaded, before libckpt.so's constructor, and went on running while the memory
+/// under it was replaced.
+mod threads_before_main {
+    use crate::common::*;
+
+    fn program() -> Program {
+        let library = build::guest("early_plugin");
+        Program::guest("thr_early")
+            .seconds(1.2)
+            .env("LD_PRELOAD", &path_text(&library))
+    }
+
+    #[test]
+    fn lazy_fork() {
+        Trial::new(program(), LAZY_FORK).survives(3);
+    }
+
+    #[test]
+    fn eager_copy() {
+        Trial::new(program(), EAGER_COPY).survives(3);
+    }
+}

@@ -84,7 +84,7 @@ fn modified(path: &Path) -> Option<SystemTime> {
     path.metadata().and_then(|m| m.modified()).ok()
 }
 
-/// The compiled guest; also `guest_plugin`, the library that some of them open.
+/// The compiled guest; also the libraries that some of them use, `*_plugin`.
 pub fn guest(name: &str) -> PathBuf {
     compiled(&guests_dir(), name)
 }
@@ -110,10 +110,11 @@ pub fn cc1() -> Program {
     Program::at(PathBuf::from(path.trim()), &args)
 }
 
-/// A Java class, compiled now, run by `java` with a small heap.
-pub fn java_class(source: &str) -> Program {
-    let dir = target_dir();
-    let _lock = lock(&dir.join(".java.lock"));
+/// The Java class `Work`, compiled now, run by `java` with a small heap.
+pub fn java_class(name: &str, source: &str) -> Program {
+    let dir = target_dir().join(format!("java-{name}"));
+    std::fs::create_dir_all(&dir).expect("a directory for the class");
+    let _lock = lock(&dir.join(".lock"));
     let class = dir.join("Work.class");
     let java = dir.join("Work.java");
     if std::fs::read_to_string(&java).ok().as_deref() != Some(source) || !class.exists() {
@@ -157,9 +158,9 @@ fn compiled(base: &Path, name: &str) -> PathBuf {
 
 fn compiled_from(source: &Path, name: &str, mut compiler: Command) -> PathBuf {
     let target = target_dir();
-    let plugin = name == "guest_plugin";
+    let plugin = name.ends_with("_plugin");
     let out = target.join(if plugin {
-        "libguest_plugin.so".to_owned()
+        format!("lib{name}.so")
     } else {
         name.to_owned()
     });

@@ -224,7 +224,11 @@ impl Trial {
 
     fn preloaded(&self) -> BTreeMap<String, String> {
         let mut env = self.ckpt.clone();
-        env.insert("LD_PRELOAD".into(), path_text(&build::library()));
+        let mut libraries = path_text(&build::library());
+        if let Some(own) = self.program.env.get("LD_PRELOAD") {
+            libraries = format!("{libraries}:{own}");
+        }
+        env.insert("LD_PRELOAD".into(), libraries);
         env
     }
 

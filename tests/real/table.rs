@@ -237,7 +237,54 @@ pub const ROWS: &[Row] = &[
     row!(lua, Program::real("lua5.4", &["-e", LUA])),
     row!(tcl, Program::real("tclsh", &["work.tcl"]).file("work.tcl", TCL)),
     row!(node, Program::real("node", &["-e", NODE])),
-    row!(java, build::java_class(JAVA)),
+    row!(java, build::java_class("plain", JAVA)),
+    row!(
+        java_threads,
+        build::java_class("threads", include_str!("programs/Threads.java"))
+    ),
+    row!(
+        node_workers,
+        Program::real("node", &["workers.js"])
+            .file("workers.js", include_str!("programs/workers.js"))
+    ),
+    row!(
+        ruby_threads,
+        Program::real("ruby", &["threads.rb"])
+            .file("threads.rb", include_str!("programs/threads.rb"))
+    ),
+    row!(
+        python_asyncio,
+        Program::real("python3", &["asyncio_.py"])
+            .file("asyncio_.py", include_str!("programs/asyncio.py"))
+    ),
+    row!(
+        bash_traps,
+        Program::real("bash", &["traps.bash"])
+            .file("traps.bash", include_str!("programs/traps.bash"))
+    ),
+    row!(
+        octave,
+        Program::real("octave-cli", &["-q", "work.m"])
+            .file("work.m", include_str!("programs/work.m"))
+    ),
+    row!(
+        r_language,
+        Program::real("Rscript", &["--vanilla", "work.R"])
+            .file("work.R", include_str!("programs/work.R"))
+    ),
+    row!(
+        php,
+        Program::real("php", &["work.php"]).file("work.php", include_str!("programs/work.php"))
+    ),
+    row!(
+        guile,
+        Program::real("guile", &["--no-auto-compile", "work.scm"])
+            .file("work.scm", include_str!("programs/work.scm"))
+    ),
+    row!(
+        ocaml,
+        Program::real("ocaml", &["work.ml"]).file("work.ml", include_str!("programs/work.ml"))
+    ),
     row!(sqlite3, Program::real("sqlite3", &[":memory:"]).input(sql())),
     row!(bash, Program::real("bash", &["-c", SHELL])),
     row!(dash, Program::real("dash", &["-c", SHELL])),

@@ -4,6 +4,7 @@
 //! of this process's memory is about to be replaced. Until [`Prepared::enter`]
 //! nothing irreversible has happened: every error is one line and exit status 125.
 
+pub mod alone;
 pub mod area;
 pub mod check;
 pub mod descriptors;
@@ -63,6 +64,7 @@ pub fn restore(
 ) -> Result<std::convert::Infallible, RestoreError> {
     let manifest = image.manifest;
     check::check(&manifest)?;
+    alone::be_alone();
     raise_nofile(&manifest);
     let same = proxy::become_pid(manifest.process.pid) == proxy::Identity::Same;
     permit_features(&manifest)?;

@@ -89,14 +89,7 @@ pub fn become_pid(pid: i32) -> Identity {
         let ret = unsafe { syscall!(libc::SYS_clone3, &args, size_of::<CloneArgs>()) };
         match ret {
             0 => {
-                // SAFETY: plain system calls. The program dies with its proxy: a user who
-                // kills the process that was started means the program.
-                unsafe {
-                    syscall!(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                    if syscall!(libc::SYS_getppid) as i32 != own {
-                        syscall!(libc::SYS_exit_group, 125);
-                    }
-                }
+                die_with(own);
                 return Identity::Same;
             }
             child if child > 0 => stand_in_for(child as i32),
@@ -112,6 +105,38 @@ pub fn become_pid(pid: i32) -> Identity {
     }
 }
 
+/// The program dies with its proxy: a user who kills the process that was started
+/// means the program.
+fn die_with(proxy: i32) {
+    // SAFETY: plain system calls.
+    unsafe {
+        syscall!(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        if syscall!(libc::SYS_getppid) as i32 != proxy {
+            syscall!(libc::SYS_exit_group, 125);
+        }
+    }
+}
+
+/// Goes on in a child of whatever id, without the other threads of this process, which
+/// becomes the proxy. Where no child can be made it goes on here.
+pub fn leave_threads() {
+    let args = CloneArgs {
+        exit_signal: libc::SIGCHLD as u64,
+        ..CloneArgs::default()
+    };
+    // SAFETY: as in `become_pid`.
+    let (own, ret) = unsafe {
+        (
+            syscall!(libc::SYS_getpid) as i32,
+            syscall!(libc::SYS_clone3, &args, size_of::<CloneArgs>()),
+        )
+    };
+    match ret {
+        0 => die_with(own),
+        child if child > 0 => stand_in_for(child as i32),
+        _ => {}
+    }
+}
 /// The starter's name in /proc/PID/comm while it stands in: the `ckpt` command knows it by that,
 /// and who signals the program by name does not reach it twice.
 pub const STARTER_NAME: &str = "ckpt-starter";

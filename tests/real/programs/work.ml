@@ -1,0 +1,1 @@
+let () = let h = Hashtbl.create 100 in let s = ref 1 in for i = 1 to 6000000 do s := (!s * 1103515245 + 12345) mod 2147483648; Hashtbl.replace h (!s mod 1009) (string_of_int i); if i mod 600000 = 0 then Printf.printf "%d %d %s\n%!" i !s (try Hashtbl.find h 5 with Not_found -> "-") done
