@@ -47,7 +47,7 @@ macro_rules! real_programs {
 real_programs! {
     python3 perl ruby lua tcl node java sqlite3 bash dash gawk mawk sed sort bc dc cc1 xz zstd
     gzip bzip2 openssl gnuplot ghostscript factor iostream rust fortran
-    java_threads node_workers ruby_threads python_asyncio bash_traps octave r_language php guile
+    java_threads node_workers ruby_threads python_asyncio perl_alarms bash_traps octave r_language php guile
     ocaml
 }
 
@@ -255,7 +255,7 @@ fn soak() {
                 (
                     hits,
                     log.lines()
-                        .filter(|l| l.contains("checkpoint refused"))
+                        .filter(|l| l.contains("no checkpoint (") || l.contains("refused"))
                         .filter(|l| !l.contains("the program is ending"))
                         .count(),
                 )

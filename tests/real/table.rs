@@ -258,6 +258,11 @@ pub const ROWS: &[Row] = &[
             .file("asyncio_.py", include_str!("programs/asyncio.py"))
     ),
     row!(
+        perl_alarms,
+        Program::real("perl", &["alarms.pl"])
+            .file("alarms.pl", include_str!("programs/alarms.pl"))
+    ),
+    row!(
         bash_traps,
         Program::real("bash", &["traps.bash"])
             .file("traps.bash", include_str!("programs/traps.bash"))

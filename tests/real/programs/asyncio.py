@@ -20,4 +20,4 @@ async def main():
         s = {}
         for i in range(60000): s[i * 7919 % 5003] = str(i)
         print(r, sorted(out), len(s), flush=True)
-asyncio.run(main()); print('ticks' if ticks > 10 else 'few')
+asyncio.run(main()); signal.setitimer(signal.ITIMER_REAL, 0); print('ticks' if ticks > 10 else 'few')

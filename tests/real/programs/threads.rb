@@ -1,5 +1,5 @@
 # Threads with queues, Timeout (a timer thread), garbage collections.
-require 'timeout'; require 'digest'
+require 'timeout'; require 'digest/sha1'; Digest::SHA1.hexdigest('')
 q = Queue.new; done = Queue.new
 ws = 3.times.map { |id| Thread.new { while (j = q.pop) != :end; h = {}; 60000.times { |i| h[(i * j) % 1009] = (i ^ j).to_s(2) }; done << [j, Digest::SHA1.hexdigest(h.sort.flatten.join)[0, 10]]; end } }
 15.times do |r|
