@@ -238,7 +238,7 @@ impl Worker {
     /// `ckpt status`.
     fn last_words(&mut self) {
         let reason = refusal::disabled().unwrap_or("the program no longer permits it");
-        log::line(format_args!("no checkpoint from now on: {reason}"));
+        log::line(format_args!("checkpoint refused from now on: {reason}"));
         self.fail_asked(reason);
         let (reason, time_ns) = (reason.to_owned(), identity::realtime_ns());
         self.report.last_refusal = Some(report::Refusal { reason, time_ns });
@@ -258,7 +258,10 @@ impl Worker {
             .as_ref()
             .is_some_and(|r| r.reason == reason);
         if !same {
-            log::line(format_args!("no checkpoint ({}): {reason}", trigger.name()));
+            log::line(format_args!(
+                "checkpoint refused ({}): {reason}",
+                trigger.name()
+            ));
         }
         self.report.refused += 1;
         let time_ns = identity::realtime_ns();
