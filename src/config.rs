@@ -45,6 +45,8 @@ pub struct Config {
     pub log: Log,
     /// Verify all page data before a restore.
     pub verify: bool,
+    /// Count the calls that modify files into `<path>.<pid>`, for tests.
+    pub audit: Option<Vec<u8>>,
     /// Do nothing at all in this process.
     pub disable: bool,
     /// Set by the library for the programs that its process starts.
@@ -81,6 +83,7 @@ impl Default for Config {
                 target: LogTarget::Job,
             },
             verify: false,
+            audit: None,
             disable: false,
             owner: None,
             home: None,

@@ -126,11 +126,11 @@ ckpt_stage1:
     jmp 1b
 
     # 4: close: nothing is known of the descriptor any more.
-24: mov %edi, %ecx
-    cmp $4096, %ecx
-    jae 1b
+24: cmp $4096, %rdi
+    jae 29f
     lea ckpt_fd_state(%rip), %rcx
     movl $0, (%rcx,%rdi,4)
+    incl ckpt_fd_changes(%rip)
     jmp 1b
 
 25: cmp $6, %ecx
@@ -155,6 +155,11 @@ ckpt_stage1:
     cmp $1030, %esi
     je ckpt_stage2
     jmp 1b
+    # A close of a large number, or of a small one with rubbish in the upper half.
+29: mov %edi, %ecx
+    cmp $4096, %ecx
+    jae 1b
+    jmp ckpt_stage2
     # 8: ioctl: the families of FICLONE, FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR
 28: mov %esi, %ecx
     shr $8, %ecx
@@ -494,10 +499,12 @@ ckpt_hook_table: .zero 512
 
     # The descriptor cache of `agent::hooks::files::cache`: the present table's number << 5, or 0;
     # an entry a descriptor (number << 5 | flags); where a write that passes by leaves its mark.
-    .globl ckpt_table_word, ckpt_fd_state, ckpt_fd_hot
-    .hidden ckpt_table_word, ckpt_fd_state, ckpt_fd_hot
+    .globl ckpt_table_word, ckpt_fd_changes, ckpt_fd_state, ckpt_fd_hot
+    .hidden ckpt_table_word, ckpt_fd_changes, ckpt_fd_state, ckpt_fd_hot
     .p2align 6
 ckpt_table_word: .zero 8
+    .p2align 6
+ckpt_fd_changes: .zero 8
     .p2align 6
 ckpt_fd_state: .zero 4 * 4096
 ckpt_fd_hot: .zero 8 * 4096

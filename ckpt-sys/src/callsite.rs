@@ -27,6 +27,7 @@ unsafe extern "C" {
     static ckpt_forward: u8;
     static ckpt_forward_end: u8;
     static ckpt_table_word: AtomicU32;
+    static ckpt_fd_changes: AtomicU32;
     static ckpt_fd_state: [AtomicU32; FD_CACHE];
     static ckpt_fd_hot: [AtomicPtr<u32>; FD_CACHE];
     static mut ckpt_rewind_pointer: usize;
@@ -129,6 +130,13 @@ impl Fast {
 pub fn table_word() -> &'static AtomicU32 {
     // SAFETY: lives in .bss for ever; an atomic.
     unsafe { &ckpt_table_word }
+}
+
+/// Grows whenever descriptors change their meaning.
+#[inline]
+pub fn fd_changes() -> &'static AtomicU32 {
+    // SAFETY: lives in .bss for ever; an atomic.
+    unsafe { &ckpt_fd_changes }
 }
 
 /// The descriptor cache's entry and mark of `fd`.

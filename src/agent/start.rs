@@ -126,6 +126,12 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
         }
     }
     hooks::touch_symbols();
+    if let Some(path) = &config.audit
+        // SAFETY: constructor, once, before the net is laid.
+        && let Err(errno) = unsafe { hooks::files::audit::start(path, pid) }
+    {
+        give_up(format_args!("CKPT_AUDIT: cannot be written, errno {errno}"));
+    }
     // SAFETY: constructor, once.
     let report = unsafe {
         callsites::install(&callsites::InstallOptions {
@@ -152,6 +158,9 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
         log::line(format_args!(
             "no checkpoints: cannot start the helper thread, errno {errno}"
         ));
+    }
+    if hooks::files::audit::on() {
+        hooks::files::audit::mark();
     }
 }
 
