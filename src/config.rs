@@ -25,6 +25,8 @@ pub struct Config {
     pub restore_exclude: Vec<Vec<u8>>,
     /// `(old, new)` paths for the open file table.
     pub redirect: Vec<(Vec<u8>, Vec<u8>)>,
+    /// At a recovery: files that somebody else changed since.
+    pub foreign: Foreign,
     pub dir: Option<Vec<u8>>,
     pub job: Option<Vec<u8>>,
     pub resume: Resume,
@@ -61,6 +63,7 @@ impl Default for Config {
             exclude: Vec::new(),
             restore_exclude: Vec::new(),
             redirect: Vec::new(),
+            foreign: Foreign::Restore,
             dir: None,
             job: None,
             resume: Resume::Auto,
@@ -107,6 +110,18 @@ pub enum KeepOnExit {
     Failure,
     Always,
     Never,
+}
+
+/// What a recovery does with files that somebody else has changed since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Foreign {
+    /// Put back as at the checkpoint; the other version is saved aside.
+    #[default]
+    Restore,
+    /// Leave them as they are.
+    Keep,
+    /// Change nothing at all and say so.
+    Refuse,
 }
 
 /// What the persistent checkpoint table survives.
@@ -285,6 +300,7 @@ mod tests {
             KeepOnExit::Always
         );
         assert_eq!(one("CKPT_TRIGGER", "USR1").trigger, Some(10));
+        assert_eq!(one("CKPT_FOREIGN", "keep").foreign, Foreign::Keep);
         assert_eq!(one("CKPT_SYNC", "power").sync, Sync::Power);
         assert_eq!(one("CKPT_TRACKER", "uffd").tracker, TrackerChoice::Uffd);
         assert_eq!(one("CKPT_SNAPSHOT", "fork").snapshot, SnapshotChoice::Fork);

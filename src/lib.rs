@@ -8,6 +8,7 @@
 //! | [`agent`] | what happens inside the target process | the target |
 //! | [`image`] | the volatile checkpoint's format | target and command |
 //! | [`store`] | where checkpoints live, publish, journal, locks | target and command |
+//! | [`persist`] | the files: tables of modifications, undo | target and command |
 //! | [`config`] | the environment variables | target and command |
 //! | [`errno`] | kernel error numbers and their texts | target and command |
 //! | [`cli`] | the verbs of the `ckpt` command | command only |
@@ -17,4 +18,5 @@ pub mod cli;
 pub mod config;
 pub mod errno;
 pub mod image;
+pub mod persist;
 pub mod store;

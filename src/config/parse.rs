@@ -21,7 +21,7 @@ impl Variable {
 /// Names that belong to the command or to tests, not to the library.
 pub(super) const FOREIGN: [&[u8]; 1] = [b"LIB"];
 
-pub(super) const VARIABLES: [Variable; 20] = [
+pub(super) const VARIABLES: [Variable; 21] = [
     Variable {
         name: "CKPT_INTERVAL",
         allowed: "expected off, auto, default or a duration like 90, 90s, 500ms, 15m, 1h30m",
@@ -41,6 +41,19 @@ pub(super) const VARIABLES: [Variable; 20] = [
         name: "CKPT_REDIRECT",
         allowed: "expected OLD=NEW pairs of absolute paths separated by colons",
         apply: |c, v| set(&mut c.redirect, redirects(v)),
+    },
+    Variable {
+        name: "CKPT_FOREIGN",
+        allowed: "expected restore, keep or refuse",
+        apply: |c, v| {
+            let choice = match v {
+                b"restore" => Foreign::Restore,
+                b"keep" => Foreign::Keep,
+                b"refuse" => Foreign::Refuse,
+                _ => return None,
+            };
+            set(&mut c.foreign, Some(choice))
+        },
     },
     Variable {
         name: "CKPT_DIR",
