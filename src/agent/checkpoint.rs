@@ -4,21 +4,18 @@
 //! copy) -> release -> write -> publish -> prune. A checkpoint that fails leaves the
 //! previous generation the latest and the program running.
 
-use crate::agent::collect::descriptors::{self, InheritedFd, Target};
-use crate::agent::collect::{identity, memory, process, signals, threads, timers};
+pub mod files;
+mod take;
+
+use crate::agent::collect::identity;
 use crate::agent::helper::Life;
-use crate::agent::procfs;
+use crate::agent::outputs::keep::Streams;
 use crate::agent::settings::{self, Settings};
-use crate::agent::side::SideBuffer;
-use crate::agent::snapshot::{self, Outcome};
 use crate::agent::state::AGENT;
-use crate::agent::stop::{self, Stopped, now_ns};
-use crate::agent::{
-    callsites, children, ending, exit, hooks, log, refusal, request, resume, writer,
-};
-use crate::config::{Interval, SnapshotChoice};
-use crate::image::state::{EntryPoints, FileKind, Manifest};
-use crate::image::writer::ImageWriter;
+use crate::agent::stop::now_ns;
+use crate::agent::{children, ending, exit, log, refusal, request};
+use crate::config::Interval;
+use crate::persist::table;
 use crate::store::generation::{GenerationKind, GenerationRecord, MemberRecord};
 use crate::store::lock::{JobLock, Owner};
 use crate::store::start::{Claimed, claim};
@@ -27,6 +24,8 @@ use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
+use files::Beginning;
+use take::{HELD, take};
 
 /// Why there is no checkpoint this time.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +69,7 @@ impl Trigger {
 pub struct Worker {
     settings: &'static Settings,
     claimed: Option<Claimed>,
+    streams: Streams,
     owner: Option<Owner>,
     /// CLOCK_MONOTONIC of the next clock checkpoint; `None` = no clock.
     due_ns: Option<u64>,
@@ -107,6 +107,7 @@ impl Worker {
         let mut worker = Worker {
             settings,
             claimed: None,
+            streams: Streams::default(),
             owner,
             due_ns: interval_ns(settings).map(|ns| now_ns() + ns),
             retry_ns: None,
@@ -139,6 +140,10 @@ impl Worker {
         match Job::open(RawFs, dir) {
             Ok(job) => {
                 let _ = job.remove_leftovers();
+                files::prune(&job);
+                let generations = job.generations();
+                let record = generations.iter().find(|g| g.generation == *generation);
+                self.streams = files::adopt_streams(&job.dir, record);
                 exit::set_job_dir(job.dir.as_os_str().as_bytes());
                 AGENT.has_store.store(true, Ordering::SeqCst);
                 self.last_generation = Some(*generation);
@@ -159,6 +164,7 @@ impl Worker {
             return false;
         }
         let now = now_ns();
+        table::alive(identity::realtime_ns() as i64);
         if let Some(soon) = ending::hint() {
             self.look_ns = self.look_ns.min(now + soon);
         }
@@ -330,18 +336,22 @@ impl Worker {
         exit::leave_store();
         let pending = begun?;
         let generation = pending.generation;
+        let job_dir = self.job()?.job.dir.clone();
+        let mut beginning = Beginning::new(&job_dir, generation, &settings.config);
         let taken = {
             let file = pending.member(0).expect("created above");
-            take(settings, generation, file.as_fd())
+            take(settings, generation, file.as_fd(), &mut beginning)
         };
         let taken = match taken {
             Ok(taken) => taken,
             Err(error) => {
+                table::close_previous();
                 pending.abort(&fs);
                 return Err(error);
             }
         };
         self.included = taken.call;
+        let files = files::finish(&beginning, &mut self.streams, taken.outputs);
         let record = GenerationRecord {
             generation,
             id: taken.id,
@@ -365,6 +375,7 @@ impl Worker {
             tracker: "full".into(),
             snapshot: taken.snapshot.into(),
             trigger: trigger.name().into(),
+            files,
         };
         if !exit::enter_store() {
             return Err(ending());
@@ -374,6 +385,7 @@ impl Worker {
         let pruned = claimed
             .job
             .prune(settings.config.keep, Some(generation), taken.realtime_ns);
+        files::prune(&claimed.job);
         exit::leave_store();
         published?;
         log::line(format_args!(

@@ -4,7 +4,7 @@
 //! In the agent heap, thus in the image. Read by the helper; hooks only use the few
 //! atomics in `state`.
 
-use crate::agent::log;
+use crate::agent::{log, start};
 use crate::agent::resume::Payload;
 use crate::agent::state::AGENT;
 use crate::config::{Config, LogTarget};
@@ -82,6 +82,10 @@ pub unsafe fn adopt(payload: &Payload) {
         credentials: old.credentials.clone(),
         inherited: payload.inherited.clone(),
     };
+    // Rules that the program has made since stay, so only what is new is added.
+    let new = settings.config.exclude != old.config.exclude;
+    let globs: &[Vec<u8>] = if new { &settings.config.exclude } else { &[] };
+    start::exclude_files(globs, &settings.store_root);
     // SAFETY: forwarded contract.
     unsafe { publish(Box::new(settings)) };
 }

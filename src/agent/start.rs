@@ -13,6 +13,7 @@ use crate::agent::settings::{self, Settings};
 use crate::agent::state::{self, AGENT};
 use crate::agent::{exit, helper, hooks, log, refusal, request, stop};
 use crate::config::{Config, RestoreMethod};
+use crate::persist::exclude;
 use crate::store::{self, JobKey};
 use ckpt_sys::syscall;
 use std::os::unix::ffi::OsStrExt;
@@ -113,6 +114,7 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
 
     // A recovery replaces all memory: it needs none of what follows.
     recover::try_recover(&config, &root, &key);
+    exclude_files(&config.exclude, root.as_os_str().as_bytes());
 
     // SAFETY: constructor, one thread.
     unsafe {
@@ -152,6 +154,18 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
         log::line(format_args!(
             "no checkpoints: cannot start the helper thread, errno {errno}"
         ));
+    }
+}
+
+/// Files that are left alone: the store's own and `CKPT_EXCLUDE`'s. In the constructor,
+/// and in the restored helper where the new start excludes others.
+pub fn exclude_files(globs: &[Vec<u8>], store: &[u8]) {
+    exclude::set_store(store);
+    for glob in globs {
+        if !exclude::add_rule(true, glob) {
+            let glob = String::from_utf8_lossy(glob);
+            log::line(format_args!("CKPT_EXCLUDE: {glob} is not in force"));
+        }
     }
 }
 

@@ -28,6 +28,7 @@
 //! Nothing here is called between "threads stopped" and "threads released" except
 //! [`publish::Pending`]'s creation, which is done before the stop.
 
+mod files;
 pub mod find;
 pub mod fs;
 pub mod generation;
@@ -38,6 +39,7 @@ pub mod publish;
 pub mod report;
 pub mod retention;
 pub mod start;
+pub mod stream;
 
 #[cfg(test)]
 mod crash_tests;

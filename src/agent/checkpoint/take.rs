@@ -1,9 +1,11 @@
 //! One stop of the program: collect, snapshot, release (FIG. 6). Helper thread, called
 //! by the worker with the files of the new generation at hand.
 
+use super::files::Beginning;
 use super::{CheckpointError, refused, store_error};
 use crate::agent::collect::descriptors::{self, InheritedFd, Target};
 use crate::agent::collect::{identity, memory, process, signals, threads, timers};
+use crate::agent::outputs::keep::{self, Output};
 use crate::agent::settings::Settings;
 use crate::agent::side::SideBuffer;
 use crate::agent::snapshot::{self, Outcome};
@@ -30,6 +32,7 @@ pub(super) struct Taken {
     pub cmdline: Vec<u8>,
     pub threads: u32,
     pub snapshot: &'static str,
+    pub outputs: Vec<Output>,
 }
 
 pub(super) const HELD: &str = "the program holds checkpoints off (ckpt_hold)";
@@ -39,6 +42,7 @@ pub(super) fn take(
     settings: &Settings,
     generation: u64,
     file: std::os::fd::BorrowedFd<'_>,
+    table: &mut Beginning,
 ) -> Result<Taken, CheckpointError> {
     let inserted = request::inserted_call().map(request::copy_slot);
     let t0 = now_ns();
@@ -62,7 +66,7 @@ pub(super) fn take(
     }
     let collected = collect(settings, &stopped);
     let t2 = now_ns();
-    let (manifest, mut plan, mut side) = match collected {
+    let (manifest, mut plan, mut side, outputs) = match collected {
         Ok(collected) => collected,
         Err(error) => {
             stop::release(stopped);
@@ -103,6 +107,7 @@ pub(super) fn take(
     };
     let (outcome, name, t3, t4) = match forked {
         Some(child) => {
+            table.install();
             let t3 = now_ns();
             stop::release(stopped);
             let t4 = now_ns();
@@ -118,6 +123,9 @@ pub(super) fn take(
         None => {
             let image = ImageWriter::new(file, generation);
             let result = snapshot::write(image, manifest, plan, side.bytes(), false, true);
+            if result.is_ok() {
+                table.install();
+            }
             let t3 = now_ns();
             stop::release(stopped);
             (result.map_err(store_error)?, "copy", t3, now_ns())
@@ -138,6 +146,7 @@ pub(super) fn take(
         cmdline,
         threads,
         snapshot: name,
+        outputs,
     })
 }
 
@@ -158,10 +167,12 @@ fn has_descriptor(manifest: &Manifest, dev: u64, ino: u64) -> bool {
         })
 }
 
+type Collected = (Manifest, memory::Plan, SideBuffer, Vec<Output>);
+
 fn collect(
     settings: &Settings,
     stopped: &Stopped,
-) -> Result<(Manifest, memory::Plan, SideBuffer), CheckpointError> {
+) -> Result<Collected, CheckpointError> {
     let leader = AGENT.real_pid.load(Ordering::Relaxed);
     children::none_alive().map_err(CheckpointError::Postponed)?;
     let first = stopped
@@ -217,5 +228,6 @@ fn collect(
         },
         ..Manifest::default()
     };
-    Ok((manifest, plan, side))
+    let outputs = keep::scan(&manifest, first);
+    Ok((manifest, plan, side, outputs))
 }

@@ -5,11 +5,12 @@
 //! blocks that the tables since then say were modified. What the program has
 //! modified again since the stop is in the newest table, with its contents at the stop.
 
-use super::{Ids, Problem, copy, open, problem, rows, stream_path};
+use super::{Ids, Problem, copy, open, problem, rows};
 use crate::agent::log;
 use crate::image::state::{FileKind, Manifest};
 use crate::persist::{Id, exclude};
 use crate::store::generation::StreamRecord;
+use crate::store::stream::{self, stream_path};
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -173,6 +174,6 @@ impl Streams {
 
 /// One more than the highest number that is in use.
 fn next_number(job: &Path) -> Result<u64, Problem> {
-    let numbers = super::numbers(job)?;
+    let numbers = stream::numbers(job).map_err(|e| e.to_string())?;
     Ok(numbers.into_iter().max().unwrap_or(0) + 1)
 }

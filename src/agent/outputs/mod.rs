@@ -16,11 +16,10 @@ mod rows;
 
 use crate::errno::Errno;
 use crate::persist::Id;
-use crate::store::generation::GenerationRecord;
-use crate::store::{Fs, RawFs};
+use crate::store::stream::{ids_path, stream_path};
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What went wrong with a stream, in words.
 pub type Problem = String;
@@ -28,23 +27,6 @@ pub type Problem = String;
 fn problem(what: &str, path: &Path, errno: rustix::io::Errno) -> Problem {
     let error = Errno(errno.raw_os_error());
     format!("{what} {}: {error}", path.display())
-}
-
-/// `stream-000001`.
-pub fn stream_path(job: &Path, number: u64) -> PathBuf {
-    job.join(format!("stream-{number:06}"))
-}
-
-fn ids_path(job: &Path, number: u64) -> PathBuf {
-    job.join(format!("stream-{number:06}.ids"))
-}
-
-/// The number in the name of a stream or of its `.ids`.
-pub fn parse_name(name: &[u8]) -> Option<u64> {
-    let rest = std::str::from_utf8(name).ok()?.strip_prefix("stream-")?;
-    let digits = rest.strip_suffix(".ids").unwrap_or(rest);
-    let sound = digits.len() >= 6 && digits.bytes().all(|b| b.is_ascii_digit());
-    if sound { digits.parse().ok() } else { None }
 }
 
 /// Which inode a stream stands for in which table.
@@ -106,25 +88,6 @@ fn open(job: &Path, number: u64, create: bool) -> Result<OwnedFd, Problem> {
     rustix::fs::open(&path, flags, Mode::from(0o600)).map_err(|e| problem("open", &path, e))
 }
 
-/// The numbers of the streams in a job's directory.
-fn numbers(job: &Path) -> Result<Vec<u64>, Problem> {
-    let entries = RawFs.list(job).map_err(|errno| format!("list {}: {errno}", job.display()))?;
-    let mut numbers: Vec<u64> = entries.iter().filter_map(|e| parse_name(&e.name)).collect();
-    numbers.dedup();
-    Ok(numbers)
-}
-
-/// Removes the streams that no generation of the job uses any more.
-pub fn remove_unused(job: &Path, generations: &[&GenerationRecord]) {
-    for number in numbers(job).unwrap_or_default() {
-        let mut streams = generations.iter().flat_map(|g| &g.files.streams);
-        if !streams.any(|s| s.number == number) {
-            let _ = RawFs.unlink(&stream_path(job, number));
-            let _ = RawFs.unlink(&ids_path(job, number));
-        }
-    }
-}
-
 /// Copies `from..to` of one file to the same place in another; stops at the source's end.
 /// Returns where it stopped.
 fn copy(source: &OwnedFd, target: &OwnedFd, from: u64, to: u64) -> rustix::io::Result<u64> {
@@ -156,15 +119,6 @@ fn write_at(target: &OwnedFd, bytes: &[u8], at: u64) -> rustix::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names() {
-        assert_eq!(parse_name(b"stream-000012"), Some(12));
-        assert_eq!(parse_name(b"stream-000012.ids"), Some(12));
-        for other in [&b"stream-12"[..], b"stream-00001x", b"table-000012", b"stream-"] {
-            assert_eq!(parse_name(other), None);
-        }
-    }
 
     #[test]
     fn the_last_line_that_holds_counts() {
