@@ -20,11 +20,11 @@ use crate::store::generation::{GenerationKind, GenerationRecord, MemberRecord};
 use crate::store::lock::{JobLock, Owner};
 use crate::store::start::{Claimed, claim};
 use crate::store::{Job, JobKey, Pending, RawFs, report};
+use files::Beginning;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use files::Beginning;
 use take::{HELD, take};
 
 /// Why there is no checkpoint this time.
@@ -422,10 +422,10 @@ impl Worker {
         self.report.recovered_from = self.settings.restored.as_ref().map(|r| r.1);
         self.report.net.installed = AGENT.net_installed.load(Ordering::Relaxed);
         self.report.tracker = "full".into();
+        self.report.files_incomplete = table::incomplete_reason();
         let root = PathBuf::from(std::ffi::OsStr::from_bytes(&self.settings.store_root));
         if let Err(error) = self.report.write(&RawFs, &root) {
             log::line(format_args!("{error}"));
         }
     }
 }
-

@@ -7,9 +7,9 @@
 //! manifest, since this code is part of the image.
 
 use crate::agent::callsites::restart::{self, Clock};
+use crate::agent::checkpoint::files;
 use crate::agent::collect::signals::{put_back, put_back_own};
 use crate::agent::collect::threads::{SCHED_ATTR_SIZE, SCHED_FLAG_RESET_ON_FORK, SchedAttr};
-use crate::agent::checkpoint::files;
 use crate::agent::hooks;
 use crate::agent::region::{self, Region};
 use crate::agent::state::AGENT;
@@ -18,10 +18,10 @@ use crate::image::codec;
 use crate::image::state::{
     Manifest, PendingSignal, PosixTimer, ProcessState, SchedState, ThreadState, TimerState,
 };
+use crate::persist::table;
 use ckpt_sys::blob::{RestorerArgs, RestorerThread};
 use ckpt_sys::syscall;
 use ckpt_sys::thread::sigreturn_to;
-use crate::persist::table;
 use serde::{Deserialize, Serialize};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};

@@ -114,7 +114,11 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
 
     // A recovery replaces all memory: it needs none of what follows.
     recover::try_recover(&config, &root, &key);
-    exclude_files(&config.exclude, root.as_os_str().as_bytes());
+    exclude_files(
+        &config.exclude,
+        &config.include,
+        root.as_os_str().as_bytes(),
+    );
 
     // SAFETY: constructor, one thread.
     unsafe {
@@ -158,13 +162,14 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
 }
 
 /// Files that are left alone: the store's own and `CKPT_EXCLUDE`'s. In the constructor,
-/// and in the restored helper where the new start excludes others.
-pub fn exclude_files(globs: &[Vec<u8>], store: &[u8]) {
+/// and in the restored helper where the new start says otherwise.
+pub fn exclude_files(exclude: &[Vec<u8>], include: &[Vec<u8>], store: &[u8]) {
     exclude::set_store(store);
-    for glob in globs {
-        if !exclude::add_rule(true, glob) {
+    let rules = exclude.iter().map(|glob| (true, glob));
+    for (excludes, glob) in rules.chain(include.iter().map(|glob| (false, glob))) {
+        if !exclude::add_rule(excludes, glob) {
             let glob = String::from_utf8_lossy(glob);
-            log::line(format_args!("CKPT_EXCLUDE: {glob} is not in force"));
+            log::line(format_args!("rule for files not in force: {glob}"));
         }
     }
 }

@@ -59,7 +59,12 @@ mod tests {
     fn names() {
         assert_eq!(parse_name(b"stream-000012"), Some(12));
         assert_eq!(parse_name(b"stream-000012.ids"), Some(12));
-        for other in [&b"stream-12"[..], b"stream-00001x", b"table-000012", b"stream-"] {
+        for other in [
+            &b"stream-12"[..],
+            b"stream-00001x",
+            b"table-000012",
+            b"stream-",
+        ] {
             assert_eq!(parse_name(other), None);
         }
     }

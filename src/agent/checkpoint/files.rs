@@ -2,8 +2,8 @@
 //! the program's outputs. Helper thread; [`Beginning::install`] while the program is stopped, [`resume`] before
 //! the threads of a restored program run.
 
-use crate::agent::outputs::keep::{Output, Streams};
 use crate::agent::log;
+use crate::agent::outputs::keep::{Output, Streams};
 use crate::config::{Config, Sync};
 use crate::persist::table::{self, Prepared};
 use crate::store::generation::{FilesRecord, GenerationRecord};

@@ -169,10 +169,7 @@ fn has_descriptor(manifest: &Manifest, dev: u64, ino: u64) -> bool {
 
 type Collected = (Manifest, memory::Plan, SideBuffer, Vec<Output>);
 
-fn collect(
-    settings: &Settings,
-    stopped: &Stopped,
-) -> Result<Collected, CheckpointError> {
+fn collect(settings: &Settings, stopped: &Stopped) -> Result<Collected, CheckpointError> {
     let leader = AGENT.real_pid.load(Ordering::Relaxed);
     children::none_alive().map_err(CheckpointError::Postponed)?;
     let first = stopped

@@ -155,7 +155,8 @@ impl Streams {
         let stream = open(job, number, false)?;
         let path = stream_path(job, number);
         for (from, to) in ranges {
-            copy(source, &stream, from, to.min(output.size)).map_err(|e| problem("write", &path, e))?;
+            copy(source, &stream, from, to.min(output.size))
+                .map_err(|e| problem("write", &path, e))?;
         }
         // The program runs already. What it has overwritten or cut off in the meantime is in
         // the newest table: recorded before it was done, so also before it was read here.

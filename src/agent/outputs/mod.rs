@@ -36,9 +36,9 @@ pub struct Ids(Vec<(u32, Id)>);
 impl Ids {
     /// No file or a torn last line: as far as it can be read.
     pub fn read(job: &Path, number: u64) -> Ids {
-        let bytes = crate::agent::procfs::read_file(
-            std::os::unix::ffi::OsStrExt::as_bytes(ids_path(job, number).as_os_str()),
-        );
+        let bytes = crate::agent::procfs::read_file(std::os::unix::ffi::OsStrExt::as_bytes(
+            ids_path(job, number).as_os_str(),
+        ));
         Ids::parse(&bytes.unwrap_or_default())
     }
 

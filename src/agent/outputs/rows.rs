@@ -2,8 +2,8 @@
 //! before. Used by the streams at checkpoints and at recoveries.
 
 use super::{Ids, Problem, problem, write_at};
-use crate::persist::table::{self, Record, Table, TableFile};
 use crate::persist::Id;
+use crate::persist::table::{self, Record, Table, TableFile};
 use rustix::fs::{Mode, OFlags};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -46,7 +46,7 @@ fn tables(job: &Path) -> Result<Vec<TableFile>, Problem> {
 }
 
 fn read(file: &TableFile) -> Result<Table, Problem> {
-    Err(file.path.display().to_string())
+    table::read(&file.path).map_err(|e| e.to_string())
 }
 
 /// The ranges of an inode that the tables `which` say were modified; `None` when they

@@ -5,8 +5,8 @@
 //! outputs get their contents, tables are undone newest first, each removed after its undo.
 
 use crate::agent::collect::identity;
-use crate::agent::outputs::refill;
 use crate::agent::log;
+use crate::agent::outputs::refill;
 use crate::config::{Config, Resume};
 use crate::persist::{table, undo};
 use crate::store::generation::GenerationRecord;
@@ -30,7 +30,8 @@ fn leaves_all_files(config: &Config) -> bool {
 fn obstacle(job: &Job<RawFs>, record: &GenerationRecord) -> Result<Option<String>, String> {
     let generation = record.generation;
     let obstacle = job.files_obstacle(record).map_err(|e| e.to_string())?;
-    Ok(obstacle.map(|reason| format!("the files of generation {generation} are incomplete: {reason}")))
+    Ok(obstacle
+        .map(|reason| format!("the files of generation {generation} are incomplete: {reason}")))
 }
 
 /// The generation found, or, where only its files have no table, an older one that has.

@@ -82,7 +82,11 @@ pub(super) fn named(r: &mut Restorer, file: usize) -> Result<Fd, RestoreError> {
     }
     let born = sys::identity(fd.raw(), b"\0", libc::AT_EMPTY_PATH).map_or(0, |(_, _, b)| b);
     let reborn = born != 0 && *btime_ns != 0 && born != *btime_ns;
-    let put_back = r.ctx.files.replaced.contains(&((*dev, *ino), (st.st_dev, st.st_ino)));
+    let put_back = r
+        .ctx
+        .files
+        .replaced
+        .contains(&((*dev, *ino), (st.st_dev, st.st_ino)));
     let expected = put_back || redirected.is_some();
     if (st.st_ino != *ino || reborn) && !expected && !unstable() {
         return Err(r.fail_open(
@@ -116,7 +120,9 @@ pub(super) fn named(r: &mut Restorer, file: usize) -> Result<Fd, RestoreError> {
 fn redirected<'a>(r: &Restorer<'a, '_>, path: &[u8]) -> Option<&'a [u8]> {
     let files: &'a FilesBack = r.ctx.files;
     let mut entries = files.redirect.iter().rev();
-    entries.find(|(old, _)| old == path).map(|(_, new)| &new[..])
+    entries
+        .find(|(old, _)| old == path)
+        .map(|(_, new)| &new[..])
 }
 
 fn seek(r: &Restorer, file: usize, fd: &Fd) -> Result<(), RestoreError> {
