@@ -22,6 +22,8 @@ pub struct Config {
     pub interval: Option<Interval>,
     /// Colon-separated globs on absolute paths; `*` is all.
     pub exclude: Vec<Vec<u8>>,
+    /// Exceptions from `exclude`.
+    pub include: Vec<Vec<u8>>,
     pub restore_exclude: Vec<Vec<u8>>,
     /// `(old, new)` paths for the open file table.
     pub redirect: Vec<(Vec<u8>, Vec<u8>)>,
@@ -63,6 +65,7 @@ impl Default for Config {
         Config {
             interval: None,
             exclude: Vec::new(),
+            include: Vec::new(),
             restore_exclude: Vec::new(),
             redirect: Vec::new(),
             foreign: Foreign::Restore,

@@ -33,6 +33,11 @@ pub(super) const VARIABLES: [Variable; 22] = [
         apply: |c, v| set(&mut c.exclude, globs(v)),
     },
     Variable {
+        name: "CKPT_INCLUDE",
+        allowed: "expected absolute path patterns separated by colons, or *",
+        apply: |c, v| set(&mut c.include, globs(v)),
+    },
+    Variable {
         name: "CKPT_RESTORE_EXCLUDE",
         allowed: "expected absolute path patterns separated by colons, or *",
         apply: |c, v| set(&mut c.restore_exclude, globs(v)),

@@ -9,7 +9,7 @@
 //! Written by the holder of the job's lock only; read by anyone.
 
 use super::fs::Fs;
-use super::generation::GenerationRecord;
+use super::generation::{GenerationRecord, RECORD_VERSION};
 use super::{Context, StoreError};
 use crate::errno::Errno;
 use crate::image::codec::{self, CodecError};
@@ -248,14 +248,19 @@ impl Journal {
 
 fn encode_record(record: &Record) -> Result<Vec<u8>, CodecError> {
     let (kind, payload) = match record {
-        Record::Committed(g) => (COMMITTED, codec::encode(g)?),
+        Record::Committed(g) => (COMMITTED, g.encode()?),
         Record::Removed(r) => (REMOVED, codec::encode(r)?),
         Record::Refused(r) => (REFUSED, codec::encode(r)?),
     };
     let mut bytes = Vec::with_capacity(HEAD + payload.len() + 8);
     bytes.extend_from_slice(&MAGIC);
     bytes.extend_from_slice(&kind.to_le_bytes());
-    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    let version = if kind == COMMITTED {
+        RECORD_VERSION
+    } else {
+        VERSION
+    };
+    bytes.extend_from_slice(&version.to_le_bytes());
     bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
     let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[4..12]), &payload);
     bytes.extend_from_slice(&crc.to_le_bytes());
@@ -284,7 +289,10 @@ fn parse_record(bytes: &[u8]) -> Option<(Option<Record>, usize)> {
     let kind = u16::from_le_bytes([head[4], head[5]]);
     let version = u16::from_le_bytes([head[6], head[7]]);
     let record = match (kind, version) {
-        (COMMITTED, VERSION) => Some(Record::Committed(codec::decode(payload).ok()?)),
+        (COMMITTED, version) => match GenerationRecord::decode(payload, version) {
+            Some(record) => Some(Record::Committed(record.ok()?)),
+            None => None,
+        },
         (REMOVED, VERSION) => Some(Record::Removed(codec::decode(payload).ok()?)),
         (REFUSED, VERSION) => Some(Record::Refused(codec::decode(payload).ok()?)),
         _ => None,

@@ -56,6 +56,8 @@ pub struct Report {
     pub net: NetReport,
     pub tracker: String,
     pub snapshot: String,
+    /// Why the files cannot go back to the last generation.
+    pub files_incomplete: Option<String>,
 }
 
 /// How a request of the command ended; a report that was asked for has neither.

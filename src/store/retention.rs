@@ -64,19 +64,32 @@ impl<F: Fs> Job<F> {
 
     /// Removes one generation, whatever it is.
     pub fn remove_generation(&mut self, generation: u64, time_ns: u64) -> Result<(), JournalError> {
+        self.forget_generation(generation, time_ns, false)?;
+        Ok(self.remove_directory(generation)?)
+    }
+
+    /// From here on the generation does not count.
+    pub(super) fn forget_generation(
+        &mut self,
+        generation: u64,
+        time_ns: u64,
+        sync: bool,
+    ) -> Result<(), JournalError> {
         let record = Record::Removed(Removed {
             generation,
             time_ns,
         });
-        self.journal.append(&self.fs, &self.dir, record, false)?;
+        self.journal.append(&self.fs, &self.dir, record, sync)
+    }
+
+    pub(super) fn remove_directory(&self, generation: u64) -> Result<(), StoreError> {
         let dir = self.generation_dir(generation);
         let tmp = self.dir.join(generation::tmp_name(generation));
         match self.fs.rename(&dir, &tmp) {
             Err(Errno::ENOENT) => {}
             other => other.on("rename", &dir)?,
         }
-        self.fs.remove_tree(&tmp).on("remove", &tmp)?;
-        Ok(())
+        self.fs.remove_tree(&tmp).on("remove", &tmp)
     }
 
     /// Removes what a crash left: `.tmp` directories, and, when the journal is whole,
