@@ -21,7 +21,7 @@ impl Variable {
 /// Names that belong to the command or to tests, not to the library.
 pub(super) const FOREIGN: [&[u8]; 1] = [b"LIB"];
 
-pub(super) const VARIABLES: [Variable; 22] = [
+pub(super) const VARIABLES: [Variable; 23] = [
     Variable {
         name: "CKPT_INTERVAL",
         allowed: "expected off, auto, default or a duration like 90, 90s, 500ms, 15m, 1h30m",
