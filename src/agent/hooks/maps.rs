@@ -160,7 +160,7 @@ impl Drop for Maps {
 }
 
 /// `start-end rwxp offset major:minor inode  path`
-fn parse(line: &[u8]) -> Option<Mapping> {
+pub fn parse(line: &[u8]) -> Option<Mapping> {
     let mut at = 0;
     let mut number = |radix: u64, stop: u8| -> Option<u64> {
         let mut value = 0u64;

@@ -14,6 +14,7 @@
 //! | [`open`] | open, creat, openat, openat2 |
 //! | [`data`], [`copies`] | what changes contents and sizes through descriptors and paths |
 //! | [`tree`] | what creates, removes and moves names |
+//! | [`shared`] | mmap and mprotect: files written through memory |
 //! | [`attributes`] | modes, owners, times, extended attributes |
 //! | [`cache`], [`descriptors`] | which descriptors need no look, and what ends that knowledge |
 //! | [`audit`] | counting calls, for tests |
@@ -30,6 +31,7 @@ pub mod descriptors;
 pub mod guard;
 pub mod open;
 pub mod paths;
+pub mod shared;
 pub mod tree;
 
 #[cfg(test)]
@@ -112,6 +114,13 @@ const DESCRIPTORS: &[(c_long, Fast)] = &[
     (libc::SYS_clone3, Fast::Nothing),
 ];
 
+/// What makes a file writable through memory.
+const MAPPINGS: &[(c_long, Fast)] = &[
+    (libc::SYS_mmap, Fast::Nothing),
+    (libc::SYS_mprotect, Fast::Nothing),
+    (libc::SYS_pkey_mprotect, Fast::Nothing),
+];
+
 /// May a call of this number modify files?
 pub fn may_modify(nr: i64) -> bool {
     MODIFYING.iter().any(|&(modifying, _)| modifying == nr)
@@ -135,8 +144,8 @@ pub fn arm() {
     let others = super::table_of_others();
     let wanted = recorder::active();
     ARMED.store(wanted, Relaxed);
-    let lists = [MODIFYING, DESCRIPTORS];
-    for (list, modifying) in lists.iter().zip([true, false]) {
+    let lists = [MODIFYING, DESCRIPTORS, MAPPINGS];
+    for (list, modifying) in lists.iter().zip([true, false, false]) {
         for &(nr, fast) in *list {
             let Some(byte) = hook_byte(nr as usize) else {
                 continue;
@@ -170,7 +179,7 @@ pub fn no_shortcut(nr: usize) {
 /// In a forked child nothing is recorded: its copy of the table forgets the calls.
 fn disarm_child() {
     if !awake() && ARMED.swap(false, Relaxed) {
-        for &(nr, _) in MODIFYING.iter().chain(DESCRIPTORS) {
+        for &(nr, _) in MODIFYING.iter().chain(DESCRIPTORS).chain(MAPPINGS) {
             if let Some(byte) = hook_byte(nr as usize) {
                 byte.fetch_and(!(MAY_CHANGE_FILES | FAST_BITS), Relaxed);
             }
@@ -214,6 +223,7 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
         .or_else(|| copies::dispatch(f))
         .or_else(|| tree::dispatch(f))
         .or_else(|| attributes::dispatch(f))
+        .or_else(|| shared::dispatch(f))
 }
 
 /// `ckpt_exclude` and `ckpt_include`: 0 or a negative errno. What is known of descriptors

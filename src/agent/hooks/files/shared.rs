@@ -1,0 +1,196 @@
+//! Files that are written through memory (MAP_SHARED): such writes make no call that
+//! could be seen. So the contents below the checkpoint's size are saved when the writing
+//! becomes possible: at the stop for mappings that exist, before mmap or mprotect for those to
+//! come. Where the file system has reflinks that copies nothing; else it costs a copy of
+//! the file's data (holes excepted) per checkpoint.
+//!
+//! [`save_mappings`]: helper thread, world stopped, or the restored helper before the
+//! program's threads run. [`dispatch`]: any thread of the program.
+
+use super::guard::Recording;
+use super::{data, execute, paths};
+use crate::agent::heap;
+use crate::agent::hooks::frame::{CallFrame, Verdict};
+use crate::agent::hooks::maps::{Mapping, Maps};
+use crate::agent::procfs::{OwnFd, read_file};
+use crate::persist::recorder::{self, Session};
+use crate::persist::{Coverage, FileRef, SIZE, TIMES};
+use libc::c_int;
+use std::sync::atomic::{AtomicBool, Ordering::*};
+
+/// A shared file mapping that is read-only now was made: mprotect may make it writable.
+static MAY_BECOME_WRITABLE: AtomicBool = AtomicBool::new(false);
+
+const WRITE: u32 = libc::PROT_WRITE as u32;
+
+/// Saves what every writable shared mapping of a regular file may change.
+///
+/// # Safety
+/// Helper thread, with every thread of the program held.
+pub unsafe fn save_mappings() {
+    // SAFETY: per contract: nobody else uses the agent heap, which the index lives in.
+    unsafe {
+        heap::in_agent_heap(|| {
+            if let Some(mut session) = recorder::enter() {
+                save_range(&mut session, 0, u64::MAX, false);
+            }
+        });
+    }
+}
+
+/// Saves the files behind the shared mappings in a range: the writable ones, or all of them.
+fn save_range(session: &mut Session, start: u64, end: u64, all: bool) {
+    let maps = match read_file(b"/proc/self/maps") {
+        Ok(maps) => maps,
+        Err(errno) => {
+            let reason = format!("the memory map cannot be read: errno {errno}");
+            return session.incomplete(reason.as_bytes());
+        }
+    };
+    for line in maps.split(|&b| b == b'\n') {
+        let Some((mapping, path)) = parse(line) else {
+            continue;
+        };
+        if !mapping.shared || mapping.ino == 0 || mapping.end <= start || mapping.start >= end {
+            continue;
+        }
+        if mapping.prot & WRITE == 0 && !all {
+            MAY_BECOME_WRITABLE.store(true, Relaxed);
+            continue;
+        }
+        save_file(session, &mapping, path);
+    }
+}
+
+/// A line of /proc/self/maps and its path (octal escapes stay: such a path is not found).
+fn parse(line: &[u8]) -> Option<(Mapping, &[u8])> {
+    let mapping = crate::agent::hooks::maps::parse(line)?;
+    let at = line.iter().position(|&b| b == b'/')?;
+    Some((mapping, line.get(at..)?))
+}
+
+fn save_file(session: &mut Session, mapping: &Mapping, path: &[u8]) {
+    let special = [
+        &b"/memfd:"[..],
+        b"/dev/zero",
+        b"/SYSV",
+        b"/[",
+        b"/anon_hugepage",
+    ];
+    let deleted = path.ends_with(b" (deleted)");
+    if deleted || special.iter().any(|s| path.starts_with(s)) || session.is_excluded(path) {
+        return;
+    }
+    let opened = OwnFd::open_with(path, libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NOATIME)
+        .or_else(|_| OwnFd::open_with(path, libc::O_RDONLY | libc::O_CLOEXEC));
+    let stat = opened
+        .as_ref()
+        .map_err(|&errno| errno)
+        .and_then(|fd| paths::stat_fd(fd.raw()));
+    let (Ok(fd), Ok(stat)) = (&opened, stat) else {
+        let mut reason = path.to_vec();
+        reason.extend_from_slice(b": mapped for writing and cannot be read");
+        return session.incomplete(&reason);
+    };
+    if !stat.is_regular() {
+        return;
+    }
+    if stat.id.ino != mapping.ino {
+        let mut reason = path.to_vec();
+        reason.extend_from_slice(b": mapped for writing and no longer what its path leads to");
+        return session.incomplete(&reason);
+    }
+    let file = FileRef {
+        stat: &stat,
+        path,
+        fd: Some(fd.raw()),
+        any_fd: Some(fd.raw()),
+    };
+    save(session, &file);
+}
+
+/// All that a mapping can change: contents below the size, and the time.
+fn save(session: &mut Session, file: &FileRef) {
+    session.before_attributes(file, SIZE | TIMES);
+    let coverage = session.before_write(file, 0, file.stat.size);
+    if coverage != Coverage::Free
+        && let Some(mark) = session.hot(&file.stat.id)
+    {
+        // SAFETY: valid while the table is open.
+        unsafe { mark.write_volatile(1) };
+    }
+}
+
+/// mmap and mprotect; the other memory hooks still get what is forwarded.
+pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
+    let [addr, len, prot, flags, fd, _] = f.args;
+    match f.rax {
+        libc::SYS_mmap => mmap(f, prot as u32, flags as c_int, fd as c_int),
+        libc::SYS_mprotect | libc::SYS_pkey_mprotect
+            if prot as u32 & WRITE != 0 && MAY_BECOME_WRITABLE.load(Relaxed) =>
+        {
+            mprotect(f, addr, len)
+        }
+        _ => None,
+    }
+}
+
+fn mmap(f: &mut CallFrame, prot: u32, flags: c_int, fd: c_int) -> Option<Verdict> {
+    let kind = flags & libc::MAP_TYPE;
+    let shared = kind == libc::MAP_SHARED || kind == libc::MAP_SHARED_VALIDATE;
+    if !shared || fd < 0 || flags & libc::MAP_ANONYMOUS != 0 {
+        return None;
+    }
+    let mut recording = Recording::begin()?;
+    // Only what is open for reading and writing can ever be written through a mapping.
+    let open = data::look(&mut recording, fd)?;
+    if prot & WRITE == 0 {
+        MAY_BECOME_WRITABLE.store(true, Relaxed);
+        return None;
+    }
+    save(&mut recording.session, &open.file());
+    f.rax = execute(f);
+    drop(recording);
+    Some(Verdict::Done)
+}
+
+/// Saves the files in the range and makes it writable, without a checkpoint in between.
+fn mprotect(f: &mut CallFrame, addr: u64, len: u64) -> Option<Verdict> {
+    let end = addr.saturating_add(len);
+    let found = Maps::open().and_then(|mut maps| {
+        let mut at = addr;
+        while at < end {
+            match maps.at(at)? {
+                Some(m) if m.start < end => {
+                    if m.shared && m.ino != 0 && m.prot & WRITE == 0 {
+                        return Ok(true);
+                    }
+                    at = m.end;
+                }
+                _ => break,
+            }
+        }
+        Ok(false)
+    });
+    if found == Ok(false) {
+        return None;
+    }
+    let mut recording = Recording::begin()?;
+    save_range(&mut recording.session, addr, end, true);
+    f.rax = execute(f);
+    drop(recording);
+    Some(Verdict::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_map() {
+        let line = b"7f00-8f00 rw-s 00001000 fe:0a 1234567                  /a b";
+        let (mapping, path) = parse(line).unwrap();
+        assert_eq!((mapping.ino, path), (1234567, &b"/a b"[..]));
+        assert!(parse(b"7f00-8f00 rw-p 00000000 00:00 0 ").is_none());
+    }
+}
