@@ -1,0 +1,120 @@
+/* The file measurements of scripts/bench: `files KIND COUNT` prepares, takes a checkpoint by
+ * call where the library is loaded (so that a table is open and every modification is
+ * looked at), does COUNT operations and prints nanoseconds for one of them. */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+__attribute__((weak)) int ckpt_checkpoint(int id);
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1e9 + t.tv_nsec;
+}
+
+static void checkpoint(void)
+{
+    if (ckpt_checkpoint && ckpt_checkpoint(0) < 0) {
+        perror("ckpt_checkpoint");
+        exit(1);
+    }
+}
+
+#define MUST(condition) do { if (!(condition)) { perror(#condition); exit(1); } } while (0)
+
+enum { BLOCK = 4096 };
+
+/* A file of COUNT blocks, and an order to overwrite them in. */
+static int big(const char *name, long count)
+{
+    static char block[BLOCK];
+    int fd = open(name, O_RDWR | O_CREAT | O_TRUNC, 0600);
+    MUST(fd >= 0);
+    for (long i = 0; i < count; i++) {
+        memset(block, (int)i, sizeof block);
+        MUST(write(fd, block, sizeof block) == sizeof block);
+    }
+    return fd;
+}
+
+static void overwrite(int fd, long count)
+{
+    static char block[BLOCK];
+    unsigned long at = 1;
+    for (long i = 0; i < count; i++) {
+        at = (at * 1103515245 + 12345) % (unsigned long)count;
+        MUST(pwrite(fd, block, sizeof block, (off_t)at * BLOCK) == sizeof block);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 3)
+        return 2;
+    const char *kind = argv[1];
+    long count = atol(argv[2]);
+    double begin = 0;
+    char small[512], name[64];
+    memset(small, 'x', sizeof small);
+    if (!strcmp(kind, "append")) {
+        int fd = big("bench.append", 16);
+        checkpoint();
+        begin = now();
+        for (long i = 0; i < count; i++)
+            MUST(write(fd, small, sizeof small) == sizeof small);
+    } else if (!strcmp(kind, "overwrite") || !strcmp(kind, "overwrite-again")) {
+        int fd = big("bench.over", count);
+        checkpoint();
+        if (kind[9])
+            overwrite(fd, count);
+        begin = now();
+        overwrite(fd, count);
+    } else if (!strcmp(kind, "fprintf")) {
+        FILE *file = fopen("bench.lines", "w");
+        MUST(file != NULL);
+        fprintf(file, "head\n");
+        fflush(file);
+        checkpoint();
+        begin = now();
+        for (long i = 0; i < count; i++)
+            fprintf(file, "%ld %f line\n", i, i / 3.0);
+        fclose(file);
+    } else if (!strcmp(kind, "open")) {
+        close(big("bench.open", 1));
+        checkpoint();
+        begin = now();
+        for (long i = 0; i < count; i++)
+            MUST(close(open("bench.open", O_RDWR)) == 0);
+    } else if (!strcmp(kind, "stat")) {
+        close(big("bench.stat", 1));
+        struct stat st;
+        checkpoint();
+        begin = now();
+        for (long i = 0; i < count; i++)
+            MUST(stat("bench.stat", &st) == 0);
+    } else if (!strcmp(kind, "create")) {
+        /* As `tar x` of many small files. */
+        mkdir("bench.dir", 0700);
+        for (long i = 0; i < count; i++) {
+            snprintf(name, sizeof name, "bench.dir/%ld", i);
+            unlink(name);
+        }
+        checkpoint();
+        begin = now();
+        for (long i = 0; i < count; i++) {
+            snprintf(name, sizeof name, "bench.dir/%ld", i);
+            int fd = open(name, O_WRONLY | O_CREAT | O_EXCL, 0600);
+            MUST(fd >= 0 && write(fd, small, sizeof small) == sizeof small && close(fd) == 0);
+        }
+    } else
+        return 2;
+    printf("%.1f\n", (now() - begin) / count);
+    return 0;
+}
