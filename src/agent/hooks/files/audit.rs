@@ -44,7 +44,15 @@ pub unsafe fn start(path: &[u8], pid: i32) -> Result<(), i32> {
         ))?;
         let mapped = check(syscall!(libc::SYS_ftruncate, fd, LEN)).and_then(|_| {
             let prot = libc::PROT_READ | libc::PROT_WRITE;
-            check(syscall!(libc::SYS_mmap, 0, LEN, prot, libc::MAP_SHARED, fd, 0))
+            check(syscall!(
+                libc::SYS_mmap,
+                0,
+                LEN,
+                prot,
+                libc::MAP_SHARED,
+                fd,
+                0
+            ))
         });
         syscall!(libc::SYS_close, fd);
         let at = mapped? as *mut u8;
@@ -89,9 +97,8 @@ pub fn count(f: &CallFrame) {
         std::hint::spin_loop();
     }
     // SAFETY: the digits of a line of the mapping, twelve bytes, under the lock.
-    let digits = unsafe {
-        std::slice::from_raw_parts(lines.add(index * LINE + 5).cast::<AtomicU8>(), 12)
-    };
+    let digits =
+        unsafe { std::slice::from_raw_parts(lines.add(index * LINE + 5).cast::<AtomicU8>(), 12) };
     for digit in digits.iter().rev() {
         let value = digit.load(Relaxed);
         if value != b'9' {

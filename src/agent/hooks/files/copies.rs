@@ -25,8 +25,26 @@ plain!(CloneRange);
 pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
     let [a, b, c, d, e, _] = f.args;
     match f.rax {
-        libc::SYS_sendfile => copy(f, Source { fd: b as i32, at: c }, a as i32, 0, d),
-        libc::SYS_copy_file_range => copy(f, Source { fd: a as i32, at: b }, c as i32, d, e),
+        libc::SYS_sendfile => copy(
+            f,
+            Source {
+                fd: b as i32,
+                at: c,
+            },
+            a as i32,
+            0,
+            d,
+        ),
+        libc::SYS_copy_file_range => copy(
+            f,
+            Source {
+                fd: a as i32,
+                at: b,
+            },
+            c as i32,
+            d,
+            e,
+        ),
         libc::SYS_splice => splice(f),
         libc::SYS_ioctl => clone_blocks(f),
         _ => None,

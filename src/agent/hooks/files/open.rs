@@ -19,12 +19,7 @@ pub fn arguments(f: &CallFrame) -> Option<(i32, u64, i32, u64)> {
     let [a, b, c, ..] = f.args;
     Some(match f.rax {
         libc::SYS_open => (CWD, a, b as i32, 0),
-        libc::SYS_creat => (
-            CWD,
-            a,
-            libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC,
-            0,
-        ),
+        libc::SYS_creat => (CWD, a, libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC, 0),
         libc::SYS_openat => (a as i32, b, c as i32, 0),
         libc::SYS_openat2 => {
             let [flags, _, resolve] = user::read::<[u64; 3]>(c).ok()?;
@@ -36,8 +31,7 @@ pub fn arguments(f: &CallFrame) -> Option<(i32, u64, i32, u64)> {
 
 /// Does an open with these flags modify anything?
 pub fn modifies(flags: i32) -> bool {
-    flags & libc::O_PATH == 0
-        && (flags & (libc::O_CREAT | libc::O_TRUNC) != 0 || is_unnamed(flags))
+    flags & libc::O_PATH == 0 && (flags & (libc::O_CREAT | libc::O_TRUNC) != 0 || is_unnamed(flags))
 }
 
 fn is_unnamed(flags: i32) -> bool {

@@ -26,7 +26,8 @@ impl Path {
             let more = if from == 0 { 256 } else { PATH_MAX - from };
             bytes.try_reserve_exact(more).ok()?;
             bytes.resize(from + more, 0);
-            let got = user::read_bytes(at.checked_add(from as u64)?, bytes.get_mut(from..)?).ok()?;
+            let got =
+                user::read_bytes(at.checked_add(from as u64)?, bytes.get_mut(from..)?).ok()?;
             if let Some(end) = bytes
                 .get(from..from + got)?
                 .iter()

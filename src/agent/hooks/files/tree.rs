@@ -96,7 +96,9 @@ fn link(f: &mut CallFrame, old: Place, new: Place, flags: i32) -> Option<Verdict
     }
     let target = Target::find(old, flags)?;
     let name = name(&mut recording, new.0, &path)?;
-    recording.session.before_link(&target.file(), &name.as_ref());
+    recording
+        .session
+        .before_link(&target.file(), &name.as_ref());
     f.rax = execute(f);
     Some(Verdict::Done)
 }
