@@ -64,7 +64,7 @@ impl Beginning {
     pub fn install(&mut self) {
         if let Some(prepared) = self.prepared.take() {
             table::install(prepared);
-            arm();
+            hooks::files::arm();
             self.installed = true;
         }
     }
