@@ -2,8 +2,8 @@
 //! the program's outputs. Helper thread; [`Beginning::install`] while the program is stopped, [`resume`] before
 //! the threads of a restored program run.
 
-use crate::agent::log;
 use crate::agent::outputs::keep::{Output, Streams};
+use crate::agent::{hooks, log};
 use crate::config::{Config, Sync};
 use crate::persist::table::{self, Prepared};
 use crate::store::generation::{FilesRecord, GenerationRecord};
@@ -64,7 +64,7 @@ impl Beginning {
     pub fn install(&mut self) {
         if let Some(prepared) = self.prepared.take() {
             table::install(prepared);
-            arm();
+            hooks::files::arm();
             self.installed = true;
         }
     }
@@ -120,7 +120,7 @@ pub fn resume(job: &Path, generation: u64, config: &Config) -> Result<(), String
     let prepared =
         table::create(job, number, generation, power(config)).map_err(|e| e.to_string())?;
     table::install(prepared);
-    arm();
+    hooks::files::arm();
     Ok(())
 }
 
@@ -130,4 +130,3 @@ pub fn adopt_streams(job: &Path, record: Option<&&GenerationRecord>) -> Streams 
     let streams = record.map(|r| &r.files.streams[..]).unwrap_or_default();
     Streams::adopt(job, streams, number)
 }
-fn arm() {}
