@@ -416,7 +416,7 @@ impl Worker {
         self.report.last_generation = self.last_generation;
         self.report.interval_ms = interval_ns(self.settings).map_or(0, |ns| ns / 1_000_000);
         self.report.recovered_from = self.settings.restored.as_ref().map(|r| r.1);
-        self.report.net.installed = AGENT.net_installed.load(Ordering::Relaxed);
+        self.report.net = callsites::summary::get();
         self.report.tracker = "full".into();
         let root = PathBuf::from(std::ffi::OsStr::from_bytes(&self.settings.store_root));
         if let Err(error) = self.report.write(&RawFs, &root) {
