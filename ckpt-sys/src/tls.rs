@@ -55,10 +55,13 @@ pub struct ThreadBlock {
     pub remainder: [u64; 2],
     /// By how much, ns, restores have put off the recorded call's absolute deadline.
     pub deadline_shift: i64,
+    /// The stack pointer at the outermost hook's entry: a stop request on the same stack
+    /// above it finds that the hook was left by a longjmp of a signal handler.
+    pub hook_sp: u64,
 }
 
 /// Size reserved in assembly; checked against the struct below.
-const BLOCK_SIZE: usize = 128;
+const BLOCK_SIZE: usize = 192;
 const _: () = assert!(size_of::<ThreadBlock>() <= BLOCK_SIZE);
 
 global_asm!(
@@ -68,8 +71,8 @@ global_asm!(
     .globl ckpt_thread_block
     .hidden ckpt_thread_block
     .type ckpt_thread_block, @object
-    .size ckpt_thread_block, 128
-ckpt_thread_block: .zero 128
+    .size ckpt_thread_block, 192
+ckpt_thread_block: .zero 192
     .text
 "#
 );

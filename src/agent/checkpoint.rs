@@ -75,6 +75,8 @@ pub struct Worker {
     due_ns: Option<u64>,
     /// A postponed request is tried again at this time.
     retry_ns: Option<u64>,
+    /// How often in a row it was postponed.
+    postponed: u32,
     /// When to look whether the program has ended by itself.
     look_ns: u64,
     last_generation: Option<u64>,
@@ -85,8 +87,11 @@ pub struct Worker {
     asked: Vec<u32>,
 }
 
-/// A postponed checkpoint is tried again after this time.
-const RETRY_NS: u64 = 50_000_000;
+/// When a postponed checkpoint is tried again: a look is one system call, and a program
+/// that starts one short child after the other leaves only small gaps between them.
+fn retry_delay(tried: u32) -> u64 {
+    (2_000_000 * (1 + u64::from(tried) / 32)).min(50_000_000)
+}
 
 /// `DEFAULT` interval of FIG. 5.
 const DEFAULT_INTERVAL_NS: u64 = 30 * 60 * 1_000_000_000;
@@ -111,6 +116,7 @@ impl Worker {
             owner,
             due_ns: interval_ns(settings).map(|ns| now_ns() + ns),
             retry_ns: None,
+            postponed: 0,
             look_ns: now_ns(),
             last_generation: None,
             report: report::Report::default(),
@@ -206,6 +212,7 @@ impl Worker {
         self.retry_ns = None;
         match result {
             Ok(generation) => {
+                self.postponed = 0;
                 self.last_generation = Some(generation);
                 self.report.last_generation = Some(generation);
                 self.report.last_checkpoint_ns = identity::realtime_ns();
@@ -219,7 +226,8 @@ impl Worker {
                 // The caller of ckpt_checkpoint is told; the clock and the command wait.
                 request::answer(-libc::EAGAIN);
                 if trigger != Trigger::Call {
-                    self.retry_ns = Some(now + RETRY_NS);
+                    self.retry_ns = Some(now + retry_delay(self.postponed));
+                    self.postponed = self.postponed.saturating_add(1);
                 }
                 self.refuse(reason, trigger);
                 return;
@@ -420,7 +428,7 @@ impl Worker {
         self.report.last_generation = self.last_generation;
         self.report.interval_ms = interval_ns(self.settings).map_or(0, |ns| ns / 1_000_000);
         self.report.recovered_from = self.settings.restored.as_ref().map(|r| r.1);
-        self.report.net.installed = AGENT.net_installed.load(Ordering::Relaxed);
+        self.report.net = callsites::summary::get();
         self.report.tracker = "full".into();
         self.report.files_incomplete = table::incomplete_reason();
         let root = PathBuf::from(std::ffi::OsStr::from_bytes(&self.settings.store_root));

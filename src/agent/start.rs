@@ -147,6 +147,7 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
     AGENT
         .net_installed
         .store(report.covers_libc(), Ordering::SeqCst);
+    callsites::summary::keep(&report);
     if !report.covers_libc() {
         log::line(format_args!("call-site net not laid: {:?}", report.objects));
         hooks::symbol::watch_exit();

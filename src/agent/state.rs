@@ -128,7 +128,12 @@ impl InHook {
         // SAFETY: the block is this thread's own.
         unsafe {
             let block = thread_block();
-            std::ptr::write_volatile(&raw mut (*block).in_hook, (*block).in_hook + 1);
+            let depth = (*block).in_hook;
+            if depth == 0 {
+                let here = 0u8;
+                std::ptr::write_volatile(&raw mut (*block).hook_sp, &raw const here as u64);
+            }
+            std::ptr::write_volatile(&raw mut (*block).in_hook, depth + 1);
         }
         std::sync::atomic::compiler_fence(Ordering::SeqCst);
         InHook(())

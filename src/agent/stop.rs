@@ -229,6 +229,10 @@ unsafe fn park(value: u64, uc: *mut libc::ucontext_t) {
     let index = value as u32 & 0xff_ffff;
     // SAFETY: the block is this thread's own.
     let block = unsafe { &mut *thread_block() };
+    // SAFETY: the frame of this very handler.
+    if block.in_hook != 0 && unsafe { left_by_longjmp(block.hook_sp, uc) } {
+        block.in_hook = 0;
+    }
     if block.in_hook != 0 {
         block.put_off_value = value;
         block.stop_pending = 1;
@@ -297,6 +301,22 @@ unsafe fn park(value: u64, uc: *mut libc::ucontext_t) {
     }
     // SAFETY: the frame of this very handler, prepared above.
     unsafe { restart::finish(uc, &interrupted, Clock::Runs) };
+}
+
+/// Has one of the program's signal handlers jumped out of the hook (siglongjmp)? Then the
+/// thread's stack pointer lies above the hook's frame. On an alternate stack nothing is known.
+///
+/// # Safety
+/// `uc` is the present handler's own frame.
+unsafe fn left_by_longjmp(hook_sp: u64, uc: *const libc::ucontext_t) -> bool {
+    const STACK: u64 = 8 << 20;
+    // SAFETY: per contract.
+    let (sp, flags) = unsafe {
+        let sp = (*uc).uc_mcontext.gregs[libc::REG_RSP as usize] as u64;
+        (sp, (*uc).uc_stack.ss_flags)
+    };
+    let on_alternate = flags & libc::SS_ONSTACK != 0;
+    hook_sp != 0 && !on_alternate && sp > hook_sp + 1024 && sp - hook_sp < STACK
 }
 
 /// A stack pointer below `address` and its red zone, aligned.

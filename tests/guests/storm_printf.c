@@ -7,7 +7,7 @@
 static FILE *memory;
 static void *storm(void *argument)
 {
-    for (long i = 0, n = guest_rounds() * 250; i < n; i++) {
+    for (long i = 0, n = guest_rounds() * 1500; i < n; i++) {
         char text[64];
         snprintf(text, sizeof text, "%ld %ld %.3f", (long)argument, i, i / 7.0);
         fprintf(memory, "%s\n", text);
@@ -39,7 +39,7 @@ int main(void)
         CHECK(value > i / 7.0 - 0.001 && value < i / 7.0 + 0.001);
         CHECK_EQ(i, next[thread]++);
     }
-    CHECK_EQ(lines, 4 * guest_rounds() * 250);
+    CHECK_EQ(lines, 4 * guest_rounds() * 1500);
     printf("printf storm ok\n");
     guest_end();
 }

@@ -112,7 +112,7 @@ puts t.value.to_s.sum
 
 const LUA: &str = r#"
 local s, t = 1, {}
-for i = 1, 6000000 do
+for i = 1, 18000000 do
   s = (s * 1103515245 + 12345) % 2147483648
   t[s % 10007] = (t[s % 10007] or 0) + i % 17
   if i % 500000 == 0 then

@@ -15,6 +15,7 @@
 //! | [`patch`] | putting it all into memory |
 //! | [`entry`] | entry records of calls that can end with EINTR |
 //! | [`restart`] | restarting calls that our stop interrupted |
+//! | [`summary`] | what `ckpt status` says of it |
 //!
 //! [`install`] runs in the constructor. [`dispatch`] runs in any thread at any call;
 //! [`site_after`] also in signal handlers.
@@ -27,6 +28,7 @@ pub mod object;
 pub mod patch;
 pub mod prepared;
 pub mod restart;
+pub mod summary;
 
 use crate::agent::hooks;
 use crate::agent::hooks::frame::{CallFrame, Verdict};

@@ -4,6 +4,7 @@
 use super::super::frame::{CallFrame, Verdict};
 use super::super::{senders, user};
 use super::*;
+use crate::agent::state::InHook;
 
 /// The numbers this file acts on, `paths` included.
 pub const NUMBERS: &[libc::c_long] = &[
@@ -106,8 +107,42 @@ fn cpu_clock(f: &mut CallFrame) {
     }
 }
 
-/// Translates one call; `None` = this file has nothing to do with it.
+/// Calls that may wait, or end in a handler of the program's: not under a guard.
+const UNGUARDED: &[libc::c_long] = &[
+    libc::SYS_kill,
+    libc::SYS_tkill,
+    libc::SYS_tgkill,
+    libc::SYS_rt_sigqueueinfo,
+    libc::SYS_rt_tgsigqueueinfo,
+    libc::SYS_wait4,
+    libc::SYS_waitid,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_fcntl,
+    libc::SYS_ioctl,
+];
+
+/// Handles one call; `None` = this file has nothing to do with it.
+///
+/// A checkpoint between the look at a table and the kernel's answer would leave the thread
+/// with an id of the life before: a thread read its id 18778 from the kernel, was
+/// checkpointed, and found no such id in the next life's tables. So both lie in one guard.
 pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
+    if !NUMBERS.contains(&f.rax) {
+        return None;
+    }
+    if UNGUARDED.contains(&f.rax) {
+        return translate(f);
+    }
+    let _guard = InHook::enter();
+    let verdict = translate(f)?;
+    if verdict == Verdict::Forward && f.rax != libc::SYS_set_robust_list {
+        let value = execute(f);
+        return Some(result(f, value));
+    }
+    Some(verdict)
+}
+
+fn translate(f: &mut CallFrame) -> Option<Verdict> {
     let verdict = match f.rax {
         libc::SYS_getpid => result(f, i64::from(own_pid())),
         libc::SYS_gettid => result(f, i64::from(own_tid())),

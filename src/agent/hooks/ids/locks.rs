@@ -9,13 +9,16 @@
 //! * **Robust mutexes**: the kernel marks what a dying thread holds by its real id, and
 //!   so does not find the words of a restored thread. There is no place to see every
 //!   thread's end (glibc's last call cannot be patched), so a waiter looks: a word
-//!   with FUTEX_WAITERS and the old id of a restored thread that is gone gets
-//!   FUTEX_OWNER_DIED. A pthread_mutex_trylock alone does not find out.
+//!   with FUTEX_WAITERS and the id of a thread that is gone gets FUTEX_OWNER_DIED.
+//!   That is only done to a word that the waiter itself has announced in its robust list
+//!   (`list_op_pending`): no other word of that look is touched. A
+//!   pthread_mutex_trylock alone does not find out.
 //!
 //! Waits are cut into slices, to look for dead owners, and since an owner that was restored
 //! under its old ids later on unlocks in the kernel, which knows nothing of our waiters.
 
 use super::super::frame::{CallFrame, Verdict};
+use super::super::maps::Maps;
 use super::super::user;
 use super::{own_tid, to_real};
 use crate::agent::callsites;
@@ -45,13 +48,29 @@ fn is_pi(op: u64) -> bool {
     matches!(command, LOCK_PI | UNLOCK_PI | TRYLOCK_PI | LOCK_PI2)
 }
 
-/// Does this call wait for the owner of a robust mutex whom the kernel knows by another id?
-fn waits_for_restored(op: u64, value: u64) -> bool {
+/// Does this call wait for the owner of a robust mutex? The owner may have died in a life
+/// before this one, so that no table knows its id any more.
+fn waits_for_owner(at: u64, op: u64, value: u64) -> bool {
     let command = op as c_int & !(PRIVATE | REALTIME);
     let value = value as u32;
     matches!(command, libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET)
         && value & (WAITERS | OWNER_DIED) == WAITERS
-        && real_of(value & TID_MASK).is_some()
+        && value & TID_MASK != 0
+        && announced() == Some(at)
+}
+
+/// The word of the robust mutex that the calling thread is about to lock: glibc puts it
+/// into `list_op_pending` before it waits (struct robust_list_head of
+/// linux/futex.h; bit 0 marks priority inheritance).
+fn announced() -> Option<u64> {
+    let (mut head, mut len) = (0u64, 0u64);
+    // SAFETY: the kernel fills two words.
+    let ret = unsafe { syscall!(libc::SYS_get_robust_list, 0, &raw mut head, &raw mut len) };
+    if ret != 0 || head == 0 {
+        return None;
+    }
+    let [_, offset, pending] = user::read::<[u64; 3]>(head).ok()?;
+    (pending != 0).then(|| (pending & !1).wrapping_add(offset))
 }
 
 /// The kernel's id of a restored thread, if it is another one.
@@ -60,13 +79,30 @@ fn real_of(owner: u32) -> Option<i32> {
     (real != owner as i32).then_some(real)
 }
 
-/// Is the owner a restored thread that is gone?
-fn is_dead(owner: u32) -> bool {
-    real_of(owner).is_some_and(|real| {
-        let pid = AGENT.real_pid.load(Relaxed);
-        // SAFETY: signal 0 only asks.
-        unsafe { syscall!(libc::SYS_tgkill, pid, real, 0) == -(libc::ESRCH as isize) }
-    })
+/// Is the owner of this lock gone?
+fn is_dead(owner: u32, word: &AtomicU32) -> bool {
+    const GONE: isize = -(libc::ESRCH as isize);
+    let pid = AGENT.real_pid.load(Relaxed);
+    let real = real_of(owner).unwrap_or(owner as i32);
+    // SAFETY: signal 0 only asks.
+    let (here, anywhere) = unsafe {
+        (
+            syscall!(libc::SYS_tgkill, pid, real, 0) != GONE,
+            syscall!(libc::SYS_tkill, real, 0) != GONE,
+        )
+    };
+    if here {
+        return false;
+    }
+    // Nobody's, or another process's: that one owns only what it can reach.
+    real_of(owner).is_some() || !anywhere || !is_shared(word)
+}
+
+/// Can another process reach this word? Where that is not known, yes.
+fn is_shared(word: &AtomicU32) -> bool {
+    let at = word as *const AtomicU32 as u64;
+    let mapping = Maps::open().and_then(|mut maps| maps.at(at));
+    !matches!(mapping, Ok(Some(mapping)) if !mapping.shared)
 }
 
 /// One call; `None` = nothing to do with this file.
@@ -75,7 +111,7 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
         return None;
     }
     let [at, op, value, ..] = f.args;
-    let robust = waits_for_restored(op, value);
+    let robust = waits_for_owner(at, op, value);
     if !robust && !is_pi(op) {
         return None;
     }
@@ -106,7 +142,7 @@ fn wait_for_owner(word: &AtomicU32, args: &[u64; 6]) -> i64 {
         Err(errno) => return -i64::from(errno),
     };
     loop {
-        if is_dead(value & TID_MASK) {
+        if is_dead(value & TID_MASK, word) {
             let _ = word.compare_exchange(value, WAITERS | OWNER_DIED, SeqCst, SeqCst);
             return 0;
         }
@@ -231,7 +267,7 @@ fn lock(word: &AtomicU32, me: u32, scope: c_int, wait: Wait) -> Result<(), i32> 
         if matches!(wait, Wait::Never) {
             return Err(libc::EAGAIN);
         }
-        if is_dead(owner) {
+        if is_dead(owner, word) {
             let _ = word.compare_exchange(value, WAITERS | OWNER_DIED, SeqCst, SeqCst);
             continue;
         }
@@ -280,7 +316,8 @@ pub unsafe fn enter_again(uc: *mut libc::ucontext_t) {
         let number = regs[libc::REG_RAX as usize];
         let op = regs[libc::REG_RSI as usize] as u64;
         let value = regs[libc::REG_RDX as usize] as u64;
-        if number != libc::SYS_futex || !(is_pi(op) || waits_for_restored(op, value)) {
+        let at = regs[libc::REG_RDI as usize] as u64;
+        if number != libc::SYS_futex || !(is_pi(op) || waits_for_owner(at, op, value)) {
             return;
         }
         if (rip as *const [u8; 2]).read() != [0x0f, 0x05] {
@@ -364,6 +401,10 @@ mod tests {
             let held = WAITERS | 1001;
             for op in [libc::FUTEX_WAIT, LOCK_PI] {
                 let word = AtomicU32::new(held);
+                // As glibc does before it waits.
+                let list = [0u64, 0, &raw const word as u64];
+                // SAFETY: the list is taken back below, while it is alive.
+                unsafe { syscall!(libc::SYS_set_robust_list, list.as_ptr(), 24) };
                 let args = [
                     &raw const word as u64,
                     (op | PRIVATE) as u64,
@@ -377,10 +418,17 @@ mod tests {
                 assert_eq!(frame.rax, 0);
                 let owner = if op == LOCK_PI { 1000 } else { 0 };
                 assert_eq!(word.load(SeqCst), WAITERS | OWNER_DIED | owner);
+                // SAFETY: no list.
+                unsafe { syscall!(libc::SYS_set_robust_list, 0, 24) };
+                // A word that was not announced is nobody's mutex.
+                let (wait, at) = (libc::FUTEX_WAIT as u64, &raw const word as u64);
+                assert!(!waits_for_owner(at, wait, u64::from(held)));
+                assert!(!is_dead(1000, &word));
+                // An owner who died in the life before: no table knows its id. It kept a
+                // waiter asleep for ever.
+                assert!(is_dead(GONE as u32 - 1, &word));
             }
-            // Somebody who lives, and a word that is no lock's.
-            assert!(!is_dead(1000));
-            assert!(!waits_for_restored(libc::FUTEX_WAIT as u64, 1001));
+            assert!(real_of(1000).is_some());
         });
     }
 }
