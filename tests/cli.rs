@@ -34,7 +34,10 @@ impl Store {
             let file = pending.create_member(&RawFs).unwrap();
             let mut writer = ImageWriter::new(FileOf(&RawFs, file), generation);
             writer.write_bytes_as_pages(&[7; 8192]).unwrap();
-            let mut manifest = Manifest::default();
+            let mut manifest = Manifest {
+                identity: ckpt::agent::collect::identity::collect(),
+                ..Manifest::default()
+            };
             manifest.process.cmdline = b"sh\0-c\0exit 9\0".to_vec();
             manifest.process.exe = b"/bin/sh".to_vec();
             manifest.process.cwd = b"/".to_vec();

@@ -428,7 +428,7 @@ impl Worker {
         self.report.last_generation = self.last_generation;
         self.report.interval_ms = interval_ns(self.settings).map_or(0, |ns| ns / 1_000_000);
         self.report.recovered_from = self.settings.restored.as_ref().map(|r| r.1);
-        self.report.net = callsites::summary::get();
+        self.report.net = crate::agent::callsites::summary::get();
         self.report.tracker = "full".into();
         self.report.files_incomplete = table::incomplete_reason();
         let root = PathBuf::from(std::ffi::OsStr::from_bytes(&self.settings.store_root));

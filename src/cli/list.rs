@@ -1,6 +1,6 @@
 //! `ckpt list`: jobs and their generations.
 
-use super::output::{self, Table};
+use super::output::{self, Obstacle, Table};
 use super::{Cli, Outcome, select};
 use serde_json::json;
 use std::process::ExitCode;
@@ -40,13 +40,14 @@ pub fn run(cli: &Cli, args: &Args) -> Outcome {
     for job in &jobs {
         let running = select::owner(job).is_some();
         for generation in job.generations() {
-            let whole = job.open_generation(generation, false).is_ok();
+            let obstacle = output::obstacle(job, generation);
             let files = output::files_incomplete(job, generation);
-            let state = match (whole, files, running) {
-                (false, ..) => "damaged".to_owned(),
-                (true, Some(reason), _) => format!("files incomplete: {reason}"),
-                (true, None, true) => "running".to_owned(),
-                (true, None, false) => "restorable".to_owned(),
+            let state = match (obstacle, files, running) {
+                (Some(Obstacle::Damaged(_)), ..) => "damaged".to_owned(),
+                (Some(Obstacle::NotHere(reason)), ..) => format!("not here: {reason}"),
+                (None, Some(reason), _) => format!("files incomplete: {reason}"),
+                (None, None, true) => "running".to_owned(),
+                (None, None, false) => "restorable".to_owned(),
             };
             table.row(vec![
                 job.name(),

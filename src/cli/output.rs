@@ -1,5 +1,6 @@
 //! How things are printed: tables, sizes, times, byte strings, the generation's JSON.
 
+use crate::agent::restore::check::check;
 use crate::store::{GenerationRecord, Job, RawFs};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -164,9 +165,38 @@ pub fn files_incomplete(job: &Job<RawFs>, record: &GenerationRecord) -> Option<S
     }
 }
 
-/// One generation, with whether it can be restored as far as the store can tell.
+/// Why a generation cannot be restored here.
+#[derive(Debug)]
+pub enum Obstacle {
+    Damaged(String),
+    /// Sound, but not on this machine, by this user, or with these libraries.
+    NotHere(String),
+}
+
+impl Obstacle {
+    pub fn reason(&self) -> &str {
+        match self {
+            Obstacle::Damaged(reason) | Obstacle::NotHere(reason) => reason,
+        }
+    }
+}
+
+/// What a recovery would say of this generation's images, started now and here.
+pub fn obstacle(job: &Job<RawFs>, record: &GenerationRecord) -> Option<Obstacle> {
+    let found = match job.open_generation(record, false) {
+        Ok(found) => found,
+        Err(damage) => return Some(Obstacle::Damaged(damage.to_string())),
+    };
+    let mut members = found.members.iter();
+    members.find_map(|member| {
+        let error = check(&member.image.manifest).err()?;
+        Some(Obstacle::NotHere(error.to_string()))
+    })
+}
+
+/// One generation, with whether it can be restored here.
 pub fn generation_json(job: &Job<RawFs>, record: &GenerationRecord) -> Value {
-    let damage = job.open_generation(record, false).err();
+    let damage = obstacle(job, record);
     let members: Vec<Value> = record
         .members
         .iter()
@@ -198,7 +228,7 @@ pub fn generation_json(job: &Job<RawFs>, record: &GenerationRecord) -> Value {
         "trigger": record.trigger,
         "host": record.host,
         "restorable": damage.is_none(),
-        "reason": damage.map(|d| d.to_string()),
+        "reason": damage.as_ref().map(Obstacle::reason),
         "files_incomplete": files_incomplete(job, record),
         "outputs": record.files.streams.iter().map(|s| json!({
             "stream": s.number, "descriptors": s.fds, "path": text(&s.path), "size": s.size,

@@ -65,6 +65,8 @@ impl Beginning {
         if let Some(prepared) = self.prepared.take() {
             table::install(prepared);
             hooks::files::arm();
+            // SAFETY: the helper thread; every thread of the program is stopped.
+            unsafe { hooks::files::shared::save_mappings() };
             self.installed = true;
         }
     }
@@ -121,6 +123,8 @@ pub fn resume(job: &Path, generation: u64, config: &Config) -> Result<(), String
         table::create(job, number, generation, power(config)).map_err(|e| e.to_string())?;
     table::install(prepared);
     hooks::files::arm();
+    // SAFETY: the restored helper; the program's threads wait for the barrier.
+    unsafe { hooks::files::shared::save_mappings() };
     Ok(())
 }
 
