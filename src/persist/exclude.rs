@@ -1,25 +1,212 @@
 //! Which paths are left alone: globs on absolute paths, the later rule wins.
+//!
+//! Rules are added in the constructor and by the C interface, read in hooks without a
+//! lock: they lie in a fixed table and only their count grows. A rule counts for files
+//! that are modified from then on; one that was modified before keeps its decision
+//! until the next checkpoint.
 
-/// Adds a rule at run time: `exclude` or include what the glob matches. False: no
-/// memory, or the glob is neither absolute nor `*`.
-pub fn add_rule(exclude: bool, glob: &[u8]) -> bool {
-    let _ = exclude;
-    glob == b"*" || glob.first() == Some(&b'/')
+use std::cell::UnsafeCell;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+const RULES: usize = 256;
+/// Bytes of all globs together.
+const TEXT: usize = 32 << 10;
+
+/// Never the user's files.
+const ALWAYS: [&[u8]; 3] = [b"/dev", b"/proc", b"/sys"];
+
+struct Table {
+    count: AtomicUsize,
+    adding: AtomicBool,
+    inner: UnsafeCell<Inner>,
 }
 
-/// Sets the store's own directory, which is always excluded.
+struct Inner {
+    /// Exclude, and where the glob ends in `text`.
+    rules: [(bool, u32); RULES],
+    text: [u8; TEXT],
+    store: [u8; 4096],
+    store_len: usize,
+}
+
+// SAFETY: parts below `count` do not change; parts above are written by the one thread
+// that has set `adding`.
+unsafe impl Sync for Table {}
+
+static TABLE: Table = Table {
+    count: AtomicUsize::new(0),
+    adding: AtomicBool::new(false),
+    inner: UnsafeCell::new(Inner {
+        rules: [(false, 0); RULES],
+        text: [0; TEXT],
+        store: [0; 4096],
+        store_len: 0,
+    }),
+};
+
+/// Is this a glob that rules take: absolute, or beginning with `*`?
+pub fn is_glob(glob: &[u8]) -> bool {
+    matches!(glob.first(), Some(b'*' | b'/'))
+}
+
+/// Adds a rule at run time: `exclude` or include what the glob matches. False: no
+/// room, or the glob is neither absolute nor begins with `*`.
+pub fn add_rule(exclude: bool, glob: &[u8]) -> bool {
+    if !is_glob(glob) {
+        return false;
+    }
+    while TABLE.adding.swap(true, Ordering::Acquire) {
+        std::hint::spin_loop();
+    }
+    let count = TABLE.count.load(Ordering::Relaxed);
+    // SAFETY: `adding` is ours, readers stay below `count`.
+    let inner = unsafe { &mut *TABLE.inner.get() };
+    let start = count
+        .checked_sub(1)
+        .and_then(|k| inner.rules.get(k))
+        .map_or(0, |r| r.1 as usize);
+    let end = start + glob.len();
+    let added = match (inner.rules.get_mut(count), inner.text.get_mut(start..end)) {
+        (Some(rule), Some(text)) => {
+            text.copy_from_slice(glob);
+            *rule = (exclude, end as u32);
+            TABLE.count.store(count + 1, Ordering::Release);
+            true
+        }
+        _ => false,
+    };
+    TABLE.adding.store(false, Ordering::Release);
+    added
+}
+
+/// Forgets all rules (constructor, restored helper: one thread) before the settings of
+/// a new start are put in force.
+pub fn clear() {
+    TABLE.count.store(0, Ordering::SeqCst);
+}
+
+/// Sets the store's own directory, which is always excluded (constructor, restored
+/// helper: one thread).
 pub fn set_store(root: &[u8]) {
-    let _ = root;
+    // SAFETY: one thread, per contract.
+    let inner = unsafe { &mut *TABLE.inner.get() };
+    let root = root.strip_suffix(b"/").unwrap_or(root);
+    match inner.store.get_mut(..root.len()) {
+        Some(place) => {
+            place.copy_from_slice(root);
+            inner.store_len = root.len();
+        }
+        None => inner.store_len = 0,
+    }
+}
+
+fn is_under(path: &[u8], dir: &[u8]) -> bool {
+    !dir.is_empty()
+        && path
+            .strip_prefix(dir)
+            .is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
 }
 
 /// Is this path left alone?
 pub fn is_excluded(path: &[u8]) -> bool {
-    let _ = path;
+    if ALWAYS.iter().any(|dir| is_under(path, dir)) {
+        return true;
+    }
+    let count = TABLE.count.load(Ordering::Acquire);
+    // SAFETY: what readers look at does not change any more.
+    let inner = unsafe { &*TABLE.inner.get() };
+    if is_under(path, inner.store.get(..inner.store_len).unwrap_or_default()) {
+        return true;
+    }
+    for k in (0..count).rev() {
+        let Some((exclude, end)) = inner.rules.get(k).copied() else {
+            break;
+        };
+        let start = k
+            .checked_sub(1)
+            .and_then(|k| inner.rules.get(k))
+            .map_or(0, |r| r.1);
+        let glob = inner.text.get(start as usize..end as usize);
+        if glob.is_some_and(|glob| matches(glob, path)) {
+            return exclude;
+        }
+    }
     false
 }
 
-/// Does the glob match the whole of `path`? `*` matches any bytes, slashes too, `?`
-/// one byte; a glob without wildcards also matches everything below it.
+/// Does the glob match `path`, or a directory that it is in? `*` matches any bytes,
+/// slashes too, `?` one byte.
 pub fn matches(glob: &[u8], path: &[u8]) -> bool {
-    glob == path
+    let glob = match glob.strip_suffix(b"/") {
+        Some(rest) if !rest.is_empty() => rest,
+        _ => glob,
+    };
+    // Greedy with one point to go back to: a later `*` makes earlier ones final.
+    let (mut g, mut p) = (0, 0);
+    let mut back: Option<(usize, usize)> = None;
+    loop {
+        match (glob.get(g), path.get(p)) {
+            (Some(b'*'), _) => {
+                back = Some((g + 1, p));
+                g += 1;
+            }
+            (None, None | Some(b'/')) => return true,
+            (Some(a), Some(b)) if a == b || *a == b'?' => {
+                g += 1;
+                p += 1;
+            }
+            _ => match back {
+                Some((after, at)) if at < path.len() => {
+                    back = Some((after, at + 1));
+                    g = after;
+                    p = at + 1;
+                }
+                _ => return false,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs() {
+        for (glob, path, yes) in [
+            ("*", "/a/b", true),
+            ("/a/*", "/a/b/c", true),
+            ("/a/*", "/ab", false),
+            ("/a/*.log", "/a/b/c.log", true),
+            ("/a/*.log", "/a/b/c.logs", false),
+            ("/a/*.log", "/a/b.log/c", true),
+            ("/a", "/a/b", true),
+            ("/a", "/ab", false),
+            ("/a/", "/a/b", true),
+            ("/a?c", "/abc", true),
+            ("/a*b*c", "/aXbYbZc", true),
+            ("/a*b*c", "/aXbYbZ", false),
+            ("*.o", "/x/y.o", true),
+        ] {
+            assert_eq!(
+                matches(glob.as_bytes(), path.as_bytes()),
+                yes,
+                "{glob} {path}"
+            );
+        }
+    }
+
+    #[test]
+    fn later_rules_win_and_the_system_is_always_excluded() {
+        set_store(b"/st/ore/");
+        assert!(is_excluded(b"/proc/self/mem"));
+        assert!(is_excluded(b"/st/ore/jobs"));
+        assert!(!is_excluded(b"/st/ores"));
+        assert!(!is_excluded(b"/excluded-1/x"));
+        assert!(add_rule(true, b"/excluded-1"));
+        assert!(add_rule(false, b"/excluded-1/keep*"));
+        assert!(is_excluded(b"/excluded-1/x"));
+        assert!(!is_excluded(b"/excluded-1/keep/x"));
+        assert!(!add_rule(true, b"relative"));
+    }
 }

@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | `recorder` | what the hooks tell: one method per kind of modification | target, inside hooks |
 //! | `index` | what is recorded already since the table began | target, under the recorder's lock |
+//! | `lock` | the recorder's lock | target |
 //! | `writer` | the mapped journal and shadow file | target, under the recorder's lock |
 //! | `shadow`, `kept` | pre-images of blocks, links to removed files | target, under the recorder's lock |
 //! | `table` | beginning, ending, listing and reading of tables | helper thread, command |
@@ -19,9 +20,16 @@
 
 pub mod diff;
 pub mod exclude;
+pub mod format;
+mod index;
+mod kept;
+mod lock;
 pub mod recorder;
+mod shadow;
+pub mod sys;
 pub mod table;
 pub mod undo;
+mod writer;
 
 /// What identifies an inode (and a directory).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

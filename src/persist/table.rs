@@ -1,14 +1,26 @@
 //! Tables: beginning and ending them (helper thread), listing and reading them
 //! (command, recovery).
 
-use super::{Id, Stat, Which};
+use super::recorder::{NUMBER, STATE};
+use super::sys::{self, CPath, Sys};
+use super::writer::{RANGES, Writer, forget_mapped, mapped};
+use super::{Id, Stat, Which, format};
+use crate::errno::Errno;
 use crate::store::StoreError;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 /// A table that is made and mapped, not yet in use.
 #[derive(Debug)]
-pub struct Prepared {
-    pub seq: u32,
+pub struct Prepared(Box<Writer>);
+
+impl Drop for Prepared {
+    /// Not installed: the mappings go, the empty file stays and does no harm.
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 /// A table in the job's directory.
@@ -84,6 +96,8 @@ pub enum Record {
     },
     Inode {
         row: u32,
+        /// Its slot in the table, or `format::NO_SLOT`.
+        slot: u32,
         which: Which,
         stat: Stat,
         path: Vec<u8>,
@@ -109,6 +123,22 @@ pub enum Record {
     Born {
         id: Id,
     },
+    /// Something about this path could not be recorded (empty: anything).
+    Incomplete {
+        path: Vec<u8>,
+        reason: Vec<u8>,
+    },
+}
+
+/// What is known of a row's inode since.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Slot {
+    /// Written by the fast path, which notes nothing else.
+    pub hot: bool,
+    /// Size and time are those after our last operation.
+    pub known: bool,
+    pub size: u64,
+    pub mtime_ns: i64,
 }
 
 /// A table that was read.
@@ -118,62 +148,257 @@ pub struct Table {
     pub power: bool,
     /// Wall clock of the helper's last round.
     pub alive_ns: i64,
+    /// The journal ends before the modifications do.
+    pub broken: bool,
+    /// There are bytes behind the last whole record that a kill does not explain.
+    pub damaged: bool,
+    /// An undo has come down to this offset; 0: none has begun.
+    pub undone: u64,
+    /// An undo has looked for changes of somebody else.
+    pub checked: bool,
+    /// What is known of rows' inodes, by slot.
+    pub slots: Vec<Slot>,
     /// With their offsets in the file.
     pub records: Vec<(u64, Record)>,
 }
 
-/// Makes, preallocates and maps a table (helper thread, before the stop).
+fn on<T>(result: Sys<T>, verb: &'static str, path: &Path) -> Result<T, StoreError> {
+    result.map_err(|e| StoreError {
+        verb,
+        path: path.to_owned(),
+        errno: Errno(e),
+    })
+}
+
+fn numbered(job_dir: &Path, prefix: &str, seq: u32) -> PathBuf {
+    job_dir.join(format!("{prefix}{seq:06}"))
+}
+
+/// The directory of removed files that a table keeps.
+pub fn kept_dir(job_dir: &Path, seq: u32) -> PathBuf {
+    numbered(job_dir, "kept-", seq)
+}
+
+/// The pre-images that a table's records refer to.
+pub fn shadow_path(job_dir: &Path, seq: u32) -> PathBuf {
+    numbered(job_dir, "shadow-", seq)
+}
+
+/// Makes, preallocates and maps a table (helper thread, before the stop). `seq` must
+/// be greater than that of any table that the job has had.
 pub fn create(
     job_dir: &Path,
     seq: u32,
     base_generation: u64,
     power: bool,
 ) -> Result<Prepared, StoreError> {
-    let _ = (job_dir, base_generation, power);
-    Ok(Prepared { seq })
+    let mut writer = Box::new(Writer::NONE);
+    let dir = job_dir.as_os_str().as_bytes();
+    let made = writer.create(dir, seq, base_generation, power);
+    on(made, "create", &numbered(job_dir, "table-", seq))?;
+    Ok(Prepared(writer))
 }
 
 /// Puts a table in force (during the stop, or before the program's threads run). The
 /// one before it ends here.
-pub fn install(prepared: Prepared) {
-    let _ = prepared;
+pub fn install(mut prepared: Prepared) {
+    // SAFETY: all threads are held outside hooks, per contract.
+    let inner = unsafe { STATE.inner() };
+    if inner.previous.number != 0 {
+        inner.previous.close();
+    }
+    let new = std::mem::replace(&mut *prepared.0, Writer::NONE);
+    let number = new.number;
+    inner.previous = std::mem::replace(&mut inner.writer, new);
+    NUMBER.store(number, Ordering::SeqCst);
 }
 
 /// The restored helper, first thing: the table that the image remembers is not
 /// mapped any more; nothing is recorded until the next `install`.
-pub fn forget() {}
+pub fn forget() {
+    NUMBER.store(0, Ordering::SeqCst);
+    // SAFETY: no other thread runs yet, per contract.
+    let inner = unsafe { STATE.inner() };
+    inner.writer = Writer::NONE;
+    inner.previous = Writer::NONE;
+    STATE.unlock_all();
+    forget_mapped();
+}
 
 /// Unmaps the table before the present one and cuts it to what is used (helper
 /// thread, after the stop).
-pub fn close_previous() {}
+pub fn close_previous() {
+    // SAFETY: `previous` is the helper's alone.
+    let previous = unsafe { &mut STATE.inner().previous };
+    if previous.number != 0 {
+        previous.close_and_trim();
+    }
+}
 
-/// How many ranges a table in use and one being made can have.
-pub const OWN_RANGES: usize = 9;
+/// How many ranges tables can have mapped.
+pub const OWN_RANGES: usize = RANGES;
 
-/// Mapped ranges that do not belong to the image.
+/// Mapped ranges that do not belong to the image; empty ones among them.
 pub fn own_ranges() -> [(u64, u64); OWN_RANGES] {
-    [(0, 0); OWN_RANGES]
+    mapped()
 }
 
 /// The helper's rounds: the program is alive at this wall clock time.
 pub fn alive(now_ns: i64) {
-    let _ = now_ns;
+    // SAFETY: the header's address changes in the helper only.
+    unsafe { STATE.inner() }.writer.alive(now_ns);
 }
 
 /// Why the open table does not lead back, if so.
 pub fn incomplete_reason() -> Option<String> {
-    None
+    // SAFETY: as in `alive`.
+    let reason = unsafe { STATE.inner() }.writer.reason()?;
+    Some(String::from_utf8_lossy(&reason).into_owned())
 }
 
-/// All tables of a job, oldest first. A file that is no table is left out.
+fn word(bytes: &[u8], at: usize) -> u32 {
+    let four = bytes.get(at..at + 4).and_then(|b| b.try_into().ok());
+    u32::from_le_bytes(four.unwrap_or_default())
+}
+
+fn wide(bytes: &[u8], at: usize) -> u64 {
+    let eight = bytes.get(at..at + 8).and_then(|b| b.try_into().ok());
+    u64::from_le_bytes(eight.unwrap_or_default())
+}
+
+/// The header's meaning; `None`: it is none.
+fn header(path: &Path, bytes: &[u8]) -> Option<TableFile> {
+    let fixed = bytes.get(..format::AT_CRC)?;
+    if !fixed.starts_with(&format::MAGIC) || word(bytes, format::AT_CRC) != crc32c::crc32c(fixed) {
+        return None;
+    }
+    let incomplete = (word(bytes, format::AT_INCOMPLETE) != 0).then(|| {
+        let len = word(bytes, format::AT_REASON_LEN) as usize;
+        let end = format::AT_REASON + len.min(format::REASON_LEN);
+        let text = bytes.get(format::AT_REASON..end).unwrap_or_default();
+        String::from_utf8_lossy(text).into_owned()
+    });
+    Some(TableFile {
+        seq: word(bytes, format::AT_SEQ),
+        base: wide(bytes, format::AT_BASE),
+        path: path.to_owned(),
+        incomplete,
+    })
+}
+
+fn read_bytes(path: &Path, most: u64) -> Sys<Vec<u8>> {
+    let fd = sys::open(&c_path(path)?, libc::O_RDONLY, 0)?;
+    let len = sys::fstat(fd.0)?.size.min(most) as usize;
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(len).map_err(|_| libc::ENOMEM)?;
+    bytes.resize(len, 0);
+    let got = sys::pread_all(fd.0, bytes.as_mut_ptr(), len, 0)?;
+    bytes.truncate(got);
+    Ok(bytes)
+}
+
+pub(super) fn c_path(path: &Path) -> Sys<CPath> {
+    CPath::new(&[path.as_os_str().as_bytes()])
+}
+
+/// All tables of a job, oldest first. A file that is no table (a kill during its
+/// making) is left out.
 pub fn list(job_dir: &Path) -> Result<Vec<TableFile>, StoreError> {
-    let _ = job_dir;
-    Ok(Vec::new())
+    let names = match c_path(job_dir).and_then(|p| sys::list(&p)) {
+        Err(libc::ENOENT) => Vec::new(),
+        other => on(other, "list", job_dir)?,
+    };
+    let mut tables = Vec::new();
+    for name in names {
+        let digits = name.strip_prefix(b"table-").unwrap_or_default();
+        if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+            continue;
+        }
+        let path = job_dir.join(OsStr::from_bytes(&name));
+        let bytes = on(read_bytes(&path, format::HEADER), "read", &path)?;
+        tables.extend(header(&path, &bytes));
+    }
+    tables.sort_by_key(|t| t.seq);
+    Ok(tables)
 }
 
-/// Removes a table with all that belongs to it; the table itself last.
+/// Reads a whole table. `Ok(None)`: the file is no table. Records end at the first
+/// that is not whole: a kill may have come while it was written, and then its
+/// operation did not run.
+pub fn read(path: &Path) -> Result<Option<Table>, StoreError> {
+    let bytes = on(read_bytes(path, u64::MAX), "read", path)?;
+    let Some(file) = header(path, &bytes) else {
+        return Ok(None);
+    };
+    let journal = bytes.get(format::RECORDS as usize..).unwrap_or_default();
+    let (records, end) = format::records(journal);
+    let rest = journal.get((end - format::RECORDS) as usize..);
+    let slots = (0..format::SLOTS as usize)
+        .map(|k| {
+            let at = format::HEADER as usize + k * format::SLOT as usize;
+            Slot {
+                hot: word(&bytes, at + format::SLOT_HOT as usize) != 0,
+                known: word(&bytes, at + format::SLOT_KNOWN as usize) != 0,
+                size: wide(&bytes, at + format::SLOT_SIZE as usize),
+                mtime_ns: wide(&bytes, at + format::SLOT_MTIME as usize) as i64,
+            }
+        })
+        .collect();
+    Ok(Some(Table {
+        file,
+        power: word(&bytes, format::AT_FLAGS) & format::FLAG_POWER != 0,
+        alive_ns: wide(&bytes, format::AT_ALIVE) as i64,
+        broken: word(&bytes, format::AT_INCOMPLETE) > 1,
+        undone: wide(&bytes, format::AT_UNDONE),
+        checked: word(&bytes, format::AT_CHECKED) != 0,
+        // What follows a kill is one record that was being written.
+        damaged: rest.is_some_and(|rest| format::records_follow(rest)),
+        slots,
+        records,
+    }))
+}
+
+/// Removes a table with all that belongs to it; the table itself last, so that a
+/// removal that was cut short is simply done again.
 pub fn remove(job_dir: &Path, seq: u32) -> Result<(), StoreError> {
-    let _ = (job_dir, seq);
+    let kept = kept_dir(job_dir, seq);
+    let names = match c_path(&kept).and_then(|p| sys::list(&p)) {
+        Err(libc::ENOENT) => None,
+        other => Some(on(other, "list", &kept)?),
+    };
+    let gone = |result: Sys<()>| match result {
+        Err(libc::ENOENT) => Ok(()),
+        other => other,
+    };
+    let unlink = |path: &Path| {
+        sys::point();
+        let done = c_path(path).and_then(|p| gone(sys::unlink(&p)));
+        on(done, "remove", path)
+    };
+    for name in names.iter().flatten() {
+        unlink(&kept.join(OsStr::from_bytes(name)))?;
+    }
+    if names.is_some() {
+        let done = c_path(&kept).and_then(|p| gone(sys::rmdir(&p)));
+        on(done, "remove", &kept)?;
+    }
+    unlink(&shadow_path(job_dir, seq))?;
+    unlink(&numbered(job_dir, "table-", seq))
+}
+
+/// Removes what a kill during the making of a table, or a removal cut short, has left.
+pub fn remove_leftovers(job_dir: &Path) -> Result<(), StoreError> {
+    let names = match c_path(job_dir).and_then(|p| sys::list(&p)) {
+        Err(libc::ENOENT) => return Ok(()),
+        other => on(other, "list", job_dir)?,
+    };
+    for name in &names {
+        if name.starts_with(b"table-") && name.ends_with(b".new") {
+            let path = job_dir.join(OsStr::from_bytes(name));
+            let done = c_path(&path).and_then(|p| sys::unlink(&p));
+            on(done, "remove", &path)?;
+        }
+    }
     Ok(())
 }
 

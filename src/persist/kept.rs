@@ -1,0 +1,121 @@
+//! Keeping inodes whose name is about to go: a hard link in the store, else a copy.
+//! Under the recorder's lock, in the program's threads inside hooks.
+
+use super::format::{KEPT_COPY, KEPT_LINK, KEPT_NODE, KEPT_SYMLINK};
+use super::shadow::open_same;
+use super::sys::{self, CPath, Sys, point};
+use super::writer::Writer;
+use super::{Id, Stat};
+
+/// Longest list of names and longest value of extended attributes that is kept with a
+/// copy or a directory.
+const XATTR_LIST: usize = 1024;
+const XATTR_VALUE: usize = 4096;
+
+/// How an inode is kept, with a name in the `kept-` directory or a link's target.
+pub struct Keep<'a> {
+    pub kind: u8,
+    pub text: &'a [u8],
+}
+
+/// The name of the link that keeps this inode.
+pub fn link_name(path: &mut CPath, id: &Id) -> Sys<()> {
+    path.add(b"/")?;
+    sys::add_id(path, id)
+}
+
+/// Keeps the inode at `path` in the store. `text` is room for a name or a target.
+pub fn keep<'a>(
+    writer: &mut Writer,
+    path: &CPath,
+    stat: &Stat,
+    text: &'a mut [u8; sys::PATH_LEN],
+) -> Sys<Keep<'a>> {
+    let mut place = writer.path(b"kept-", writer.number)?;
+    if !writer.kept_made {
+        match sys::mkdir(&place, 0o700) {
+            Ok(()) | Err(libc::EEXIST) => writer.kept_made = true,
+            Err(e) => return Err(e),
+        }
+    }
+    let dir_len = place.bytes().len() + 1;
+    link_name(&mut place, &stat.id)?;
+    point();
+    let linked = match sys::link(path, &place) {
+        // The same inode was kept before, under another name of it.
+        Err(libc::EEXIST) => Ok(()),
+        other => other,
+    };
+    if linked.is_ok() {
+        match sys::lstat(&place) {
+            Ok(there) if there.id == stat.id => {
+                return Ok(named(KEPT_LINK, place.bytes(), dir_len, text));
+            }
+            Ok(_) | Err(_) => {
+                let _ = sys::unlink(&place);
+                return Err(libc::ESTALE);
+            }
+        }
+    }
+    match stat.mode & libc::S_IFMT {
+        libc::S_IFREG => {
+            writer.kept_serial += 1;
+            place.add(b"-")?;
+            place.number(writer.kept_serial, 10);
+            copy(path, &place, stat, writer.is_power())?;
+            Ok(named(KEPT_COPY, place.bytes(), dir_len, text))
+        }
+        libc::S_IFLNK => {
+            let len = sys::readlink(path, text)?;
+            Ok(Keep {
+                kind: KEPT_SYMLINK,
+                text: text.get(..len).unwrap_or_default(),
+            })
+        }
+        _ => Ok(Keep {
+            kind: KEPT_NODE,
+            text: b"",
+        }),
+    }
+}
+
+fn named<'a>(kind: u8, path: &[u8], from: usize, text: &'a mut [u8]) -> Keep<'a> {
+    let name = path.get(from..).unwrap_or_default();
+    let text = text.get_mut(..name.len()).unwrap_or_default();
+    text.copy_from_slice(name);
+    Keep { kind, text }
+}
+
+fn copy(path: &CPath, to: &CPath, stat: &Stat, sync: bool) -> Sys<()> {
+    let from = open_same(path.bytes(), &stat.id)?;
+    // A name of a killed process's attempt cannot be in the way: the number is new.
+    let out = sys::open_high(to, libc::O_RDWR | libc::O_CREAT | libc::O_EXCL, 0o600)?;
+    let done = sys::ftruncate(out.0, stat.size)
+        .and_then(|()| sys::copy_sparse(from.0, 0, stat.size, out.0, 0))
+        .and_then(|()| if sync { sys::fdatasync(out.0) } else { Ok(()) });
+    if done.is_err() {
+        let _ = sys::unlink(to);
+    }
+    done
+}
+
+/// Calls `f` with each extended attribute of the inode at `path`. An attribute that
+/// cannot be read, or set again, without rights that the program lacks is left out.
+pub fn each_xattr(path: &CPath, mut f: impl FnMut(&[u8], &[u8])) -> Sys<()> {
+    let mut names = [0u8; XATTR_LIST];
+    let len = match sys::list_xattrs(path, &mut names) {
+        Ok(len) => len,
+        Err(libc::EOPNOTSUPP) => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    let names = names.get(..len).unwrap_or_default();
+    for name in names.split(|b| *b == 0).filter(|n| !n.is_empty()) {
+        let mut value = [0u8; XATTR_VALUE];
+        match sys::get_xattr(path, &CPath::new(&[name])?, &mut value) {
+            Ok(len) => f(name, value.get(..len).unwrap_or_default()),
+            Err(libc::ERANGE) => return Err(libc::ERANGE),
+            Err(_) => {}
+        }
+    }
+    Ok(())
+}
