@@ -17,12 +17,15 @@ pub struct Recording {
     _mask: Blocked,
 }
 
-/// All signals blocked; the old mask comes back at the end.
+/// All signals blocked but the synchronous ones (blocked, they would end the program); the
+/// old mask comes back at the end.
 struct Blocked(u64);
+
+const ALL: u64 = !(1 << (libc::SIGSEGV - 1) | 1 << (libc::SIGBUS - 1));
 
 impl Blocked {
     fn enter() -> Blocked {
-        let (all, mut old) = (u64::MAX, 0u64);
+        let (all, mut old) = (ALL, 0u64);
         // SAFETY: two words of this stack.
         unsafe {
             syscall!(
