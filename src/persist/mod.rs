@@ -21,7 +21,7 @@
 pub mod diff;
 pub mod exclude;
 pub mod format;
-mod index;
+pub mod index;
 mod kept;
 mod lock;
 pub mod recorder;

@@ -8,8 +8,9 @@
 //! very number, unsynchronised, may leave an entry behind: it has no way to know what it writes to.
 
 use crate::agent::state::AGENT;
+use crate::persist::index::Flat;
 use ckpt_sys::callsite::{FD_CACHE, fd_changes, fd_entry, table_word};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering::*};
 
 /// No regular file, not open for writing, or left alone.
 pub const PASS: u32 = 1;
@@ -32,6 +33,44 @@ static SHARED: AtomicBool = AtomicBool::new(false);
 static SEPARATE: AtomicBool = AtomicBool::new(false);
 /// Entries from here on are unused.
 static END: AtomicUsize = AtomicUsize::new(0);
+
+/// The saved blocks of the file behind a descriptor with KNOWN; valid with its entry.
+static SAVED: [AtomicPtr<Flat>; FD_CACHE] =
+    [const { AtomicPtr::new(std::ptr::null_mut()) }; FD_CACHE];
+
+/// Notes where the saved blocks of the file behind `fd` stand; before [`set`].
+pub fn set_saved(fd: i32, saved: Option<*const Flat>) {
+    if let Some(place) = usize::try_from(fd).ok().and_then(|fd| SAVED.get(fd)) {
+        place.store(saved.unwrap_or(std::ptr::null()).cast_mut(), Release);
+    }
+}
+
+/// Are bytes `start..end` of the file behind `fd` saved already? Then the inode has its
+/// mark, too. Under `InHook`: no table begins meanwhile.
+pub fn is_saved(fd: i32, start: u64, end: u64) -> bool {
+    if flags(fd) & KNOWN == 0 {
+        return false;
+    }
+    let Ok(index) = usize::try_from(fd) else {
+        return false;
+    };
+    let (Some(place), Some((state, hot))) = (SAVED.get(index), fd_entry(index)) else {
+        return false;
+    };
+    let saved = place.load(Acquire);
+    // SAFETY: of the present table, whose index is not cleared under `InHook`.
+    if saved.is_null() || !unsafe { (*saved).covers(start, end) } {
+        return false;
+    }
+    let mark = hot.load(Relaxed);
+    // The entry may have been another one's a moment ago.
+    if mark.is_null() || state.load(Acquire) ^ table_word().load(Relaxed) > FLAGS {
+        return false;
+    }
+    // SAFETY: the mapped word of an inode of the present table, or NO_MARK.
+    unsafe { mark.write_volatile(1) };
+    true
+}
 
 /// A table has begun (or, with 0, none is open): all entries are void. World stopped.
 pub fn begin(number: u32) {

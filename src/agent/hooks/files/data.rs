@@ -4,6 +4,7 @@ use super::guard::Recording;
 use super::{cache, done, execute, paths};
 use crate::agent::hooks::frame::{CallFrame, Verdict};
 use crate::agent::hooks::user;
+use crate::agent::state::InHook;
 use crate::persist::{Coverage, FileRef, SIZE, Stat, TIMES};
 use ckpt_sys::syscall;
 
@@ -153,7 +154,33 @@ impl Len {
     }
 }
 
+/// Bytes that were saved already are overwritten once more: nothing to record, and the call
+/// may go on at its site (which looks once more whether it is still the same table).
+fn again(fd: i32, at: At, len: &Len) -> bool {
+    let Len::Bytes(len) = *len else { return false };
+    let _hook = InHook::enter();
+    if cache::flags(fd) & cache::KNOWN == 0 {
+        return false;
+    }
+    let start = match at {
+        At::Offset(offset) => offset,
+        At::Position => {
+            // SAFETY: asks for the position.
+            let at = unsafe { syscall!(libc::SYS_lseek, fd, 0, libc::SEEK_CUR) };
+            match u64::try_from(at) {
+                Ok(at) => at,
+                Err(_) => return false,
+            }
+        }
+        At::End => return false,
+    };
+    cache::is_saved(fd, start, start.saturating_add(len))
+}
+
 fn write(f: &mut CallFrame, fd: i32, at: At, len: Len) -> Option<Verdict> {
+    if again(fd, at, &len) {
+        return Some(Verdict::Forward);
+    }
     let mut recording = Recording::begin()?;
     let open = look(&mut recording, fd)?;
     let len = len.bytes().filter(|&len| len > 0)?;
@@ -169,6 +196,8 @@ fn write(f: &mut CallFrame, fd: i32, at: At, len: Len) -> Option<Verdict> {
         // SAFETY: valid while the table is open, that is, while signals are blocked.
         unsafe { mark.write_volatile(1) };
     }
+    let saved = recording.session.flat(&open.stat.id);
+    cache::set_saved(fd, saved.filter(|_| !open.append));
     let rest = recording.unlock();
     f.rax = execute(f);
     let flags = match (coverage, at) {
