@@ -401,12 +401,3 @@ pub fn remove_leftovers(job_dir: &Path) -> Result<(), StoreError> {
     }
     Ok(())
 }
-
-/// Reads a table; a damaged tail is left out.
-pub fn read(path: &Path) -> Result<Table, StoreError> {
-    Err(StoreError {
-        verb: "read",
-        path: path.to_owned(),
-        errno: crate::errno::Errno::ENOENT,
-    })
-}

@@ -46,7 +46,8 @@ fn tables(job: &Path) -> Result<Vec<TableFile>, Problem> {
 }
 
 fn read(file: &TableFile) -> Result<Table, Problem> {
-    table::read(&file.path).map_err(|e| e.to_string())
+    let table = table::read(&file.path).map_err(|e| e.to_string())?;
+    table.ok_or_else(|| format!("{} is no table", file.path.display()))
 }
 
 /// The ranges of an inode that the tables `which` say were modified; `None` when they
