@@ -47,11 +47,7 @@ fn tables(job: &Path) -> Result<Vec<TableFile>, Problem> {
 
 fn read(file: &TableFile) -> Result<Table, Problem> {
     let table = table::read(&file.path).map_err(|e| e.to_string())?;
-<<<<<<< HEAD
     table.ok_or_else(|| format!("{} is damaged", file.path.display()))
-=======
-    table.ok_or_else(|| format!("{} is no table", file.path.display()))
->>>>>>> hooks
 }
 
 /// The ranges of an inode that the tables `which` say were modified; `None` when they
