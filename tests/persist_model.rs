@@ -9,8 +9,8 @@ mod player;
 #[path = "persist/tree.rs"]
 mod tree;
 
-use ckpt::persist::table;
 use ckpt::persist::undo::{self, Options, UndoError};
+use ckpt::persist::{exclude, table};
 use player::{Player, Rng};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -120,11 +120,17 @@ impl Game {
                     break;
                 }
                 Err(UndoError::Failed { errno, .. }) if errno.0 == libc::EIO => {}
-                Err(e) => panic!("seed {}: {e}", self.seed),
+                Err(e) => {
+                    self.dump();
+                    panic!("seed {}: {e}", self.seed)
+                }
             }
         }
         let got = snapshot(&self.root);
         let wrong = differences(&want, &got);
+        if !wrong.is_empty() {
+            self.dump();
+        }
         assert!(
             wrong.is_empty(),
             "seed {}: generation {generation}:\n{}",
@@ -133,6 +139,26 @@ impl Game {
         );
         self.player.forget_descriptors();
         self.begin_table(generation);
+    }
+
+    /// For a failed trace: the records, and what is there.
+    fn dump(&self) {
+        for file in table::list(&self.job).unwrap() {
+            let table = table::read(&file.path).unwrap().unwrap();
+            println!(
+                "table {} base {} undone {}",
+                file.seq, file.base, table.undone
+            );
+            for (at, record) in &table.records {
+                println!("{at} {record:?}");
+            }
+        }
+        for entry in snapshot(&self.root).keys() {
+            let path = self.root.join(entry);
+            let meta = std::fs::symlink_metadata(&path).unwrap();
+            let ino = std::os::unix::fs::MetadataExt::ino(&meta);
+            println!("{ino} {}", path.display());
+        }
     }
 
     fn run(&mut self, operations: u64, faults: bool) {
@@ -151,6 +177,7 @@ impl Game {
 
 fn play(files: &Path, store: &Path, name: &str, count: u64, faults: bool) {
     let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
+    exclude::add_rule(false, b"/dev/shm/*");
     let seed = seed();
     println!("{name}: CKPT_TEST_SEED={seed}");
     let root = Place::new(files, &format!("{name}-files"));

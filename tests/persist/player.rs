@@ -330,7 +330,9 @@ impl Player {
             let reference = self.file_ref(&stat, &path);
             let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
             recorded(
-                |s| drop(s.before_write(&reference, at, (at + len).min(stat.size))),
+                |s| {
+                    s.before_write(&reference, at, (at + len).min(stat.size));
+                },
                 || sys::fallocate(fd, mode, at, len).unwrap(),
             );
         }
@@ -526,7 +528,9 @@ impl Player {
         };
         let end = at + data.len() as u64;
         recorded(
-            |s| drop(s.before_write(&reference, at, end)),
+            |s| {
+                s.before_write(&reference, at, end);
+            },
             || sys::pwrite_all(fd, &data, at).unwrap(),
         );
         let now = sys::fstat(fd).unwrap();
