@@ -176,7 +176,10 @@ impl<'o, 'a> Undoer<'o, 'a> {
                 shadow,
             } => self.blocks(current, *row, *offset, *len, *shadow),
             Record::Xattr { row, name, value } => self.xattr(current, *row, name, value.as_deref()),
-            Record::Path { .. } | Record::Born { .. } | Record::Incomplete { .. } => Ok(()),
+            Record::Path { .. }
+            | Record::Born { .. }
+            | Record::Cancelled { .. }
+            | Record::Incomplete { .. } => Ok(()),
             _ => {
                 // Paths change: what was done under the present ones must not be done
                 // again, nor this step once the next has begun.

@@ -47,7 +47,7 @@ impl Undoer<'_, '_> {
                 to,
                 id,
                 other,
-            } => self.renamed(from, to, id, other.as_ref(), last),
+            } => self.renamed(current, from, to, id, other.as_ref(), last),
             _ => Ok(()),
         }
     }
@@ -142,8 +142,10 @@ impl Undoer<'_, '_> {
         self.make_anew(current, k, name, stat, None, None, xattrs)
     }
 
+    #[allow(clippy::too_many_arguments)] // what a record says, as it says it
     fn renamed(
         &mut self,
+        current: &Current,
         from: &Name,
         to: &Name,
         id: &Id,
@@ -163,35 +165,56 @@ impl Undoer<'_, '_> {
             // Not moved, or moved back already.
             return Ok(());
         }
-        if let Some(other) = other {
-            if is(&at_to, id, &self.replaced) && is(&at_from, other, &self.replaced) {
-                self.step("move back", &as_path(&from_path))?;
-                let done = sys::rename(&b, &a, libc::RENAME_EXCHANGE);
-                return on(done, "move back", &from_path);
-            }
-            return self.lost::<()>(&to_path, *id).map(drop);
-        }
-        if is(&at_to, id, &self.replaced) {
-            if let Some(present) = at_from
-                && !self.remove(&from_path, &present, last)?
-            {
-                return Ok(());
-            }
+        let (id_at_to, other_at_from) = (
+            is(&at_to, id, &self.replaced),
+            other.is_some_and(|other| is(&at_from, other, &self.replaced)),
+        );
+        if id_at_to && other_at_from {
             self.step("move back", &as_path(&from_path))?;
-            return on(sys::rename(&b, &a, 0), "move back", &from_path);
+            let done = sys::rename(&b, &a, libc::RENAME_EXCHANGE);
+            return on(done, "move back", &from_path);
+        }
+        if id_at_to {
+            return self.move_back(&to_path, &from_path, at_from, last);
+        }
+        if other_at_from {
+            // Half of an exchange: what was made since is gone since.
+            return self.move_back(&from_path, &to_path, at_to, last);
+        }
+        let made = |id: &Id| current.born.contains_key(id);
+        if other.is_some_and(|other| is(&at_to, other, &self.replaced))
+            || made(id) && other.is_none_or(made)
+        {
+            return Ok(());
         }
         if self.findings.keep.contains(id) {
             return Ok(());
         }
+        let (id, back) = match other {
+            Some(other) if made(id) => (other, &to_path),
+            _ => (id, &from_path),
+        };
         if let Some(link) = self.find_kept(id) {
-            if let Some(present) = at_from
-                && !self.remove(&from_path, &present, last)?
-            {
-                return Ok(());
-            }
-            self.step("put back", &as_path(&from_path))?;
-            return on(sys::link(&c(&link)?, &a), "put back", &from_path);
+            self.clear(back, last)?;
+            self.step("put back", &as_path(back))?;
+            return on(sys::link(&c(&link)?, &c(back)?), "put back", back);
         }
         self.lost::<()>(&to_path, *id).map(drop)
+    }
+
+    fn move_back(
+        &mut self,
+        from: &[u8],
+        to: &[u8],
+        present: Option<Stat>,
+        last: bool,
+    ) -> Result<(), UndoError> {
+        if let Some(present) = present
+            && !self.remove(to, &present, last)?
+        {
+            return Ok(());
+        }
+        self.step("move back", &as_path(to))?;
+        on(sys::rename(&c(from)?, &c(to)?, 0), "move back", to)
     }
 }
