@@ -1,6 +1,6 @@
 //! How things are printed: tables, sizes, times, byte strings, the generation's JSON.
 
-use crate::agent::restore::check::check;
+use crate::agent::restore::check;
 use crate::store::{GenerationRecord, Job, RawFs};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -189,7 +189,7 @@ pub fn obstacle(job: &Job<RawFs>, record: &GenerationRecord) -> Option<Obstacle>
     };
     let mut members = found.members.iter();
     members.find_map(|member| {
-        let error = check(&member.image.manifest).err()?;
+        let error = check::machine(&member.image.manifest).err()?;
         Some(Obstacle::NotHere(error.to_string()))
     })
 }
