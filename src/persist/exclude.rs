@@ -12,8 +12,8 @@ const RULES: usize = 256;
 /// Bytes of all globs together.
 const TEXT: usize = 32 << 10;
 
-/// Never the user's files.
-const ALWAYS: [&[u8]; 3] = [b"/dev", b"/proc", b"/sys"];
+/// Not the user's files, but where a rule includes some of them.
+const DEFAULTS: [&[u8]; 3] = [b"/dev", b"/proc", b"/sys"];
 
 struct Table {
     count: AtomicUsize,
@@ -109,9 +109,6 @@ fn is_under(path: &[u8], dir: &[u8]) -> bool {
 
 /// Is this path left alone?
 pub fn is_excluded(path: &[u8]) -> bool {
-    if ALWAYS.iter().any(|dir| is_under(path, dir)) {
-        return true;
-    }
     let count = TABLE.count.load(Ordering::Acquire);
     // SAFETY: what readers look at does not change any more.
     let inner = unsafe { &*TABLE.inner.get() };
@@ -131,7 +128,7 @@ pub fn is_excluded(path: &[u8]) -> bool {
             return exclude;
         }
     }
-    false
+    DEFAULTS.iter().any(|dir| is_under(path, dir))
 }
 
 /// Does the glob match `path`, or a directory that it is in? `*` matches any bytes,
@@ -197,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn later_rules_win_and_the_system_is_always_excluded() {
+    fn later_rules_win_and_the_system_is_excluded_by_default() {
         set_store(b"/st/ore/");
         assert!(is_excluded(b"/proc/self/mem"));
         assert!(is_excluded(b"/st/ore/jobs"));

@@ -54,6 +54,7 @@ pub const TAG_BLOCKS: u8 = 7;
 pub const TAG_XATTR: u8 = 8;
 pub const TAG_BORN: u8 = 9;
 pub const TAG_INCOMPLETE: u8 = 10;
+pub const TAG_CANCELLED: u8 = 11;
 
 pub const KEPT_LINK: u8 = 1;
 pub const KEPT_COPY: u8 = 2;
@@ -281,6 +282,7 @@ pub fn decode(payload: &[u8]) -> Option<Record> {
             path: d.text()?,
             reason: d.text()?,
         },
+        TAG_CANCELLED => Record::Cancelled { from: d.u64()? },
         _ => return None,
     };
     d.0.is_empty().then_some(record)
@@ -303,10 +305,25 @@ pub fn records(bytes: &[u8]) -> (Vec<(u64, Record)>, u64) {
             break;
         }
         let Some(record) = decode(payload) else { break };
+        if let Record::Cancelled { from } = &record {
+            cancel(&mut all, *from);
+        }
         all.push((RECORDS + at as u64, record));
         at += record_len(len as usize);
     }
     (all, RECORDS + at as u64)
+}
+
+/// The operation whose records begin at `from` failed: names are what they were.
+fn cancel(records: &mut [(u64, Record)], from: u64) {
+    for (_, record) in records.iter_mut().rev().take_while(|(at, _)| *at >= from) {
+        match record {
+            Record::Gone { .. } | Record::RemovedDir { .. } | Record::Renamed { .. } => {
+                *record = Record::Cancelled { from };
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Is there a whole record somewhere in `rest`, which follows the end of the journal?

@@ -6,7 +6,9 @@
 //! and the program runs on.
 
 use super::exclude;
-use super::format::{Encoder, TAG_ABSENT, TAG_BORN, TAG_GONE, TAG_INCOMPLETE, TAG_INODE};
+use super::format::{
+    Encoder, TAG_ABSENT, TAG_BORN, TAG_CANCELLED, TAG_GONE, TAG_INCOMPLETE, TAG_INODE,
+};
 use super::format::{TAG_PATH, TAG_REMOVED_DIR, TAG_RENAMED, TAG_XATTR};
 use super::index::{BLOCK, Index, Node, Row};
 use super::kept::{self, each_xattr};
@@ -27,6 +29,8 @@ pub(super) struct Inner {
     /// The table that the index is about.
     index_of: u32,
     scratch: Encoder,
+    /// Where the records of the last operation on names begin; 0: none.
+    operation: u64,
 }
 
 pub(super) struct State {
@@ -46,6 +50,7 @@ pub(super) static STATE: State = State {
         index: Index::new(),
         index_of: 0,
         scratch: Encoder::new(),
+        operation: 0,
     }),
 };
 
@@ -99,6 +104,7 @@ pub fn enter() -> Option<Session> {
         return None;
     }
     if inner.index_of != inner.writer.number {
+        inner.operation = 0;
         inner.index = Index::new();
         inner.index_of = inner.writer.number;
     }
@@ -454,9 +460,21 @@ impl Session {
         if self.name_excluded(name) {
             return;
         }
+        self.inner.operation = self.inner.writer.log_pos;
         self.directory(&name.dir, name.dir_path);
         self.gone(name, stat);
         self.inner.writer.sync();
+    }
+
+    /// The removal or renaming that was told last in this session has failed: names
+    /// are what they were.
+    pub fn failed(&mut self) {
+        let inner = &mut *self.inner;
+        if inner.operation != 0 && inner.operation != inner.writer.log_pos {
+            inner.scratch.begin(TAG_CANCELLED).u64(inner.operation);
+            inner.commit();
+        }
+        inner.operation = 0;
     }
 
     /// Keeps the inode that `name` leads to, if it existed.
@@ -521,6 +539,7 @@ impl Session {
         {
             return;
         }
+        self.inner.operation = self.inner.writer.log_pos;
         self.directory(&from.dir, from.dir_path);
         self.directory(&to.dir, to.dir_path);
         let index = &self.inner.index;

@@ -123,6 +123,11 @@ pub enum Record {
     Born {
         id: Id,
     },
+    /// The operation whose records begin at this offset failed. Its records read as
+    /// this, too.
+    Cancelled {
+        from: u64,
+    },
     /// Something about this path could not be recorded (empty: anything).
     Incomplete {
         path: Vec<u8>,

@@ -1,11 +1,32 @@
 //! Taking modifications back: tables newest first, records strictly in reverse.
 //!
 //! Runs in the constructor of a start that recovers (one thread, under the job's
-//! lock) and in the command.
+//! lock) and in the command. It can be killed at any point and started again: each
+//! table's header says how far it has come, each single step is idempotent, and a
+//! table is removed only when all of it is undone.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `rows` | where a table's inodes are called, record by record |
+//! | `state` | what survives a killed undo |
+//! | `apply` | one record |
+//! | `names` | records about names |
+//! | `tree` | removing, putting aside, making inodes anew |
+//! | `foreign` | what somebody else changed |
+
+mod apply;
+mod foreign;
+mod names;
+pub(super) mod rows;
+pub(super) mod state;
+mod tree;
 
 use super::Id;
+use super::exclude::matches;
+use super::table::{self, Record, Table};
 pub use crate::config::Foreign;
-use std::collections::BTreeMap;
+use crate::errno::Errno;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// How an undo is to go.
@@ -26,7 +47,7 @@ pub struct ForeignFile {
     pub path: PathBuf,
     /// Where its version was saved, with `Foreign::Restore`.
     pub aside: Option<PathBuf>,
-    /// `changed`, `replaced`, `removed`.
+    /// `changed`, `replaced`, `removed`, `made`.
     pub what: &'static str,
 }
 
@@ -36,8 +57,21 @@ pub struct Report {
     pub tables: usize,
     pub records: usize,
     pub foreign: Vec<ForeignFile>,
-    /// Inodes that were made anew: as they were called, as they are now.
+    /// Inodes that were made anew, now or in an earlier recovery of this job: as
+    /// images and records know them, as they are now.
     pub replaced: BTreeMap<Id, Id>,
+}
+
+fn foreign_text(files: &[ForeignFile]) -> String {
+    let Some(first) = files.first() else {
+        return "files were changed by somebody else".into();
+    };
+    let more = match files.len() {
+        1 => String::new(),
+        n => format!(" (and {} more)", n - 1),
+    };
+    let path = first.path.display();
+    format!("{path} was {} by somebody else{more}", first.what)
 }
 
 /// Why the files cannot go back.
@@ -45,16 +79,75 @@ pub struct Report {
 pub enum UndoError {
     #[error("the files cannot go back to generation {base}: {reason}")]
     Incomplete { base: u64, reason: String },
-    #[error("{} was changed by somebody else", .0.first().map(|f| f.path.display().to_string()).unwrap_or_default())]
+    /// Nothing was changed, or not further than up to there.
+    #[error("{}; CKPT_FOREIGN=keep leaves such files as they are", foreign_text(.0))]
     Foreign(Vec<ForeignFile>),
     #[error("cannot {verb} {}: {errno}", path.display())]
     Failed {
         verb: &'static str,
         path: PathBuf,
-        errno: crate::errno::Errno,
+        errno: Errno,
     },
     #[error("{} is damaged", .0.display())]
     Damaged(PathBuf),
+}
+
+pub(super) fn failed(verb: &'static str, path: &Path, errno: i32) -> UndoError {
+    UndoError::Failed {
+        verb,
+        path: path.to_owned(),
+        errno: Errno(errno),
+    }
+}
+
+impl From<crate::store::StoreError> for UndoError {
+    fn from(e: crate::store::StoreError) -> UndoError {
+        UndoError::Failed {
+            verb: e.verb,
+            path: e.path,
+            errno: e.errno,
+        }
+    }
+}
+
+/// The tables that lead from now back to a generation, newest first, whole and
+/// complete.
+pub(super) fn tables(
+    job_dir: &Path,
+    to_generation: u64,
+    restore_exclude: &[Vec<u8>],
+) -> Result<Vec<Table>, UndoError> {
+    let mut tables = Vec::new();
+    let list = table::list(job_dir)?;
+    for file in list.into_iter().rev().filter(|t| t.base >= to_generation) {
+        let table = table::read(&file.path)?.ok_or(UndoError::Damaged(file.path.clone()))?;
+        if table.damaged {
+            return Err(UndoError::Damaged(file.path));
+        }
+        let excluded = |path: &[u8]| {
+            let path: &[u8] = if path.is_empty() { b"/" } else { path };
+            restore_exclude.iter().any(|glob| matches(glob, path))
+        };
+        let missing = table.records.iter().find_map(|(_, record)| match record {
+            Record::Incomplete { path, reason } if !excluded(path) => {
+                Some(String::from_utf8_lossy(reason).into_owned())
+            }
+            _ => None,
+        });
+        let reason = file.incomplete.clone().unwrap_or_default();
+        let whole = missing.is_some() || table.broken;
+        if whole {
+            let reason = if reason.is_empty() {
+                missing.unwrap_or_default()
+            } else {
+                reason
+            };
+            let base = table.file.base;
+            return Err(UndoError::Incomplete { base, reason });
+        }
+        tables.push(table);
+    }
+    Ok(tables)
 }
 
 /// Takes back every table whose base is `to_generation` or newer, removing each one.
@@ -63,6 +156,40 @@ pub fn undo(
     to_generation: u64,
     options: &mut Options,
 ) -> Result<Report, UndoError> {
-    let _ = (job_dir, to_generation, options);
-    Ok(Report::default())
+    table::remove_leftovers(job_dir)?;
+    let mut tables = tables(job_dir, to_generation, options.restore_exclude)?;
+    let mut undoer = apply::Undoer::new(job_dir, options, &tables)?;
+    if tables.iter().any(|t| !t.records.is_empty()) {
+        undoer.look_for_foreign(&tables)?;
+    }
+    let mut report = Report::default();
+    for table in &mut tables {
+        report.records += undoer.table(table)?;
+        report.tables += 1;
+        undoer.step("remove", &table.file.path)?;
+        table::remove(job_dir, table.file.seq)?;
+    }
+    state::Findings::remove(job_dir);
+    report.foreign = undoer.findings.files;
+    report.replaced = undoer.replaced.all();
+    Ok(report)
+}
+
+/// All inodes that the program is known to have had to do with.
+fn known_ids(tables: &[Table]) -> BTreeSet<Id> {
+    let mut known = BTreeSet::new();
+    for (_, record) in tables.iter().flat_map(|t| &t.records) {
+        match record {
+            Record::Born { id } => known.insert(*id),
+            Record::Inode { stat, .. }
+            | Record::Gone { stat, .. }
+            | Record::RemovedDir { stat, .. } => known.insert(stat.id),
+            Record::Renamed { id, other, .. } => {
+                known.extend(other);
+                known.insert(*id)
+            }
+            _ => false,
+        };
+    }
+    known
 }

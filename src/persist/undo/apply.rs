@@ -1,0 +1,439 @@
+//! Undoing one table, record by record: contents and attributes. Names are in `names`.
+
+use super::rows::{RowInfo, Rows};
+use super::state::{Findings, Replaced};
+use super::{ForeignFile, Options, UndoError, failed, known_ids};
+use crate::config::Foreign;
+use crate::persist::exclude::matches;
+use crate::persist::format;
+use crate::persist::kept::link_name;
+use crate::persist::sys::{self, CPath, Fd, Sys, point};
+use crate::persist::table::{self, Record, Table};
+use crate::persist::{Id, MODE, OWNER, SIZE, Stat};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// An undo under way.
+pub struct Undoer<'o, 'a> {
+    pub job_dir: &'o Path,
+    pub options: &'o mut Options<'a>,
+    pub replaced: Replaced,
+    pub findings: Findings,
+    /// All inodes that the program had to do with.
+    pub known: BTreeSet<Id>,
+    /// The wall clock of the last sign of life; 0: none.
+    pub alive_ns: i64,
+    /// All tables of the job: their kept links may hold an inode.
+    all_tables: Vec<u32>,
+    /// The file that was written last.
+    open: Option<(u32, Fd)>,
+}
+
+/// The table that is being undone.
+pub struct Current<'t> {
+    pub table: &'t Table,
+    pub rows: Rows,
+    /// Inode numbers made since the table began, with the last record that says so.
+    pub born: BTreeMap<Id, usize>,
+    /// Other names of inodes that lost one, for copies with several names.
+    pub gone_names: BTreeMap<Id, Vec<Vec<u8>>>,
+    journal: Fd,
+    shadow: Option<Fd>,
+    /// What the header says is undone.
+    marked: u64,
+}
+
+pub fn as_path(bytes: &[u8]) -> PathBuf {
+    PathBuf::from(OsStr::from_bytes(bytes))
+}
+
+pub fn c(path: &[u8]) -> Result<CPath, UndoError> {
+    CPath::new(&[path]).map_err(|e| failed("use", &as_path(path), e))
+}
+
+/// The result of a call on `path`.
+pub fn on<T>(result: Sys<T>, verb: &'static str, path: &[u8]) -> Result<T, UndoError> {
+    result.map_err(|e| failed(verb, &as_path(path), e))
+}
+
+impl<'o, 'a> Undoer<'o, 'a> {
+    pub fn new(
+        job_dir: &'o Path,
+        options: &'o mut Options<'a>,
+        tables: &[Table],
+    ) -> Result<Undoer<'o, 'a>, UndoError> {
+        let replaced = Replaced::load(job_dir)?;
+        let mut known = known_ids(tables);
+        known.extend(replaced.news());
+        Ok(Undoer {
+            job_dir,
+            options,
+            replaced,
+            findings: Findings::load(job_dir)?,
+            known,
+            alive_ns: tables.iter().map(|t| t.alive_ns).max().unwrap_or(0),
+            all_tables: table::list(job_dir)?.iter().map(|t| t.seq).collect(),
+            open: None,
+        })
+    }
+
+    /// Before each call that changes something: tests end the undo here.
+    pub fn step(&mut self, verb: &'static str, path: &Path) -> Result<(), UndoError> {
+        point();
+        match &mut self.options.fault {
+            Some(fault) => fault().map_err(|e| failed(verb, path, e)),
+            None => Ok(()),
+        }
+    }
+
+    pub fn is_excluded(&self, path: &[u8]) -> bool {
+        let globs = self.options.restore_exclude;
+        globs.iter().any(|glob| matches(glob, path))
+    }
+
+    /// Undoes all records of a table that are not undone yet; returns how many.
+    pub fn table(&mut self, table: &Table) -> Result<usize, UndoError> {
+        if table.records.is_empty() {
+            return Ok(0);
+        }
+        let path = &table.file.path;
+        let journal = table::c_path(path).and_then(|p| sys::open(&p, libc::O_RDWR, 0));
+        let shadow = table::shadow_path(self.job_dir, table.file.seq);
+        let mut current = Current {
+            table,
+            rows: Rows::of(table.records.iter().map(|(_, record)| record)),
+            born: BTreeMap::new(),
+            gone_names: BTreeMap::new(),
+            journal: journal.map_err(|e| failed("open", path, e))?,
+            shadow: match table::c_path(&shadow).and_then(|p| sys::open(&p, libc::O_RDONLY, 0)) {
+                Ok(fd) => Some(fd),
+                Err(libc::ENOENT) => None,
+                Err(e) => return Err(failed("open", &shadow, e)),
+            },
+            marked: match table.undone {
+                0 => u64::MAX,
+                at => at,
+            },
+        };
+        for (k, (_, record)) in table.records.iter().enumerate() {
+            match record {
+                Record::Born { id } => drop(current.born.insert(*id, k)),
+                Record::Gone { name, stat, .. } => {
+                    let names = current.gone_names.entry(stat.id).or_default();
+                    names.push(name.path());
+                }
+                _ => {}
+            }
+        }
+        let mut undone = 0;
+        for (k, (offset, record)) in table.records.iter().enumerate().rev() {
+            if *offset < current.marked {
+                self.record(&mut current, k, *offset, record)?;
+                undone += 1;
+            }
+            current.rows.back(record);
+        }
+        self.open = None;
+        self.mark(&mut current, format::RECORDS)?;
+        self.last_of_all(&current)?;
+        Ok(undone)
+    }
+
+    /// Notes in the header that records from `offset` on are undone.
+    pub fn mark(&mut self, current: &mut Current, offset: u64) -> Result<(), UndoError> {
+        if current.marked == offset {
+            return Ok(());
+        }
+        let path = &current.table.file.path;
+        self.step("write", path)?;
+        let bytes = offset.to_le_bytes();
+        let mut done = sys::pwrite_all(current.journal.0, &bytes, format::AT_UNDONE as u64);
+        if current.table.power {
+            done = done.and_then(|()| sys::fdatasync(current.journal.0));
+        }
+        done.map_err(|e| failed("write", path, e))?;
+        current.marked = offset;
+        Ok(())
+    }
+
+    fn record(
+        &mut self,
+        current: &mut Current,
+        k: usize,
+        offset: u64,
+        record: &Record,
+    ) -> Result<(), UndoError> {
+        match record {
+            Record::Inode {
+                row, which, stat, ..
+            } => self.attributes(current, *row, *which, stat),
+            Record::Blocks {
+                row,
+                offset,
+                len,
+                shadow,
+            } => self.blocks(current, *row, *offset, *len, *shadow),
+            Record::Xattr { row, name, value } => self.xattr(current, *row, name, value.as_deref()),
+            Record::Path { .. }
+            | Record::Born { .. }
+            | Record::Cancelled { .. }
+            | Record::Incomplete { .. } => Ok(()),
+            _ => {
+                // Paths change: what was done under the present ones must not be done
+                // again, nor this step once the next has begun.
+                let next = current.table.records.get(k + 1).map(|r| r.0);
+                if let Some(next) = next {
+                    self.mark(current, next)?;
+                }
+                self.open = None;
+                self.name_record(current, k, record)?;
+                self.mark(current, offset)
+            }
+        }
+    }
+
+    /// Where a row's inode can be reached now; `None`: leave it alone.
+    fn locate(&mut self, current: &Current, row: u32) -> Result<Option<Vec<u8>>, UndoError> {
+        let Some(info) = current.rows.rows.get(&row) else {
+            return Ok(None);
+        };
+        if self.findings.keep.contains(&info.stat.id) || self.is_excluded(&info.first_path) {
+            return Ok(None);
+        }
+        match self.find(info) {
+            Some(path) => Ok(Some(path)),
+            // Its name is removed and its copy not yet put back: what was done to it in
+            // between is gone with it. A directory's times are not worth more.
+            None if info.path.is_none() || info.stat.is_dir() => Ok(None),
+            None => self.lost(&info.path.clone().unwrap_or_default(), info.stat.id),
+        }
+    }
+
+    /// An inode that should be there is not. Leaving it is the user's decision.
+    pub fn lost<T>(&mut self, path: &[u8], id: Id) -> Result<Option<T>, UndoError> {
+        let file = ForeignFile {
+            path: as_path(path),
+            aside: None,
+            what: "removed",
+        };
+        if self.options.foreign != Foreign::Keep {
+            return Err(UndoError::Foreign(vec![file]));
+        }
+        self.findings.keep.insert(id);
+        self.findings.files.push(file);
+        self.findings.save(self.job_dir)?;
+        Ok(None)
+    }
+
+    /// Looks for an inode at its path, among kept links, at former paths.
+    pub fn find(&self, info: &RowInfo) -> Option<Vec<u8>> {
+        let here = |path: &&Vec<u8>| {
+            let there = CPath::new(&[path]).and_then(|p| sys::lstat(&p));
+            there.is_ok_and(|s| self.replaced.is(&s.id, &info.stat.id))
+        };
+        info.path
+            .iter()
+            .find(here)
+            .cloned()
+            .or_else(|| self.find_kept(&info.stat.id))
+            .or_else(|| info.seen.iter().rev().find(here).cloned())
+    }
+
+    /// The kept link of an inode, if any table has one.
+    pub fn find_kept(&self, id: &Id) -> Option<Vec<u8>> {
+        self.all_tables.iter().rev().find_map(|seq| {
+            let mut path = table::c_path(&table::kept_dir(self.job_dir, *seq)).ok()?;
+            link_name(&mut path, id).ok()?;
+            let there = sys::lstat(&path).ok()?;
+            (there.id == *id).then(|| path.bytes().to_vec())
+        })
+    }
+
+    fn attributes(
+        &mut self,
+        current: &Current,
+        row: u32,
+        which: u32,
+        stat: &Stat,
+    ) -> Result<(), UndoError> {
+        if which & (SIZE | MODE | OWNER) == 0 {
+            return Ok(());
+        }
+        let Some(path) = self.locate(current, row)? else {
+            return Ok(());
+        };
+        let at = c(&path)?;
+        let now = on(sys::lstat(&at), "look at", &path)?;
+        if which & SIZE != 0 && stat.is_regular() && now.size != stat.size {
+            self.step("truncate", &as_path(&path))?;
+            let done = open_for_writing(&at).and_then(|fd| sys::ftruncate(fd.0, stat.size));
+            on(done, "truncate", &path)?;
+        }
+        let owner = which & OWNER != 0 && (now.uid, now.gid) != (stat.uid, stat.gid);
+        if owner {
+            self.step("set the owner of", &as_path(&path))?;
+            on(
+                sys::chown(&at, stat.uid, stat.gid),
+                "set the owner of",
+                &path,
+            )?;
+        }
+        let is_link = stat.mode & libc::S_IFMT == libc::S_IFLNK;
+        if which & MODE != 0 && !is_link && (owner || now.mode != stat.mode) {
+            self.step("set the mode of", &as_path(&path))?;
+            on(sys::chmod(&at, stat.mode), "set the mode of", &path)?;
+        }
+        Ok(())
+    }
+
+    fn blocks(
+        &mut self,
+        current: &Current,
+        row: u32,
+        offset: u64,
+        len: u64,
+        shadow: Option<u64>,
+    ) -> Result<(), UndoError> {
+        if self.open.as_ref().is_none_or(|(open, _)| *open != row) {
+            let Some(path) = self.locate(current, row)? else {
+                return Ok(());
+            };
+            let fd = on(open_for_writing(&c(&path)?), "open", &path)?;
+            self.open = Some((row, fd));
+        }
+        let info = current.rows.rows.get(&row);
+        let name = as_path(info.map(|i| i.first_path.as_slice()).unwrap_or_default());
+        self.step("write", &name)?;
+        let Some((_, to)) = &self.open else {
+            return Ok(());
+        };
+        let done = match shadow {
+            Some(at) => match &current.shadow {
+                Some(from) if sys::fstat(from.0).is_ok_and(|s| s.size >= at + len) => {
+                    sys::copy_sparse(from.0, at, at + len, to.0, offset)
+                        .and_then(|()| fill_holes(from.0, at, at + len, to.0, offset))
+                }
+                _ => {
+                    let seq = current.table.file.seq;
+                    let path = table::shadow_path(self.job_dir, seq);
+                    return Err(UndoError::Damaged(path));
+                }
+            },
+            None => zero(to.0, offset, len),
+        };
+        done.map_err(|e| failed("write", &name, e))
+    }
+
+    fn xattr(
+        &mut self,
+        current: &Current,
+        row: u32,
+        name: &[u8],
+        value: Option<&[u8]>,
+    ) -> Result<(), UndoError> {
+        let Some(path) = self.locate(current, row)? else {
+            return Ok(());
+        };
+        self.step("set an attribute of", &as_path(&path))?;
+        let (at, name) = (c(&path)?, c(name)?);
+        let done = match value {
+            Some(value) => sys::set_xattr(&at, &name, value),
+            None => match sys::remove_xattr(&at, &name) {
+                Err(libc::ENODATA) => Ok(()),
+                other => other,
+            },
+        };
+        on(done, "set an attribute of", &path)
+    }
+
+    /// When all records are undone: times, and modes that were in the way.
+    fn last_of_all(&mut self, current: &Current) -> Result<(), UndoError> {
+        for (row, info) in &current.rows.rows {
+            let is_link = info.stat.mode & libc::S_IFMT == libc::S_IFLNK;
+            let bare = info.stat.mode & 0o200 == 0 && !info.stat.is_dir() && !is_link;
+            if info.times.is_none() && !bare {
+                continue;
+            }
+            let Some(path) = self.locate(current, *row)? else {
+                continue;
+            };
+            let at = c(&path)?;
+            let now = on(sys::lstat(&at), "look at", &path)?;
+            if bare && now.mode != info.stat.mode {
+                self.step("set the mode of", &as_path(&path))?;
+                on(sys::chmod(&at, info.stat.mode), "set the mode of", &path)?;
+            }
+            if let Some((atime, mtime)) = info.times
+                && (now.atime_ns, now.mtime_ns) != (atime, mtime)
+            {
+                self.step("set the times of", &as_path(&path))?;
+                match sys::set_times(&at, atime, mtime) {
+                    // Written by leave of its group, owned by somebody else.
+                    Err(libc::EPERM) | Err(libc::EACCES) => {}
+                    other => on(other, "set the times of", &path)?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Opens for writing, over a mode that forbids it to the owner; `last_of_all` sets
+/// the mode right if a kill comes in between.
+fn open_for_writing(path: &CPath) -> Sys<Fd> {
+    let flags = libc::O_WRONLY | libc::O_NONBLOCK;
+    match sys::open(path, flags, 0) {
+        Err(libc::EACCES) => {
+            let mode = sys::lstat(path)?.mode;
+            sys::chmod(path, mode | 0o200)?;
+            let fd = sys::open(path, flags, 0);
+            sys::chmod(path, mode)?;
+            fd
+        }
+        other => other,
+    }
+}
+
+/// Makes bytes zero, as a hole where the file system has holes. Beyond the end there
+/// is nothing to do: the size comes later.
+fn zero(fd: i32, offset: u64, len: u64) -> Sys<()> {
+    let size = sys::fstat(fd)?.size;
+    let end = (offset + len).min(size);
+    if offset >= end {
+        return Ok(());
+    }
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    match sys::fallocate(fd, mode, offset, end - offset) {
+        Err(libc::EOPNOTSUPP) | Err(libc::ENOSYS) => {
+            let zeros = [0u8; 4096];
+            let mut at = offset;
+            while at < end {
+                let n = (end - at).min(4096);
+                sys::pwrite_all(fd, zeros.get(..n as usize).unwrap_or_default(), at)?;
+                at += n;
+            }
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// `copy_sparse` leaves alone what is a hole in the source: here these are zeros.
+fn fill_holes(from: i32, start: u64, end: u64, to: i32, at: u64) -> Sys<()> {
+    let mut pos = start;
+    while pos < end {
+        let hole = match sys::seek(from, pos, libc::SEEK_HOLE) {
+            Ok(hole) if hole < end => hole,
+            _ => return Ok(()),
+        };
+        let data = match sys::seek(from, hole, libc::SEEK_DATA) {
+            Ok(data) => data.min(end),
+            Err(_) => end,
+        };
+        zero(to, at + (hole - start), data - hole)?;
+        pos = data.max(hole + 1);
+    }
+    Ok(())
+}

@@ -1,0 +1,220 @@
+//! Undoing records about names: created, removed, moved.
+
+use super::UndoError;
+use super::apply::{Current, Undoer, as_path, c, on};
+use crate::persist::sys::{self, CPath};
+use crate::persist::table::{Kept, Name, Record, Xattrs};
+use crate::persist::{Id, Stat};
+
+/// What is at a path itself; `None`: nothing.
+fn look(path: &CPath) -> Result<Option<Stat>, UndoError> {
+    match sys::lstat(path) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(libc::ENOENT) | Err(libc::ENOTDIR) => Ok(None),
+        Err(e) => on(Err(e), "look at", path.bytes()),
+    }
+}
+
+impl Undoer<'_, '_> {
+    pub fn name_record(
+        &mut self,
+        current: &Current,
+        k: usize,
+        record: &Record,
+    ) -> Result<(), UndoError> {
+        // The last record's operation may have been cut short between making an inode
+        // and telling of it.
+        let last = k + 1 == current.table.records.len();
+        match record {
+            Record::Absent { name } => {
+                let path = name.path();
+                if self.is_excluded(&path) {
+                    return Ok(());
+                }
+                self.clear(&path, last).map(drop)
+            }
+            Record::Gone {
+                name,
+                stat,
+                kept,
+                xattrs,
+            } => self.gone(current, k, name, stat, kept, xattrs),
+            Record::RemovedDir { name, stat, xattrs } => {
+                self.removed_dir(current, k, name, stat, xattrs)
+            }
+            Record::Renamed {
+                from,
+                to,
+                id,
+                other,
+            } => self.renamed(current, from, to, id, other.as_ref(), last),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes whatever is at the path. False: it was left (`CKPT_FOREIGN=keep`).
+    fn clear(&mut self, path: &[u8], sure: bool) -> Result<bool, UndoError> {
+        match look(&c(path)?)? {
+            Some(present) => self.remove(path, &present, sure),
+            None => Ok(true),
+        }
+    }
+
+    /// Is the inode that was `wanted` at record `k` the one that is present?
+    fn is_same(&self, current: &Current, k: usize, present: &Id, wanted: &Id) -> bool {
+        let reborn = current.born.get(wanted).is_some_and(|at| *at > k);
+        if reborn {
+            // Its number was given to another inode since.
+            let now = self.replaced.resolve(wanted);
+            now != *wanted && now == *present
+        } else {
+            self.replaced.is(present, wanted)
+        }
+    }
+
+    fn gone(
+        &mut self,
+        current: &Current,
+        k: usize,
+        name: &Name,
+        stat: &Stat,
+        kept: &Kept,
+        xattrs: &Xattrs,
+    ) -> Result<(), UndoError> {
+        let path = name.path();
+        if self.is_excluded(&path) || self.findings.keep.contains(&stat.id) {
+            return Ok(());
+        }
+        let at = c(&path)?;
+        if let Some(present) = look(&at)? {
+            if self.is_same(current, k, &present.id, &stat.id)
+                || !self.remove(&path, &present, false)?
+            {
+                return Ok(());
+            }
+        }
+        if let Kept::Link(link) = kept {
+            let link = self.kept_path(current, link);
+            self.step("put back", &as_path(&path))?;
+            return on(sys::link(&c(&link)?, &at), "put back", &path);
+        }
+        // Another name of the same inode may be back already.
+        let now = self.replaced.resolve(&stat.id);
+        if now != stat.id {
+            for twin in current.gone_names.get(&stat.id).into_iter().flatten() {
+                let twin = c(twin)?;
+                if look(&twin)?.is_some_and(|there| there.id == now) {
+                    self.step("put back", &as_path(&path))?;
+                    return on(sys::link(&twin, &at), "put back", &path);
+                }
+            }
+        }
+        let source = match kept {
+            Kept::Copy(copy) => Some(self.kept_path(current, copy)),
+            _ => None,
+        };
+        let target = match kept {
+            Kept::Symlink(target) => Some(target.as_slice()),
+            _ => None,
+        };
+        self.make_anew(current, k, name, stat, source.as_deref(), target, xattrs)
+    }
+
+    fn removed_dir(
+        &mut self,
+        current: &Current,
+        k: usize,
+        name: &Name,
+        stat: &Stat,
+        xattrs: &Xattrs,
+    ) -> Result<(), UndoError> {
+        let path = name.path();
+        if self.is_excluded(&path) {
+            return Ok(());
+        }
+        if let Some(present) = look(&c(&path)?)? {
+            if self.is_same(current, k, &present.id, &stat.id)
+                || !self.remove(&path, &present, false)?
+            {
+                return Ok(());
+            }
+        }
+        self.make_anew(current, k, name, stat, None, None, xattrs)
+    }
+
+    #[allow(clippy::too_many_arguments)] // what a record says, as it says it
+    fn renamed(
+        &mut self,
+        current: &Current,
+        from: &Name,
+        to: &Name,
+        id: &Id,
+        other: Option<&Id>,
+        last: bool,
+    ) -> Result<(), UndoError> {
+        let (from_path, to_path) = (from.path(), to.path());
+        if self.is_excluded(&from_path) || self.is_excluded(&to_path) {
+            return Ok(());
+        }
+        let (a, b) = (c(&from_path)?, c(&to_path)?);
+        let (at_from, at_to) = (look(&a)?, look(&b)?);
+        let is = |there: &Option<Stat>, id: &Id, r: &super::state::Replaced| {
+            there.as_ref().is_some_and(|s| r.is(&s.id, id))
+        };
+        if is(&at_from, id, &self.replaced) {
+            // Not moved, or moved back already.
+            return Ok(());
+        }
+        let (id_at_to, other_at_from) = (
+            is(&at_to, id, &self.replaced),
+            other.is_some_and(|other| is(&at_from, other, &self.replaced)),
+        );
+        if id_at_to && other_at_from {
+            self.step("move back", &as_path(&from_path))?;
+            let done = sys::rename(&b, &a, libc::RENAME_EXCHANGE);
+            return on(done, "move back", &from_path);
+        }
+        if id_at_to {
+            return self.move_back(&to_path, &from_path, at_from, last);
+        }
+        if other_at_from {
+            // Half of an exchange: what was made since is gone since.
+            return self.move_back(&from_path, &to_path, at_to, last);
+        }
+        let made = |id: &Id| current.born.contains_key(id);
+        if other.is_some_and(|other| is(&at_to, other, &self.replaced))
+            || made(id) && other.is_none_or(made)
+        {
+            return Ok(());
+        }
+        if self.findings.keep.contains(id) {
+            return Ok(());
+        }
+        let (id, back) = match other {
+            Some(other) if made(id) => (other, &to_path),
+            _ => (id, &from_path),
+        };
+        if let Some(link) = self.find_kept(id) {
+            self.clear(back, last)?;
+            self.step("put back", &as_path(back))?;
+            return on(sys::link(&c(&link)?, &c(back)?), "put back", back);
+        }
+        self.lost::<()>(&to_path, *id).map(drop)
+    }
+
+    fn move_back(
+        &mut self,
+        from: &[u8],
+        to: &[u8],
+        present: Option<Stat>,
+        last: bool,
+    ) -> Result<(), UndoError> {
+        if let Some(present) = present
+            && !self.remove(to, &present, last)?
+        {
+            return Ok(());
+        }
+        self.step("move back", &as_path(to))?;
+        on(sys::rename(&c(from)?, &c(to)?, 0), "move back", to)
+    }
+}

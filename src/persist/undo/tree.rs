@@ -1,0 +1,175 @@
+//! Removing what was made since, putting aside what is somebody else's, making anew
+//! what is gone.
+
+use super::apply::{Current, Undoer, as_path, c, on};
+use super::{ForeignFile, UndoError, failed};
+use crate::config::Foreign;
+use crate::persist::sys::{self, CPath, Sys};
+use crate::persist::table::{self, Name, Xattrs};
+use crate::persist::{Id, Stat};
+use std::os::unix::ffi::OsStrExt;
+
+/// The clock of files and the helper's rounds may differ by this much.
+pub const MARGIN_NS: i64 = 3_000_000_000;
+
+impl Undoer<'_, '_> {
+    pub fn kept_path(&self, current: &Current, name: &[u8]) -> Vec<u8> {
+        let mut path = table::kept_dir(self.job_dir, current.table.file.seq)
+            .as_os_str()
+            .as_bytes()
+            .to_vec();
+        path.push(b'/');
+        path.extend_from_slice(name);
+        path
+    }
+
+    /// Was this inode made, or modified since the program's last sign of life, by
+    /// somebody else?
+    pub fn is_strange(&self, stat: &Stat) -> bool {
+        !self.known.contains(&stat.id) || stat.is_regular() && self.is_later(stat)
+    }
+
+    /// Modified after the program's last sign of life?
+    pub fn is_later(&self, stat: &Stat) -> bool {
+        self.alive_ns != 0
+            && stat.mtime_ns > self.alive_ns.saturating_add(MARGIN_NS)
+            && !self.options.inherited.contains(&stat.id)
+    }
+
+    /// Removes an inode's name, a directory with all that is in it. What somebody else
+    /// made is put aside, or left: then false. `sure`: it is ours even if unknown.
+    pub fn remove(&mut self, path: &[u8], stat: &Stat, sure: bool) -> Result<bool, UndoError> {
+        if stat.is_dir() {
+            let mut all = true;
+            let names = on(sys::list(&c(path)?), "list", path)?;
+            for name in names {
+                let inner = on(CPath::join(path, &name), "use", path)?;
+                if let Ok(there) = sys::lstat(&inner) {
+                    all &= self.remove(inner.bytes(), &there, false)?;
+                }
+            }
+            if all {
+                self.step("remove", &as_path(path))?;
+                on(sys::rmdir(&c(path)?), "remove", path)?;
+            }
+            return Ok(all);
+        }
+        let kept = self.findings.keep.contains(&stat.id);
+        if kept || !sure && stat.is_regular() && self.is_strange(stat) {
+            if kept || self.options.foreign == Foreign::Keep {
+                if self.findings.keep.insert(stat.id) {
+                    self.found(path, None, "made")?;
+                }
+                return Ok(false);
+            }
+            let aside = self.put_aside(path, stat)?;
+            self.found(path, Some(aside), "made")?;
+        }
+        self.step("remove", &as_path(path))?;
+        on(sys::unlink(&c(path)?), "remove", path)?;
+        Ok(true)
+    }
+
+    fn found(
+        &mut self,
+        path: &[u8],
+        aside: Option<Vec<u8>>,
+        what: &'static str,
+    ) -> Result<(), UndoError> {
+        let file = ForeignFile {
+            path: as_path(path),
+            aside: aside.map(|a| as_path(&a)),
+            what,
+        };
+        if !self.findings.files.contains(&file) {
+            self.findings.files.push(file);
+            self.findings.save(self.job_dir)?;
+        }
+        Ok(())
+    }
+
+    /// Copies a file into `aside/`; doing it again overwrites the copy.
+    pub fn put_aside(&mut self, path: &[u8], stat: &Stat) -> Result<Vec<u8>, UndoError> {
+        let dir = self.job_dir.join("aside");
+        match table::c_path(&dir).and_then(|d| sys::mkdir(&d, 0o700)) {
+            Ok(()) | Err(libc::EEXIST) => {}
+            Err(e) => return Err(failed("make", &dir, e)),
+        }
+        let mut base = path.rsplit(|b| *b == b'/').next().unwrap_or_default();
+        base = base.get(..200).unwrap_or(base);
+        let mut to = dir.as_os_str().as_bytes().to_vec();
+        to.push(b'/');
+        to.extend_from_slice(base);
+        to.extend(format!(".{:x}.{:x}", stat.mtime_ns, stat.id.ino).as_bytes());
+        self.step("save", &as_path(path))?;
+        let copied = (|| {
+            let from = sys::open(&CPath::new(&[path])?, libc::O_RDONLY | libc::O_NONBLOCK, 0)?;
+            copy_to(from.0, &CPath::new(&[&to])?, stat)
+        })();
+        on(copied, "save a copy of", path)?;
+        Ok(to)
+    }
+
+    /// Makes an inode that is gone for good: under a name beside, then moved into
+    /// place, so that its name is there only when all of it is.
+    #[allow(clippy::too_many_arguments)] // what a record says, as it says it
+    pub fn make_anew(
+        &mut self,
+        current: &Current,
+        k: usize,
+        name: &Name,
+        stat: &Stat,
+        source: Option<&[u8]>,
+        target: Option<&[u8]>,
+        xattrs: &Xattrs,
+    ) -> Result<(), UndoError> {
+        let path = name.path();
+        let seq = current.table.file.seq;
+        let beside = format!(".ckpt-undo-{seq}-{k}").into_bytes();
+        let temporary = on(CPath::join(&name.dir_path, &beside), "use", &path)?;
+        self.step("make", &as_path(&path))?;
+        let _ = sys::unlink(&temporary);
+        let _ = sys::rmdir(&temporary);
+        let made = match (source, target) {
+            (Some(source), _) => (|| {
+                let from = sys::open(&CPath::new(&[source])?, libc::O_RDONLY, 0)?;
+                copy_to(from.0, &temporary, stat)
+            })(),
+            (_, Some(target)) => {
+                CPath::new(&[target]).and_then(|target| sys::symlink(&target, &temporary))
+            }
+            _ if stat.is_dir() => sys::mkdir(&temporary, 0o700),
+            _ => sys::mknod(&temporary, stat.mode & libc::S_IFMT | 0o600, stat.rdev),
+        };
+        let made = made.and_then(|()| dress(&temporary, stat, xattrs));
+        let id: Id = on(made, "make", &path)?;
+        self.step("make", &as_path(&path))?;
+        self.replaced.note(stat.id, id)?;
+        self.known.insert(id);
+        self.step("make", &as_path(&path))?;
+        on(sys::rename(&temporary, &c(&path)?, 0), "put back", &path)
+    }
+}
+
+fn copy_to(from: i32, to: &CPath, stat: &Stat) -> Sys<()> {
+    let flags = libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC;
+    let out = sys::open(to, flags, 0o600)?;
+    sys::ftruncate(out.0, stat.size)?;
+    sys::copy_sparse(from, 0, stat.size, out.0, 0)
+}
+
+/// Owner, mode, attributes, times.
+fn dress(path: &CPath, stat: &Stat, xattrs: &Xattrs) -> Sys<Id> {
+    let now = sys::lstat(path)?;
+    if (now.uid, now.gid) != (stat.uid, stat.gid) {
+        sys::chown(path, stat.uid, stat.gid)?;
+    }
+    for (name, value) in xattrs {
+        sys::set_xattr(path, &CPath::new(&[name])?, value)?;
+    }
+    if stat.mode & libc::S_IFMT != libc::S_IFLNK {
+        sys::chmod(path, stat.mode)?;
+    }
+    sys::set_times(path, stat.atime_ns, stat.mtime_ns)?;
+    Ok(now.id)
+}

@@ -1,0 +1,219 @@
+//! Model test of the persistent table: random traces of modifications through the
+//! recorder and the real system calls, checkpoints and recoveries in between; after
+//! each recovery the whole tree must be what it was.
+//!
+//! `CKPT_TEST_SEED` repeats a trace, `CKPT_TEST_OPERATIONS` makes it longer.
+
+#[path = "persist/player.rs"]
+mod player;
+#[path = "persist/tree.rs"]
+mod tree;
+
+use ckpt::persist::undo::{self, Options, UndoError};
+use ckpt::persist::{exclude, table};
+use player::{Player, Rng};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use tree::{Tree, differences, snapshot};
+
+/// The recorder is one per process.
+static ONE: Mutex<()> = Mutex::new(());
+
+fn seed() -> u64 {
+    let given = std::env::var("CKPT_TEST_SEED").ok();
+    given.and_then(|s| s.parse().ok()).unwrap_or_else(|| {
+        let now = std::time::SystemTime::now();
+        let since = now.duration_since(std::time::UNIX_EPOCH).unwrap();
+        since.subsec_nanos().into()
+    })
+}
+
+fn operations(default: u64) -> u64 {
+    let given = std::env::var("CKPT_TEST_OPERATIONS").ok();
+    given.and_then(|s| s.parse().ok()).unwrap_or(default)
+}
+
+struct Place(PathBuf);
+
+impl Place {
+    fn new(parent: &Path, name: &str) -> Place {
+        let path = parent.join(format!("ckpt-model-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        Place(path)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if std::env::var_os("CKPT_TEST_KEEP").is_none() {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+struct Game {
+    root: PathBuf,
+    job: PathBuf,
+    player: Player,
+    rng: Rng,
+    seq: u32,
+    /// Generations that can be gone back to, with what was there then.
+    generations: Vec<(u64, Tree)>,
+    seed: u64,
+}
+
+impl Game {
+    fn new(root: &Path, job: &Path, seed: u64) -> Game {
+        Game {
+            root: root.to_owned(),
+            job: job.to_owned(),
+            player: Player::new(root, seed),
+            rng: Rng(seed.rotate_left(32) | 1),
+            seq: 0,
+            generations: Vec::new(),
+            seed,
+        }
+    }
+
+    fn begin_table(&mut self, base: u64) {
+        self.seq += 1;
+        let prepared = table::create(&self.job, self.seq, base, false).unwrap();
+        table::install(prepared);
+        table::close_previous();
+    }
+
+    fn checkpoint(&mut self) {
+        let generation = self.generations.last().map_or(1, |g| g.0 + 1);
+        self.begin_table(generation);
+        self.generations.push((generation, snapshot(&self.root)));
+        if self.generations.len() > 3 {
+            self.generations.remove(0);
+            let oldest = self.generations[0].0;
+            for old in table::list(&self.job).unwrap() {
+                if old.base < oldest {
+                    table::remove(&self.job, old.seq).unwrap();
+                }
+            }
+        }
+    }
+
+    /// Undoes to a random generation, dying at random steps on the way.
+    fn recover(&mut self, faults: bool) {
+        assert_eq!(table::incomplete_reason(), None, "seed {}", self.seed);
+        let k = self.rng.below(self.generations.len() as u64) as usize;
+        self.generations.truncate(k + 1);
+        let (generation, want) = self.generations[k].clone();
+        loop {
+            let mut left = if faults { self.rng.below(40) } else { u64::MAX };
+            let mut fault = || {
+                left = left.checked_sub(1).ok_or(libc::EIO)?;
+                Ok(())
+            };
+            let mut options = Options {
+                fault: Some(&mut fault),
+                ..Options::default()
+            };
+            match undo::undo(&self.job, generation, &mut options) {
+                Ok(report) => {
+                    assert_eq!(report.foreign, [], "seed {}", self.seed);
+                    break;
+                }
+                Err(UndoError::Failed { errno, .. }) if errno.0 == libc::EIO => {}
+                Err(e) => {
+                    self.dump();
+                    panic!("seed {}: {e}", self.seed)
+                }
+            }
+        }
+        let got = snapshot(&self.root);
+        let wrong = differences(&want, &got);
+        if !wrong.is_empty() {
+            self.dump();
+        }
+        assert!(
+            wrong.is_empty(),
+            "seed {}: generation {generation}:\n{}",
+            self.seed,
+            wrong.join("\n")
+        );
+        self.player.forget_descriptors();
+        self.begin_table(generation);
+    }
+
+    /// For a failed trace: the records, and what is there.
+    fn dump(&self) {
+        for file in table::list(&self.job).unwrap() {
+            let table = table::read(&file.path).unwrap().unwrap();
+            println!(
+                "table {} base {} undone {}",
+                file.seq, file.base, table.undone
+            );
+            for (at, record) in &table.records {
+                println!("{at} {record:?}");
+            }
+        }
+        for entry in snapshot(&self.root).keys() {
+            let path = self.root.join(entry);
+            let meta = std::fs::symlink_metadata(&path).unwrap();
+            let ino = std::os::unix::fs::MetadataExt::ino(&meta);
+            println!("{ino} {}", path.display());
+        }
+    }
+
+    fn run(&mut self, operations: u64, faults: bool) {
+        self.checkpoint();
+        for _ in 0..operations {
+            self.player.step();
+            match self.rng.below(400) {
+                0..=3 => self.checkpoint(),
+                4..=6 => self.recover(faults),
+                _ => {}
+            }
+        }
+        self.recover(faults);
+    }
+}
+
+fn play(files: &Path, store: &Path, name: &str, count: u64, faults: bool) {
+    let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
+    exclude::add_rule(false, b"/dev/shm/*");
+    let seed = seed();
+    println!("{name}: CKPT_TEST_SEED={seed}");
+    let root = Place::new(files, &format!("{name}-files"));
+    let job = Place::new(store, &format!("{name}-job"));
+    Game::new(&root.0, &job.0, seed).run(operations(count), faults);
+}
+
+#[test]
+fn random_traces() {
+    let tmp = std::env::temp_dir();
+    play(&tmp, &tmp, "plain", 20_000, false);
+}
+
+#[test]
+fn recoveries_that_are_cut_short() {
+    let tmp = std::env::temp_dir();
+    play(&tmp, &tmp, "faults", 10_000, true);
+}
+
+#[test]
+fn a_store_on_another_file_system() {
+    let shm = Path::new("/dev/shm");
+    let tmp = std::env::temp_dir();
+    if !shm.is_dir() {
+        println!("NOT RUN: there is no second file system");
+        return;
+    }
+    play(&tmp, shm, "copies", 10_000, true);
+}
+
+#[test]
+fn files_on_tmpfs() {
+    let shm = Path::new("/dev/shm");
+    if !shm.is_dir() {
+        println!("NOT RUN: there is no tmpfs");
+        return;
+    }
+    play(shm, shm, "tmpfs", 10_000, true);
+}
