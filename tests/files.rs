@@ -152,6 +152,7 @@ files! {
     records = pattern("records");
     mapped = pattern("mapped");
     header = pattern("header");
+    unlinked = pattern("unlinked");
     fstream = Program::guest("files_fstream");
     bufwriter = Program::guest("files_bufwriter");
     python = Program::guest("files_python.py");

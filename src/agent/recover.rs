@@ -71,7 +71,7 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
         ))
     };
     // Before anything is done to a file.
-    if let Err(error) = restore::check::check(&member.image.manifest) {
+    if let Err(error) = restore::check::machine(&member.image.manifest) {
         start::give_up(format_args!(
             "cannot restore job {name}, generation {generation}: {error}"
         ));

@@ -107,7 +107,11 @@ fn tables(job: &Job<RawFs>) -> anyhow::Result<Vec<(String, u64, Option<String>)>
     let mut list = Vec::new();
     for file in table::list(&job.dir)? {
         let size = std::fs::metadata(&file.path).map_or(0, |m| m.len());
-        let reason = table::read(&file.path).err().map(|e| e.to_string());
+        let reason = match table::read(&file.path) {
+            Ok(Some(_)) => None,
+            Ok(None) => Some("it cannot be read".to_owned()),
+            Err(error) => Some(error.to_string()),
+        };
         let name = file.path.file_name().unwrap_or_default();
         list.push((name.to_string_lossy().into_owned(), size, reason));
     }

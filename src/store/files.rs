@@ -35,6 +35,7 @@ impl Job<RawFs> {
                 table::remove(&self.dir, file.seq)?;
             }
         }
+        table::remove_leftovers(&self.dir)?;
         stream::remove_unused(&self.dir, &generations)
     }
 

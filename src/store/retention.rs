@@ -28,6 +28,9 @@ pub fn plan(records: &[&GenerationRecord], keep: u32, valid: Option<u64>) -> Vec
         .map(|r| r.generation)
         .collect();
     kept.extend(valid);
+    // One whose files can go back is worth more than newer ones whose files cannot.
+    let whole = records.iter().rev().find(|r| r.files.incomplete.is_none());
+    kept.extend(whole.map(|r| r.generation));
     // Increments need their parents, down to a full one.
     let mut at = 0;
     while at < kept.len() {
@@ -171,6 +174,15 @@ mod tests {
         assert_eq!(going(&records, 9, None), [] as [u64; 0]);
         // The latest valid one is older than the newest two.
         assert_eq!(going(&records, 2, Some(2)), [1, 3]);
+    }
+
+    #[test]
+    fn the_last_with_whole_files_stays() {
+        let mut records: Vec<_> = (1..=5).map(|g| record(g, None)).collect();
+        for record in &mut records[2..] {
+            record.files.incomplete = Some("no space".into());
+        }
+        assert_eq!(going(&records, 2, Some(5)), [1, 3]);
     }
 
     #[test]

@@ -351,6 +351,44 @@ static void header(long round)
     CHECK(lseek(1, end, SEEK_SET) == end);
 }
 
+/* Files that have lost their name while they are open: at once (tmpfile), and later. */
+static void unlinked(long round)
+{
+    static FILE *nameless;
+    static int fd = -1;
+    static long sum, held;
+    char line[128], is[128];
+    if (!nameless)
+        CHECK((nameless = tmpfile()) != NULL);
+    CHECK(fseek(nameless, 0, SEEK_SET) == 0);
+    if (round > 0) {
+        CHECK(fgets(line, sizeof line, nameless) != NULL);
+        CHECK_EQ(atol(line), sum);
+        CHECK(fseek(nameless, 0, SEEK_SET) == 0);
+    }
+    sum += round;
+    CHECK(fprintf(nameless, "%ld\n", sum) > 0);
+    CHECK(fflush(nameless) == 0);
+    switch (round % 20) {
+    case 0:
+        if (fd >= 0)
+            close(fd);
+        CHECK((fd = open("passing", O_RDWR | O_CREAT | O_EXCL, 0644)) >= 0);
+        held = 0;
+        break;
+    case 10:
+        CHECK(unlink("passing") == 0);
+        break;
+    }
+    CHECK_EQ(size_of("passing") >= 0, round % 20 < 10);
+    size_t n = record(line, sizeof line, round, 0);
+    CHECK_EQ(pwrite(fd, line, n, held), n);
+    CHECK_EQ(pread(fd, is, n, held), n);
+    CHECK(memcmp(line, is, n) == 0);
+    held += n;
+    CHECK_EQ(lseek(fd, 0, SEEK_END), held);
+}
+
 static const struct {
     const char *name;
     void (*step)(long round);
@@ -370,6 +408,7 @@ static const struct {
     {"records", records},
     {"mapped", mapped},
     {"header", header},
+    {"unlinked", unlinked},
 };
 
 int main(int argc, char **argv)

@@ -59,6 +59,10 @@ impl Beginning {
         }
     }
 
+    pub fn job(&self) -> &Path {
+        &self.job
+    }
+
     /// During the stop, once there is a snapshot: from here on the table counts, whatever
     /// becomes of the snapshot.
     pub fn install(&mut self) {

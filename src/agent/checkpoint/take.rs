@@ -15,6 +15,7 @@ use crate::agent::{callsites, children, hooks, procfs, request, resume, writer};
 use crate::config::SnapshotChoice;
 use crate::image::state::{EntryPoints, FileKind, Manifest};
 use crate::image::writer::ImageWriter;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 
 /// What the stop and the writer have yielded.
@@ -64,7 +65,7 @@ pub(super) fn take(
         stop::release(stopped);
         return Err(CheckpointError::Postponed(HELD.into()));
     }
-    let collected = collect(settings, &stopped);
+    let collected = collect(settings, &stopped, table.job());
     let t2 = now_ns();
     let (manifest, mut plan, mut side, outputs) = match collected {
         Ok(collected) => collected,
@@ -169,7 +170,11 @@ fn has_descriptor(manifest: &Manifest, dev: u64, ino: u64) -> bool {
 
 type Collected = (Manifest, memory::Plan, SideBuffer, Vec<Output>);
 
-fn collect(settings: &Settings, stopped: &Stopped) -> Result<Collected, CheckpointError> {
+fn collect(
+    settings: &Settings,
+    stopped: &Stopped,
+    job: &Path,
+) -> Result<Collected, CheckpointError> {
     let leader = AGENT.real_pid.load(Ordering::Relaxed);
     children::none_alive().map_err(CheckpointError::Postponed)?;
     let first = stopped
@@ -197,6 +202,7 @@ fn collect(settings: &Settings, stopped: &Stopped) -> Result<Collected, Checkpoi
             .map(|&(fd, dev, ino)| InheritedFd { fd, dev, ino })
             .collect(),
         path_hints: Vec::new(),
+        job: job.to_owned(),
     };
     let descriptors = descriptors::collect(&target, &mut side).map_err(refused)?;
     let mut store = settings.store_root.clone();

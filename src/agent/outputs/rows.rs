@@ -47,7 +47,7 @@ fn tables(job: &Path) -> Result<Vec<TableFile>, Problem> {
 
 fn read(file: &TableFile) -> Result<Table, Problem> {
     let table = table::read(&file.path).map_err(|e| e.to_string())?;
-    table.ok_or_else(|| format!("{} is no table", file.path.display()))
+    table.ok_or_else(|| format!("{} is damaged", file.path.display()))
 }
 
 /// The ranges of an inode that the tables `which` say were modified; `None` when they
@@ -77,7 +77,7 @@ fn apply(job: &Path, file: &TableFile, id: Id, stream: &OwnedFd, size: u64) -> R
     if blocks.is_empty() {
         return Ok(());
     }
-    let path = job.join(format!("shadow-{:06}", file.seq));
+    let path = table::shadow_path(job, file.seq);
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let shadow = rustix::fs::open(&path, flags, Mode::empty());
     let mut buffer = vec![0u8; 1 << 16];

@@ -27,11 +27,16 @@ fn leaves_all_files(config: &Config) -> bool {
     config.restore_exclude.iter().any(|glob| glob == b"*")
 }
 
-fn obstacle(job: &Job<RawFs>, record: &GenerationRecord) -> Result<Option<String>, String> {
+/// Why the files cannot be brought to this generation.
+fn obstacle(job: &Job<RawFs>, record: &GenerationRecord, config: &Config) -> Option<String> {
     let generation = record.generation;
-    let obstacle = job.files_obstacle(record).map_err(|e| e.to_string())?;
-    Ok(obstacle
-        .map(|reason| format!("the files of generation {generation} are incomplete: {reason}")))
+    if let Some(reason) = &record.files.incomplete {
+        return Some(format!(
+            "the files of generation {generation} are incomplete: {reason}"
+        ));
+    }
+    let checked = undo::check(&job.dir, generation, &config.restore_exclude);
+    checked.err().map(|error| error.to_string())
 }
 
 /// The generation found, or, where only its files have no table, an older one that has.
@@ -43,13 +48,13 @@ pub fn choose(
     if leaves_all_files(config) {
         return Ok(found);
     }
-    let Some(reason) = obstacle(job, &found.record)? else {
+    let Some(reason) = obstacle(job, &found.record, config) else {
         return Ok(found);
     };
     let older = job.generations().into_iter().rev();
     let older = older.filter(|r| r.generation < found.record.generation);
     for record in older.filter(|_| config.resume == Resume::Auto) {
-        if obstacle(job, record)?.is_none()
+        if obstacle(job, record, config).is_none()
             && let Ok(found) = job.open_generation(record, config.verify)
         {
             let message = format_args!("{reason}; falling back to an older checkpoint");

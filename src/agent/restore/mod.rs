@@ -65,7 +65,8 @@ pub fn restore(
     mut payload: Payload,
 ) -> Result<std::convert::Infallible, RestoreError> {
     let manifest = image.manifest;
-    check::check(&manifest)?;
+    check::machine(&manifest)?;
+    check::files(&manifest)?;
     alone::be_alone();
     raise_nofile(&manifest);
     let same = proxy::become_pid(manifest.process.pid) == proxy::Identity::Same;
