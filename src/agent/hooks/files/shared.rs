@@ -1,21 +1,14 @@
-//! Files that are written through memory (MAP_SHARED): such writes make no call that
-//! could be seen. So the contents below the checkpoint's size are saved when the writing
-//! becomes possible: at the stop for mappings that exist, before mmap or mprotect for those to
-//! come. Where the file system has reflinks that copies nothing; else it costs a copy of
-//! the file's data (holes excepted) per checkpoint.
-//!
-//! [`save_mappings`]: helper thread, world stopped, or the restored helper before the
-//! program's threads run. [`dispatch`]: any thread of the program.
+//! mprotect that makes a shared file mapping writable: what it holds is recorded before.
+//! (Mappings that are writable from the start: `mapped`, and `checkpoint::mapped` for those
+//! that exist when a table begins.) Any thread of the program.
 
 use super::guard::Recording;
-use super::{data, execute, paths};
-use crate::agent::heap;
+use super::{execute, paths};
 use crate::agent::hooks::frame::{CallFrame, Verdict};
 use crate::agent::hooks::maps::{Mapping, Maps};
 use crate::agent::procfs::{OwnFd, read_file};
-use crate::persist::recorder::{self, Session};
-use crate::persist::{Coverage, FileRef, SIZE, TIMES};
-use libc::c_int;
+use crate::persist::FileRef;
+use crate::persist::recorder::Session;
 use std::sync::atomic::{AtomicBool, Ordering::*};
 
 /// A shared file mapping that is read-only now was made: mprotect may make it writable.
@@ -23,23 +16,13 @@ static MAY_BECOME_WRITABLE: AtomicBool = AtomicBool::new(false);
 
 const WRITE: u32 = libc::PROT_WRITE as u32;
 
-/// Saves what every writable shared mapping of a regular file may change.
-///
-/// # Safety
-/// Helper thread, with every thread of the program held.
-pub unsafe fn save_mappings() {
-    // SAFETY: per contract: nobody else uses the agent heap, which the index lives in.
-    unsafe {
-        heap::in_agent_heap(|| {
-            if let Some(mut session) = recorder::enter() {
-                save_range(&mut session, 0, u64::MAX, false);
-            }
-        });
-    }
+/// There is a shared mapping of a file that cannot be written through yet.
+pub fn note_read_only() {
+    MAY_BECOME_WRITABLE.store(true, Relaxed);
 }
 
-/// Saves the files behind the shared mappings in a range: the writable ones, or all of them.
-fn save_range(session: &mut Session, start: u64, end: u64, all: bool) {
+/// Saves the files behind the shared mappings in a range.
+fn save_range(session: &mut Session, start: u64, end: u64) {
     let maps = match read_file(b"/proc/self/maps") {
         Ok(maps) => maps,
         Err(errno) => {
@@ -52,10 +35,6 @@ fn save_range(session: &mut Session, start: u64, end: u64, all: bool) {
             continue;
         };
         if !mapping.shared || mapping.ino == 0 || mapping.end <= start || mapping.start >= end {
-            continue;
-        }
-        if mapping.prot & WRITE == 0 && !all {
-            MAY_BECOME_WRITABLE.store(true, Relaxed);
             continue;
         }
         save_file(session, &mapping, path);
@@ -106,52 +85,17 @@ fn save_file(session: &mut Session, mapping: &Mapping, path: &[u8]) {
         fd: Some(fd.raw()),
         any_fd: Some(fd.raw()),
     };
-    save(session, &file);
+    session.before_write(&file, 0, stat.size);
 }
 
-/// All that a mapping can change: contents below the size, and the time.
-fn save(session: &mut Session, file: &FileRef) {
-    session.before_attributes(file, SIZE | TIMES);
-    let coverage = session.before_write(file, 0, file.stat.size);
-    if coverage != Coverage::Free
-        && let Some(mark) = session.hot(&file.stat.id)
-    {
-        // SAFETY: valid while the table is open.
-        unsafe { mark.write_volatile(1) };
-    }
-}
-
-/// mmap and mprotect; the other memory hooks still get what is forwarded.
+/// The other memory hooks still get what is forwarded.
 pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
-    let [addr, len, prot, flags, fd, _] = f.args;
+    let [addr, len, prot, ..] = f.args;
+    let writable = prot as u32 & WRITE != 0 && MAY_BECOME_WRITABLE.load(Relaxed);
     match f.rax {
-        libc::SYS_mmap => mmap(f, prot as u32, flags as c_int, fd as c_int),
-        libc::SYS_mprotect | libc::SYS_pkey_mprotect
-            if prot as u32 & WRITE != 0 && MAY_BECOME_WRITABLE.load(Relaxed) =>
-        {
-            mprotect(f, addr, len)
-        }
+        libc::SYS_mprotect | libc::SYS_pkey_mprotect if writable => mprotect(f, addr, len),
         _ => None,
     }
-}
-
-fn mmap(f: &mut CallFrame, prot: u32, flags: c_int, fd: c_int) -> Option<Verdict> {
-    let kind = flags & libc::MAP_TYPE;
-    let shared = kind == libc::MAP_SHARED || kind == libc::MAP_SHARED_VALIDATE;
-    if !shared || fd < 0 || flags & libc::MAP_ANONYMOUS != 0 {
-        return None;
-    }
-    let mut recording = Recording::begin()?;
-    // Only what is open for reading and writing can ever be written through a mapping.
-    let open = data::look(&mut recording, fd)?;
-    if prot & WRITE == 0 {
-        MAY_BECOME_WRITABLE.store(true, Relaxed);
-        return None;
-    }
-    save(&mut recording.session, &open.file());
-    f.rax = execute(f);
-    drop(recording);
-    Some(Verdict::Done)
 }
 
 /// Saves the files in the range and makes it writable, without a checkpoint in between.
@@ -176,7 +120,7 @@ fn mprotect(f: &mut CallFrame, addr: u64, len: u64) -> Option<Verdict> {
         return None;
     }
     let mut recording = Recording::begin()?;
-    save_range(&mut recording.session, addr, end, true);
+    save_range(&mut recording.session, addr, end);
     f.rax = execute(f);
     drop(recording);
     Some(Verdict::Done)
