@@ -104,6 +104,10 @@ impl Game {
         let k = self.rng.below(self.generations.len() as u64) as usize;
         self.generations.truncate(k + 1);
         let (generation, want) = self.generations[k].clone();
+        let before = match std::env::var_os("CKPT_TEST_SEED") {
+            Some(_) => self.dump(),
+            None => String::new(),
+        };
         loop {
             let mut left = if faults { self.rng.below(40) } else { u64::MAX };
             let mut fault = || {
@@ -121,7 +125,7 @@ impl Game {
                 }
                 Err(UndoError::Failed { errno, .. }) if errno.0 == libc::EIO => {}
                 Err(e) => {
-                    self.dump();
+                    println!("{before}\nnow {}", self.dump());
                     panic!("seed {}: {e}", self.seed)
                 }
             }
@@ -129,7 +133,7 @@ impl Game {
         let got = snapshot(&self.root);
         let wrong = differences(&want, &got);
         if !wrong.is_empty() {
-            self.dump();
+            println!("{before}\nnow {}", self.dump());
         }
         assert!(
             wrong.is_empty(),
@@ -142,23 +146,22 @@ impl Game {
     }
 
     /// For a failed trace: the records, and what is there.
-    fn dump(&self) {
+    fn dump(&self) -> String {
+        let mut text = String::new();
         for file in table::list(&self.job).unwrap() {
             let table = table::read(&file.path).unwrap().unwrap();
-            println!(
-                "table {} base {} undone {}",
-                file.seq, file.base, table.undone
-            );
+            text += &format!("table {} base {}\n", file.seq, file.base);
             for (at, record) in &table.records {
-                println!("{at} {record:?}");
+                text += &format!("{at} {record:?}\n");
             }
         }
         for entry in snapshot(&self.root).keys() {
             let path = self.root.join(entry);
             let meta = std::fs::symlink_metadata(&path).unwrap();
             let ino = std::os::unix::fs::MetadataExt::ino(&meta);
-            println!("{ino} {}", path.display());
+            text += &format!("{ino} {}\n", path.display());
         }
+        text
     }
 
     fn run(&mut self, operations: u64, faults: bool) {

@@ -174,8 +174,9 @@ impl Session {
         if old.is_some() && missing == 0 && path_known {
             return true;
         }
-        if old.is_none() && file.stat.nlink == 0 {
-            // No name leads to it: it had none at the checkpoint either.
+        if file.stat.nlink == 0 {
+            // No name leads to it: it had none at the checkpoint either, or a copy of
+            // it is kept.
             return false;
         }
         let mut buf = [0u8; sys::PATH_LEN];
@@ -204,7 +205,9 @@ impl Session {
                 (row, slot)
             }
         };
-        if !path_known {
+        // What has no name but a kept link is found by that.
+        let named = !path.is_empty() && !path.ends_with(b" (deleted)");
+        if !path_known && named {
             inner.scratch.begin(TAG_PATH).u32(row).text(path);
             inner.commit();
         }
@@ -215,7 +218,7 @@ impl Session {
         }
         if let Some(row) = inner.index.row_mut(&id) {
             row.which |= missing;
-            row.path_known = true;
+            row.path_known |= named;
         }
         true
     }
@@ -479,7 +482,8 @@ impl Session {
 
     /// Keeps the inode that `name` leads to, if it existed.
     fn gone(&mut self, name: &NameRef, stat: &Stat) {
-        if self.inner.index.is_born(&stat.id) {
+        // A directory that was made since may have been on the way of what was not.
+        if self.inner.index.is_born(&stat.id) && !stat.is_dir() {
             return;
         }
         if let Err(e) = self.try_gone(name, stat) {

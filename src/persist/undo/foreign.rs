@@ -61,18 +61,23 @@ impl Undoer<'_, '_> {
     pub fn foreign_files(&self, tables: &[Table]) -> Vec<(ForeignFile, Stat)> {
         let mut found = Vec::new();
         let mut judged: BTreeSet<Id> = BTreeSet::new();
-        for table in tables {
-            let rows = Rows::of(table.records.iter().map(|(_, record)| record));
-            for info in rows.rows.values() {
-                if !info.stat.is_regular()
-                    || !judged.insert(info.stat.id)
-                    || self.options.inherited.contains(&info.stat.id)
-                    || self.is_excluded(&info.first_path)
-                {
-                    continue;
-                }
-                found.extend(self.judge(table, info));
+        // What a newer table moved is looked for where it was moved to.
+        let mut rows = Rows::default();
+        let begins: Vec<(u32, &Table)> = tables
+            .iter()
+            .rev()
+            .map(|table| (rows.next_table(table), table))
+            .collect();
+        for (row, info) in rows.rows.iter().rev() {
+            if !info.stat.is_regular()
+                || !judged.insert(info.stat.id)
+                || self.options.inherited.contains(&info.stat.id)
+                || self.is_excluded(&info.first_path)
+            {
+                continue;
             }
+            let table = begins.iter().rev().find(|(begin, _)| begin <= row);
+            found.extend(table.and_then(|(_, table)| self.judge(table, info)));
         }
         found
     }

@@ -178,6 +178,7 @@ pub fn undo(
         undoer.step("remove", &table.file.path)?;
         table::remove(job_dir, table.file.seq)?;
     }
+    undoer.replaced.finish();
     state::Findings::remove(job_dir);
     report.foreign = undoer.findings.files;
     report.replaced = undoer.replaced.all();

@@ -5,7 +5,7 @@
 //! is found under the name that it has at the record which is being undone, and, when
 //! all are undone, under its name at the checkpoint.
 
-use crate::persist::table::{Name, Record};
+use crate::persist::table::{Name, Record, Table};
 use crate::persist::{Id, Stat, Which};
 use std::collections::BTreeMap;
 
@@ -39,6 +39,8 @@ pub struct Rows {
     pub rows: BTreeMap<u32, RowInfo>,
     by_id: BTreeMap<Id, u32>,
     by_path: BTreeMap<Vec<u8>, Vec<u32>>,
+    /// Added to the row numbers of the present table.
+    base: u32,
 }
 
 impl Rows {
@@ -49,6 +51,16 @@ impl Rows {
             rows.forward(record);
         }
         rows
+    }
+
+    /// Goes on with the records of the next newer table, whose rows get numbers above
+    /// all others; returns the first of them.
+    pub fn next_table(&mut self, table: &Table) -> u32 {
+        self.base = self.rows.keys().next_back().map_or(0, |last| last + 1);
+        for (_, record) in &table.records {
+            self.forward(record);
+        }
+        self.base
     }
 
     fn set_path(&mut self, row: u32, path: Option<Vec<u8>>) {
@@ -116,11 +128,12 @@ impl Rows {
                 which,
                 stat,
                 path,
-            } => self.inode(*row, *slot, *which, stat, path),
+            } => self.inode(row + self.base, *slot, *which, stat, path),
             Record::Path { row, path } => {
-                if let Some(info) = self.rows.get_mut(row) {
+                let row = row + self.base;
+                if let Some(info) = self.rows.get_mut(&row) {
                     info.before.push(info.path.clone());
-                    self.set_path(*row, Some(path.clone()));
+                    self.set_path(row, Some(path.clone()));
                 }
             }
             Record::Gone { name, stat, .. } | Record::RemovedDir { name, stat, .. } => {

@@ -16,10 +16,65 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// Inodes that were made anew, by their number at the time of the record.
+///
+/// Numbers are used again, so a chain is followed only forward in time, and what an
+/// earlier recovery made anew says nothing of the tables that began after it: the
+/// present undo has entries of its own.
 #[derive(Debug, Default)]
 pub struct Replaced {
+    job: PathBuf,
+    /// Of the present undo.
+    now: Entries,
+    /// Of the life of the job.
+    ever: Entries,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
     path: PathBuf,
-    map: BTreeMap<Id, Id>,
+    /// The last entry of each old number: when, and the new one.
+    map: BTreeMap<Id, (u64, Id)>,
+}
+
+impl Entries {
+    fn load(path: PathBuf) -> Result<Entries, UndoError> {
+        let mut map = BTreeMap::new();
+        for (k, entry) in read_file(&path)?.chunks_exact(32).enumerate() {
+            let id = |at| Id {
+                dev: u64_at(entry, at),
+                ino: u64_at(entry, at + 8),
+            };
+            map.insert(id(0), (k as u64 + 1, id(16)));
+        }
+        Ok(Entries { path, map })
+    }
+
+    /// Notes it, on the disk first.
+    fn note(&mut self, old: Id, new: Id) -> Result<(), UndoError> {
+        let note = || {
+            let flags = libc::O_WRONLY | libc::O_CREAT;
+            let fd = sys::open(&c_path(&self.path)?, flags, 0o600)?;
+            // A torn entry of a kill is overwritten.
+            let at = sys::fstat(fd.0)?.size / 32 * 32;
+            let mut e = Encoder::new();
+            e.id(&old).id(&new);
+            sys::pwrite_all(fd.0, e.bytes().ok_or(libc::ENOMEM)?, at)?;
+            Ok(at / 32 + 1)
+        };
+        let when = note().map_err(|e| failed("write", &self.path, e))?;
+        self.map.insert(old, (when, new));
+        Ok(())
+    }
+
+    fn resolve(&self, id: &Id) -> Id {
+        let (mut now, mut when) = (*id, 0);
+        while let Some((then, next)) = self.map.get(&now)
+            && *then > when
+        {
+            (now, when) = (*next, *then);
+        }
+        now
+    }
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
@@ -44,45 +99,22 @@ pub(super) fn read_file(path: &Path) -> Result<Vec<u8>, UndoError> {
 
 impl Replaced {
     pub fn load(job_dir: &Path) -> Result<Replaced, UndoError> {
-        let path = job_dir.join("replaced");
-        let mut map = BTreeMap::new();
-        for entry in read_file(&path)?.chunks_exact(32) {
-            let id = |at| Id {
-                dev: u64_at(entry, at),
-                ino: u64_at(entry, at + 8),
-            };
-            map.insert(id(0), id(16));
-        }
-        Ok(Replaced { path, map })
+        Ok(Replaced {
+            job: job_dir.to_owned(),
+            now: Entries::load(job_dir.join("undo-replaced"))?,
+            ever: Entries::load(job_dir.join("replaced"))?,
+        })
     }
 
     /// Notes, on the disk first, that `old` is about to be `new`.
     pub fn note(&mut self, old: Id, new: Id) -> Result<(), UndoError> {
-        let note = || {
-            let flags = libc::O_WRONLY | libc::O_CREAT;
-            let fd = sys::open(&c_path(&self.path)?, flags, 0o600)?;
-            // A torn entry of a kill is overwritten.
-            let at = sys::fstat(fd.0)?.size / 32 * 32;
-            let mut e = Encoder::new();
-            e.id(&old).id(&new);
-            sys::pwrite_all(fd.0, e.bytes().ok_or(libc::ENOMEM)?, at)
-        };
-        note().map_err(|e| failed("write", &self.path, e))?;
-        self.map.insert(old, new);
-        Ok(())
+        self.ever.note(old, new)?;
+        self.now.note(old, new)
     }
 
-    /// What an inode is now.
+    /// What an inode of the tables is now.
     pub fn resolve(&self, id: &Id) -> Id {
-        let mut now = *id;
-        // A chain never has a ring but by the reuse of numbers.
-        for _ in 0..64 {
-            match self.map.get(&now) {
-                Some(next) if next != id => now = *next,
-                _ => break,
-            }
-        }
-        now
+        self.now.resolve(id)
     }
 
     /// Is `present` the inode that was `wanted`?
@@ -90,12 +122,22 @@ impl Replaced {
         present == wanted || *present == self.resolve(wanted)
     }
 
+    /// For images, which may be older than several recoveries.
     pub fn all(&self) -> BTreeMap<Id, Id> {
-        self.map.keys().map(|id| (*id, self.resolve(id))).collect()
+        let ids = self.ever.map.keys();
+        ids.map(|id| (*id, self.ever.resolve(id))).collect()
     }
 
+    /// What the present undo made.
     pub fn news(&self) -> BTreeSet<Id> {
-        self.map.values().copied().collect()
+        self.now.map.values().map(|(_, new)| *new).collect()
+    }
+
+    /// The undo is done.
+    pub fn finish(&self) {
+        if let Ok(path) = c_path(&self.job.join("undo-replaced")) {
+            let _ = sys::unlink(&path);
+        }
     }
 }
 
