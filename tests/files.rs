@@ -23,16 +23,18 @@ pub fn seconds() -> f64 {
     0.9 + 0.15 * kills() as f64
 }
 
-/// What a directory holds: path -> what there is to compare of it.
+/// What a directory holds: path -> what there is to compare of it. (Link counts are not: the
+/// store may keep links of its own. The names of an inode are.)
 fn tree(base: &Path) -> BTreeMap<String, Entry> {
-    let mut found = BTreeMap::new();
+    let mut found: BTreeMap<String, Entry> = BTreeMap::new();
+    let mut inodes: BTreeMap<u64, Vec<String>> = BTreeMap::new();
     let mut todo = vec![base.to_owned()];
     while let Some(dir) = todo.pop() {
         for entry in std::fs::read_dir(&dir).expect("a directory").flatten() {
             let path = entry.path();
             let name = path.strip_prefix(base).expect("below").to_string_lossy();
             // Standard output is compared by itself.
-            if matches!(&*name, "stdout" | "stderr" | "stdin") {
+            if matches!(&*name, "stdout" | "stderr" | "stdin") || is_random(&name) {
                 continue;
             }
             let meta = path.symlink_metadata().expect("metadata");
@@ -45,21 +47,37 @@ fn tree(base: &Path) -> BTreeMap<String, Entry> {
             } else {
                 std::fs::read(&path).expect("a file")
             };
+            let names: &mut Vec<String> = inodes.entry(meta.ino()).or_default();
+            names.push(name.clone().into_owned());
             let entry = Entry {
                 mode: meta.permissions().mode(),
-                links: meta.nlink(),
+                inode: meta.ino(),
+                names: Vec::new(),
                 content,
             };
             found.insert(name.into_owned(), entry);
         }
     }
+    for entry in found.values_mut() {
+        entry.names.clone_from(&inodes[&entry.inode]);
+        entry.names.sort();
+        entry.inode = 0;
+    }
     found
+}
+
+/// SQLite puts random numbers into these; what they mean is in the database.
+fn is_random(name: &str) -> bool {
+    ["-journal", "-wal", "-shm"]
+        .iter()
+        .any(|end| name.ends_with(end))
 }
 
 #[derive(PartialEq)]
 struct Entry {
     mode: u32,
-    links: u64,
+    inode: u64,
+    names: Vec<String>,
     content: Vec<u8>,
 }
 
@@ -83,8 +101,8 @@ pub fn compare_files(trial: &mut Trial) {
                 )
             }
             (Some(a), Some(b)) => format!(
-                "has mode {:o} and {} links, not {:o} and {}",
-                b.mode, b.links, a.mode, a.links
+                "has mode {:o} and names {:?}, not {:o} and {:?}",
+                b.mode, b.names, a.mode, a.names
             ),
             (None, None) => continue,
         };

@@ -5,6 +5,7 @@
 //! previous generation the latest and the program running.
 
 pub mod files;
+pub mod mapped;
 mod take;
 
 use crate::agent::collect::identity;

@@ -8,6 +8,7 @@
 
 use crate::agent::callsites::restart::{self, Clock};
 use crate::agent::checkpoint::files;
+use crate::agent::checkpoint::mapped::{self, Mapping};
 use crate::agent::collect::signals::{put_back, put_back_own};
 use crate::agent::collect::threads::{SCHED_ATTR_SIZE, SCHED_FLAG_RESET_ON_FORK, SchedAttr};
 use crate::agent::hooks;
@@ -90,6 +91,8 @@ pub struct Payload {
     pub job_key: Vec<u8>,
     pub store_root: Vec<u8>,
     pub generation: u64,
+    /// Parts of files that memory maps shared and writable.
+    pub shared: Vec<Mapping>,
     /// Descriptors that the new process was started with: (fd, dev, ino).
     pub inherited: Vec<(i32, u64, u64)>,
     /// CLOCK_MONOTONIC at the constructor's start, for the log.
@@ -112,6 +115,7 @@ impl Payload {
         self.timers = manifest.timers.clone();
         self.process = manifest.process.clone();
         self.process.auxv.clear();
+        self.shared = mapped::of(manifest.memory.vmas.iter());
     }
 
     /// Remembers which file the lazy ranges map.
@@ -371,7 +375,7 @@ fn begin_table(payload: &Payload) {
         return;
     };
     let job = std::path::Path::new(std::ffi::OsStr::from_bytes(&payload.job_dir));
-    if let Err(reason) = files::resume(job, payload.generation, &settings.config) {
+    if let Err(reason) = files::resume(job, payload.generation, &settings.config, &payload.shared) {
         start::give_up(format_args!("cannot go on from the checkpoint: {reason}"));
     }
 }

@@ -2,6 +2,7 @@
 //! the program's outputs. Helper thread; [`Beginning::install`] while the program is stopped, [`resume`] before
 //! the threads of a restored program run.
 
+use super::mapped::{self, Mapping};
 use crate::agent::outputs::keep::{Output, Streams};
 use crate::agent::{hooks, log};
 use crate::config::{Config, Sync};
@@ -65,10 +66,11 @@ impl Beginning {
 
     /// During the stop, once there is a snapshot: from here on the table counts, whatever
     /// becomes of the snapshot.
-    pub fn install(&mut self) {
+    pub fn install(&mut self, mapped: &[Mapping]) {
         if let Some(prepared) = self.prepared.take() {
             table::install(prepared);
             hooks::files::arm();
+            mapped::record(mapped);
             self.installed = true;
         }
     }
@@ -119,12 +121,18 @@ pub fn prune(job: &Job<RawFs>) {
 
 /// In the restored helper, before the program's threads run: the table that leads back
 /// to the generation once more.
-pub fn resume(job: &Path, generation: u64, config: &Config) -> Result<(), String> {
+pub fn resume(
+    job: &Path,
+    generation: u64,
+    config: &Config,
+    mapped: &[Mapping],
+) -> Result<(), String> {
     let number = next_number(job)?;
     let prepared =
         table::create(job, number, generation, power(config)).map_err(|e| e.to_string())?;
     table::install(prepared);
     hooks::files::arm();
+    mapped::record(mapped);
     Ok(())
 }
 

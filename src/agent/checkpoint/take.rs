@@ -2,7 +2,7 @@
 //! by the worker with the files of the new generation at hand.
 
 use super::files::Beginning;
-use super::{CheckpointError, refused, store_error};
+use super::{CheckpointError, mapped, refused, store_error};
 use crate::agent::collect::descriptors::{self, InheritedFd, Target};
 use crate::agent::collect::{identity, memory, process, signals, threads, timers};
 use crate::agent::outputs::keep::{self, Output};
@@ -91,6 +91,7 @@ pub(super) fn take(
     let mut manifest = manifest;
     manifest.stop_phases_us = phases;
 
+    let mapped = mapped::of(plan.pieces.iter().map(|piece| &piece.vma));
     let forked = if settings.config.snapshot == SnapshotChoice::Copy {
         None
     } else {
@@ -108,7 +109,7 @@ pub(super) fn take(
     };
     let (outcome, name, t3, t4) = match forked {
         Some(child) => {
-            table.install();
+            table.install(&mapped);
             let t3 = now_ns();
             stop::release(stopped);
             let t4 = now_ns();
@@ -125,7 +126,7 @@ pub(super) fn take(
             let image = ImageWriter::new(file, generation);
             let result = snapshot::write(image, manifest, plan, side.bytes(), false, true);
             if result.is_ok() {
-                table.install();
+                table.install(&mapped);
             }
             let t3 = now_ns();
             stop::release(stopped);

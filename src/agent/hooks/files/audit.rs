@@ -81,6 +81,8 @@ fn counts(f: &CallFrame) -> bool {
             open::arguments(f).is_some_and(|(_, _, flags, _)| open::modifies(flags))
         }
         libc::SYS_ioctl => f.args[1] as u32 & 0xff00 == 0x9400,
+        // What a mapping modifies is no call.
+        libc::SYS_mmap => false,
         nr => MODIFYING.iter().any(|&(modifying, _)| modifying == nr),
     }
 }

@@ -13,6 +13,7 @@
 //! | [`paths`] | paths and names as the recorder wants them |
 //! | [`open`] | open, creat, openat, openat2 |
 //! | [`data`], [`copies`] | what changes contents and sizes through descriptors and paths |
+//! | [`mapped`] | mmap, shared and writable |
 //! | [`tree`] | what creates, removes and moves names |
 //! | [`attributes`] | modes, owners, times, extended attributes |
 //! | [`cache`], [`descriptors`] | which descriptors need no look, and what ends that knowledge |
@@ -29,6 +30,7 @@ pub mod copies;
 pub mod data;
 pub mod descriptors;
 pub mod guard;
+pub mod mapped;
 pub mod open;
 pub mod paths;
 pub mod saved;
@@ -93,6 +95,7 @@ pub const MODIFYING: &[(c_long, Fast)] = &[
     (libc::SYS_removexattr, Fast::Nothing),
     (libc::SYS_lremovexattr, Fast::Nothing),
     (libc::SYS_fremovexattr, Fast::Nothing),
+    (libc::SYS_mmap, Fast::Nothing),
 ];
 
 /// What ends knowledge about descriptors.
@@ -211,6 +214,7 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
     open::dispatch(f)
         .or_else(|| data::dispatch(f))
         .or_else(|| copies::dispatch(f))
+        .or_else(|| mapped::dispatch(f))
         .or_else(|| tree::dispatch(f))
         .or_else(|| attributes::dispatch(f))
 }
