@@ -7,7 +7,6 @@
 use super::{Id, Which};
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 pub const BLOCK: u64 = 4096;
 /// Blocks in one piece of a bitmap.
@@ -57,52 +56,6 @@ type State = BuildHasherDefault<Mix>;
 pub type Map<K, V> = HashMap<K, V, State>;
 type Set<K> = HashSet<K, State>;
 
-/// Larger files than this (in blocks: 256 GiB) have no flat map.
-const FLAT_MOST: u64 = 1 << 26;
-
-/// Which blocks below the checkpoint's size are saved, a bit each: for a look without the
-/// recorder's lock. It lives until the index is cleared, that is, until a new table has
-/// begun and a hook runs: whoever looks holds `InHook` and checks the table's number.
-#[derive(Debug)]
-pub struct Flat {
-    size0: u64,
-    words: Box<[AtomicU64]>,
-}
-
-impl Flat {
-    fn new(size0: u64) -> Option<Box<Flat>> {
-        let count = size0.div_ceil(BLOCK);
-        if count == 0 || count > FLAT_MOST {
-            return None;
-        }
-        let mut words = Vec::new();
-        let len = count.div_ceil(64) as usize;
-        words.try_reserve_exact(len).ok()?;
-        words.resize_with(len, || AtomicU64::new(0));
-        Some(Box::new(Flat {
-            size0,
-            words: words.into_boxed_slice(),
-        }))
-    }
-
-    fn mark(&self, block: u64) {
-        if let Some(word) = self.words.get((block / 64) as usize) {
-            word.fetch_or(1 << (block % 64), Relaxed);
-        }
-    }
-
-    /// Do bytes `start..end` lie below the checkpoint's size and in saved blocks?
-    pub fn covers(&self, start: u64, end: u64) -> bool {
-        if start >= end || end > self.size0 {
-            return false;
-        }
-        (start / BLOCK..end.div_ceil(BLOCK)).all(|block| {
-            let word = self.words.get((block / 64) as usize);
-            word.is_some_and(|word| word.load(Relaxed) & (1 << (block % 64)) != 0)
-        })
-    }
-}
-
 /// What is known of one inode.
 #[derive(Debug)]
 pub enum Node {
@@ -129,7 +82,6 @@ pub struct Row {
     pub all: bool,
     saved: u64,
     blocks: Map<u64, [u64; (PIECE / 64) as usize]>,
-    flat: Option<Box<Flat>>,
     xattrs: Vec<Box<[u8]>>,
 }
 
@@ -144,7 +96,6 @@ impl Row {
             all: size0 == 0,
             saved: 0,
             blocks: Map::with_hasher(State::new()),
-            flat: None,
             xattrs: Vec::new(),
         }
     }
@@ -176,9 +127,6 @@ impl Row {
             self.set_all();
             return;
         }
-        if self.flat.is_none() {
-            self.flat = Flat::new(self.size0);
-        }
         let mut block = from;
         while block < to {
             let end = to.min((block / PIECE + 1) * PIECE);
@@ -192,20 +140,12 @@ impl Row {
                     self.saved += u64::from(*word & bit == 0);
                     *word |= bit;
                 }
-                if let Some(flat) = &self.flat {
-                    flat.mark(b);
-                }
             }
             block = end;
         }
         if self.saved >= count {
             self.set_all();
         }
-    }
-
-    /// The saved blocks, for looks without the lock.
-    pub fn flat(&self) -> Option<&Flat> {
-        self.flat.as_deref()
     }
 
     fn set_all(&mut self) {
@@ -306,10 +246,6 @@ mod tests {
         let mut row = Row::new(0, 0, 2000 * BLOCK + 1);
         assert_eq!(row.unsaved(3, 9), Some((3, 9)));
         row.mark(5, 7);
-        let flat = row.flat().unwrap();
-        assert!(flat.covers(5 * BLOCK, 7 * BLOCK) && flat.covers(6 * BLOCK + 1, 7 * BLOCK - 1));
-        assert!(!flat.covers(5 * BLOCK, 7 * BLOCK + 1) && !flat.covers(5 * BLOCK - 1, 6 * BLOCK));
-        assert!(!flat.covers(6 * BLOCK, 6 * BLOCK));
         assert_eq!(row.unsaved(3, 9), Some((3, 5)));
         assert_eq!(row.unsaved(5, 9), Some((7, 9)));
         assert_eq!(row.unsaved(5, 7), None);

@@ -21,7 +21,7 @@
 pub mod diff;
 pub mod exclude;
 pub mod format;
-pub mod index;
+mod index;
 pub mod kept;
 mod lock;
 pub mod recorder;

@@ -596,16 +596,6 @@ impl Session {
         self.inner.writer.hot(slot)
     }
 
-    /// The saved blocks of this inode, for looks without the lock; valid as long as this
-    /// table is open.
-    pub fn flat(&self, id: &Id) -> Option<*const super::index::Flat> {
-        self.inner
-            .index
-            .row(id)?
-            .flat()
-            .map(|flat| flat as *const _)
-    }
-
     /// Something cannot be recorded: the table will not lead back any more. `reason`
     /// is a clause for people, as "/a/b: no space left".
     pub fn incomplete(&mut self, reason: &[u8]) {

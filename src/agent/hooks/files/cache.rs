@@ -7,8 +7,8 @@
 //! `Recording`. A program that writes to a descriptor in one thread while another closes that
 //! very number, unsynchronised, may leave an entry behind: it has no way to know what it writes to.
 
+use super::saved::Map;
 use crate::agent::state::AGENT;
-use crate::persist::index::Flat;
 use ckpt_sys::callsite::{FD_CACHE, fd_changes, fd_entry, table_word};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering::*};
 
@@ -34,44 +34,6 @@ static SEPARATE: AtomicBool = AtomicBool::new(false);
 /// Entries from here on are unused.
 static END: AtomicUsize = AtomicUsize::new(0);
 
-/// The saved blocks of the file behind a descriptor with KNOWN; valid with its entry.
-static SAVED: [AtomicPtr<Flat>; FD_CACHE] =
-    [const { AtomicPtr::new(std::ptr::null_mut()) }; FD_CACHE];
-
-/// Notes where the saved blocks of the file behind `fd` stand; before [`set`].
-pub fn set_saved(fd: i32, saved: Option<*const Flat>) {
-    if let Some(place) = usize::try_from(fd).ok().and_then(|fd| SAVED.get(fd)) {
-        place.store(saved.unwrap_or(std::ptr::null()).cast_mut(), Release);
-    }
-}
-
-/// Are bytes `start..end` of the file behind `fd` saved already? Then the inode has its
-/// mark, too. Under `InHook`: no table begins meanwhile.
-pub fn is_saved(fd: i32, start: u64, end: u64) -> bool {
-    if flags(fd) & KNOWN == 0 {
-        return false;
-    }
-    let Ok(index) = usize::try_from(fd) else {
-        return false;
-    };
-    let (Some(place), Some((state, hot))) = (SAVED.get(index), fd_entry(index)) else {
-        return false;
-    };
-    let saved = place.load(Acquire);
-    // SAFETY: of the present table, whose index is not cleared under `InHook`.
-    if saved.is_null() || !unsafe { (*saved).covers(start, end) } {
-        return false;
-    }
-    let mark = hot.load(Relaxed);
-    // The entry may have been another one's a moment ago.
-    if mark.is_null() || state.load(Acquire) ^ table_word().load(Relaxed) > FLAGS {
-        return false;
-    }
-    // SAFETY: the mapped word of an inode of the present table, or NO_MARK.
-    unsafe { mark.write_volatile(1) };
-    true
-}
-
 /// A table has begun (or, with 0, none is open): all entries are void. World stopped.
 pub fn begin(number: u32) {
     table_word().store(number << SHIFT, Relaxed);
@@ -93,9 +55,35 @@ pub fn stamp() -> u32 {
     fd_changes().load(Acquire)
 }
 
+/// The saved blocks of the inodes behind descriptors; valid where the entry has [`KNOWN`].
+static MAPS: [AtomicPtr<Map>; FD_CACHE] =
+    [const { AtomicPtr::new(std::ptr::null_mut()) }; FD_CACHE];
+
+/// What is saved of the inode behind `fd`, and where a write leaves its mark. To be called, and
+/// its result used, inside an `InHook`.
+pub fn saved(fd: i32) -> Option<(&'static Map, &'static AtomicU32)> {
+    if flags(fd) & KNOWN == 0 {
+        return None;
+    }
+    let index = usize::try_from(fd).ok()?;
+    let map = MAPS.get(index)?.load(Acquire);
+    let mark = fd_entry(index)?.1.load(Relaxed);
+    if map.is_null() || mark.is_null() || flags(fd) & KNOWN == 0 {
+        return None;
+    }
+    // SAFETY: set for the open table, and both live as long as that, which is no
+    // shorter than the caller's `InHook`.
+    Some(unsafe { (&*map, AtomicU32::from_ptr(mark)) })
+}
+
 /// Notes what is known of `fd`; `mark` is the inode's, where writes that pass by leave
 /// word. Inside a `Recording`.
 pub fn set(fd: i32, flags: u32, mark: Option<*mut u32>, stamp: u32) {
+    set_with_map(fd, flags, mark, std::ptr::null(), stamp);
+}
+
+/// The same, with the inode's saved blocks.
+pub fn set_with_map(fd: i32, flags: u32, mark: Option<*mut u32>, map: *const Map, stamp: u32) {
     let word = table_word().load(Relaxed);
     // Without the net a close would not be seen.
     if word == 0 || !AGENT.net_installed.load(Relaxed) || SEPARATE.load(Relaxed) {
@@ -113,6 +101,9 @@ pub fn set(fd: i32, flags: u32, mark: Option<*mut u32>, stamp: u32) {
         flags
     };
     hot.store(mark.unwrap_or(NO_MARK.as_ptr()), Relaxed);
+    if let Some(place) = MAPS.get(index) {
+        place.store(map.cast_mut(), Release);
+    }
     END.fetch_max(index + 1, Relaxed);
     if fd_changes().load(Acquire) == stamp {
         state.store(word | (flags & FLAGS), SeqCst);

@@ -18,6 +18,7 @@
 //! | [`shared`] | mprotect that makes such a mapping writable |
 //! | [`attributes`] | modes, owners, times, extended attributes |
 //! | [`cache`], [`descriptors`] | which descriptors need no look, and what ends that knowledge |
+//! | [`saved`] | which blocks are saved already |
 //! | [`audit`] | counting calls, for tests |
 //!
 //! The calls are marked in stage 1's table by [`arm`], which is called while the world is
@@ -33,11 +34,9 @@ pub mod guard;
 pub mod mapped;
 pub mod open;
 pub mod paths;
+pub mod saved;
 pub mod shared;
 pub mod tree;
-
-#[cfg(test)]
-mod tests;
 
 use super::frame::{CallFrame, Verdict};
 use crate::agent::callsites::HOOKED;
