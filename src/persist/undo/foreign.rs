@@ -58,7 +58,7 @@ impl Undoer<'_, '_> {
     }
 
     /// All files that are not as the program left them, as they are now.
-    pub fn foreign_files(&self, tables: &[Table]) -> Vec<(ForeignFile, Stat)> {
+    pub fn foreign_files(&mut self, tables: &[Table]) -> Vec<(ForeignFile, Stat)> {
         let mut found = Vec::new();
         let mut judged: BTreeSet<Id> = BTreeSet::new();
         // What a newer table moved is looked for where it was moved to.
@@ -77,7 +77,10 @@ impl Undoer<'_, '_> {
                 continue;
             }
             let table = begins.iter().rev().find(|(begin, _)| begin <= row);
-            found.extend(table.and_then(|(_, table)| self.judge(table, info)));
+            if let Some((_, table)) = table {
+                self.replaced.table = u64::from(table.file.seq);
+                found.extend(self.judge(table, info));
+            }
         }
         found
     }

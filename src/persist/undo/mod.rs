@@ -171,17 +171,20 @@ pub fn undo(
     if tables.iter().any(|t| !t.records.is_empty()) {
         undoer.look_for_foreign(&tables)?;
     }
+    if let Some(oldest) = tables.last() {
+        undoer.replaced.note_base(to_generation, oldest.file.seq)?;
+    }
     let mut report = Report::default();
     for table in &mut tables {
+        undoer.replaced.table = u64::from(table.file.seq);
         report.records += undoer.table(table)?;
         report.tables += 1;
         undoer.step("remove", &table.file.path)?;
         table::remove(job_dir, table.file.seq)?;
     }
-    undoer.replaced.finish();
     state::Findings::remove(job_dir);
     report.foreign = undoer.findings.files;
-    report.replaced = undoer.replaced.all();
+    report.replaced = undoer.replaced.all(to_generation);
     Ok(report)
 }
 

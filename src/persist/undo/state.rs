@@ -15,74 +15,31 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// Inodes that were made anew, by their number at the time of the record.
+/// Inodes that were made anew, each with the table whose undo made it.
 ///
-/// Numbers are used again, so a chain is followed only forward in time, and what an
-/// earlier recovery made anew says nothing of the tables that began after it: the
-/// present undo has entries of its own.
+/// Numbers are used again, so a number means something only together with a table:
+/// what a record of table T calls N was first made anew by the undo of the first table
+/// from T on that says so, and a chain goes on from older to newer tables only.
 #[derive(Debug, Default)]
 pub struct Replaced {
-    job: PathBuf,
-    /// Of the present undo.
-    now: Entries,
-    /// Of the life of the job.
-    ever: Entries,
-}
-
-#[derive(Debug, Default)]
-struct Entries {
     path: PathBuf,
-    /// The last entry of each old number: when, and the new one.
-    map: BTreeMap<Id, (u64, Id)>,
+    bases: PathBuf,
+    map: BTreeMap<Id, BTreeMap<u64, Id>>,
+    /// The first table after each generation that was gone back to.
+    first: BTreeMap<u64, u64>,
+    /// The table that is being undone.
+    pub table: u64,
 }
 
-impl Entries {
-    fn load(path: PathBuf) -> Result<Entries, UndoError> {
-        let mut map = BTreeMap::new();
-        for (k, entry) in read_file(&path)?.chunks_exact(32).enumerate() {
-            let id = |at| Id {
-                dev: u64_at(entry, at),
-                ino: u64_at(entry, at + 8),
-            };
-            map.insert(id(0), (k as u64 + 1, id(16)));
-        }
-        Ok(Entries { path, map })
-    }
-
-    /// Notes it, on the disk first.
-    fn note(&mut self, old: Id, new: Id) -> Result<(), UndoError> {
-        let note = || {
-            let flags = libc::O_WRONLY | libc::O_CREAT;
-            let fd = sys::open(&c_path(&self.path)?, flags, 0o600)?;
-            // A torn entry of a kill is overwritten.
-            let at = sys::fstat(fd.0)?.size / 32 * 32;
-            let mut e = Encoder::new();
-            e.id(&old).id(&new);
-            sys::pwrite_all(fd.0, e.bytes().ok_or(libc::ENOMEM)?, at)?;
-            Ok(at / 32 + 1)
-        };
-        let when = note().map_err(|e| failed("write", &self.path, e))?;
-        self.map.insert(old, (when, new));
-        Ok(())
-    }
-
-    fn resolve(&self, id: &Id) -> Id {
-        let (mut now, mut when) = (*id, 0);
-        while let Some((then, next)) = self.map.get(&now)
-            && *then > when
-        {
-            (now, when) = (*next, *then);
-        }
-        now
-    }
-}
+/// Old number, new number, the table's.
+const ENTRY: usize = 40;
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let eight = bytes.get(at..at + 8).and_then(|b| b.try_into().ok());
     u64::from_le_bytes(eight.unwrap_or_default())
 }
 
-pub(super) fn read_file(path: &Path) -> Result<Vec<u8>, UndoError> {
+fn read_file(path: &Path) -> Result<Vec<u8>, UndoError> {
     let read = || {
         let fd = sys::open(&c_path(path)?, libc::O_RDONLY, 0)?;
         let len = sys::fstat(fd.0)?.size as usize;
@@ -97,24 +54,76 @@ pub(super) fn read_file(path: &Path) -> Result<Vec<u8>, UndoError> {
     }
 }
 
+/// Appends an entry; a torn one of a kill is overwritten.
+fn append(path: &Path, entry: &Encoder) -> Result<(), UndoError> {
+    let write = || {
+        let bytes = entry.bytes().ok_or(libc::ENOMEM)?;
+        let flags = libc::O_WRONLY | libc::O_CREAT;
+        let fd = sys::open(&c_path(path)?, flags, 0o600)?;
+        let end = sys::fstat(fd.0)?.size;
+        sys::pwrite_all(fd.0, bytes, end - end % bytes.len() as u64)
+    };
+    write().map_err(|e| failed("write", path, e))
+}
+
 impl Replaced {
     pub fn load(job_dir: &Path) -> Result<Replaced, UndoError> {
-        Ok(Replaced {
-            job: job_dir.to_owned(),
-            now: Entries::load(job_dir.join("undo-replaced"))?,
-            ever: Entries::load(job_dir.join("replaced"))?,
-        })
+        let mut all = Replaced {
+            path: job_dir.join("replaced"),
+            bases: job_dir.join("replaced-from"),
+            ..Replaced::default()
+        };
+        for entry in read_file(&all.path)?.chunks_exact(ENTRY) {
+            let id = |at| Id {
+                dev: u64_at(entry, at),
+                ino: u64_at(entry, at + 8),
+            };
+            let of_id = all.map.entry(id(0)).or_default();
+            of_id.insert(u64_at(entry, 32), id(16));
+        }
+        for entry in read_file(&all.bases)?.chunks_exact(16) {
+            let (generation, table) = (u64_at(entry, 0), u64_at(entry, 8));
+            all.first.entry(generation).or_insert(table);
+        }
+        Ok(all)
     }
 
-    /// Notes, on the disk first, that `old` is about to be `new`.
+    /// Notes which table was the first after a generation; the first time counts.
+    pub fn note_base(&mut self, generation: u64, table: u32) -> Result<(), UndoError> {
+        if !self.first.contains_key(&generation) {
+            let mut e = Encoder::new();
+            e.u64(generation).u64(u64::from(table));
+            append(&self.bases, &e)?;
+            self.first.insert(generation, u64::from(table));
+        }
+        Ok(())
+    }
+
+    /// Notes, on the disk first, that `old` of the table being undone is about to be
+    /// `new`.
     pub fn note(&mut self, old: Id, new: Id) -> Result<(), UndoError> {
-        self.ever.note(old, new)?;
-        self.now.note(old, new)
+        let mut e = Encoder::new();
+        e.id(&old).id(&new).u64(self.table);
+        append(&self.path, &e)?;
+        self.map.entry(old).or_default().insert(self.table, new);
+        Ok(())
     }
 
-    /// What an inode of the tables is now.
+    fn follow(&self, id: &Id, table: u64) -> Id {
+        let (mut now, mut from) = (*id, table);
+        while let Some((then, next)) = self
+            .map
+            .get(&now)
+            .and_then(|entries| entries.range(from..).next())
+        {
+            (now, from) = (*next, then + 1);
+        }
+        now
+    }
+
+    /// What an inode of the table being undone is now.
     pub fn resolve(&self, id: &Id) -> Id {
-        self.now.resolve(id)
+        self.follow(id, self.table)
     }
 
     /// Is `present` the inode that was `wanted`?
@@ -122,22 +131,20 @@ impl Replaced {
         present == wanted || *present == self.resolve(wanted)
     }
 
-    /// For images, which may be older than several recoveries.
-    pub fn all(&self) -> BTreeMap<Id, Id> {
-        let ids = self.ever.map.keys();
-        ids.map(|id| (*id, self.ever.resolve(id))).collect()
+    /// For an image of this generation: what its inodes are now.
+    pub fn all(&self, generation: u64) -> BTreeMap<Id, Id> {
+        let Some(first) = self.first.get(&generation) else {
+            return BTreeMap::new();
+        };
+        let now = |id: &Id| (*id, self.follow(id, *first));
+        let all = self.map.keys().map(now);
+        all.filter(|(old, new)| old != new).collect()
     }
 
-    /// What the present undo made.
+    /// All that was ever made anew.
     pub fn news(&self) -> BTreeSet<Id> {
-        self.now.map.values().map(|(_, new)| *new).collect()
-    }
-
-    /// The undo is done.
-    pub fn finish(&self) {
-        if let Ok(path) = c_path(&self.job.join("undo-replaced")) {
-            let _ = sys::unlink(&path);
-        }
+        let entries = self.map.values().flat_map(BTreeMap::values);
+        entries.copied().collect()
     }
 }
 

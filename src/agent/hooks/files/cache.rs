@@ -7,9 +7,10 @@
 //! `Recording`. A program that writes to a descriptor in one thread while another closes that
 //! very number, unsynchronised, may leave an entry behind: it has no way to know what it writes to.
 
+use super::saved::Map;
 use crate::agent::state::AGENT;
 use ckpt_sys::callsite::{FD_CACHE, fd_changes, fd_entry, table_word};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering::*};
 
 /// No regular file, not open for writing, or left alone.
 pub const PASS: u32 = 1;
@@ -54,9 +55,35 @@ pub fn stamp() -> u32 {
     fd_changes().load(Acquire)
 }
 
+/// The saved blocks of the inodes behind descriptors; valid where the entry has [`KNOWN`].
+static MAPS: [AtomicPtr<Map>; FD_CACHE] =
+    [const { AtomicPtr::new(std::ptr::null_mut()) }; FD_CACHE];
+
+/// What is saved of the inode behind `fd`, and where a write leaves its mark. To be called, and
+/// its result used, inside an `InHook`.
+pub fn saved(fd: i32) -> Option<(&'static Map, &'static AtomicU32)> {
+    if flags(fd) & KNOWN == 0 {
+        return None;
+    }
+    let index = usize::try_from(fd).ok()?;
+    let map = MAPS.get(index)?.load(Acquire);
+    let mark = fd_entry(index)?.1.load(Relaxed);
+    if map.is_null() || mark.is_null() || flags(fd) & KNOWN == 0 {
+        return None;
+    }
+    // SAFETY: set for the open table, and both live as long as that, which is no
+    // shorter than the caller's `InHook`.
+    Some(unsafe { (&*map, AtomicU32::from_ptr(mark)) })
+}
+
 /// Notes what is known of `fd`; `mark` is the inode's, where writes that pass by leave
 /// word. Inside a `Recording`.
 pub fn set(fd: i32, flags: u32, mark: Option<*mut u32>, stamp: u32) {
+    set_with_map(fd, flags, mark, std::ptr::null(), stamp);
+}
+
+/// The same, with the inode's saved blocks.
+pub fn set_with_map(fd: i32, flags: u32, mark: Option<*mut u32>, map: *const Map, stamp: u32) {
     let word = table_word().load(Relaxed);
     // Without the net a close would not be seen.
     if word == 0 || !AGENT.net_installed.load(Relaxed) || SEPARATE.load(Relaxed) {
@@ -74,6 +101,9 @@ pub fn set(fd: i32, flags: u32, mark: Option<*mut u32>, stamp: u32) {
         flags
     };
     hot.store(mark.unwrap_or(NO_MARK.as_ptr()), Relaxed);
+    if let Some(place) = MAPS.get(index) {
+        place.store(map.cast_mut(), Release);
+    }
     END.fetch_max(index + 1, Relaxed);
     if fd_changes().load(Acquire) == stamp {
         state.store(word | (flags & FLAGS), SeqCst);

@@ -1,11 +1,13 @@
 //! Contents and sizes: the write family, truncate, ftruncate, fallocate. Any thread.
 
 use super::guard::Recording;
-use super::{cache, done, execute, paths};
+use super::{cache, done, execute, paths, saved};
 use crate::agent::hooks::frame::{CallFrame, Verdict};
 use crate::agent::hooks::user;
+use crate::agent::state::InHook;
 use crate::persist::{Coverage, FileRef, SIZE, Stat, TIMES};
 use ckpt_sys::syscall;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// A regular file, open for writing, that is not left alone.
 pub struct Open {
@@ -153,7 +155,35 @@ impl Len {
     }
 }
 
+/// A write to blocks that are saved already: nothing to do but to leave word.
+fn is_saved(fd: i32, at: At, len: &Len) -> bool {
+    let _hook = InHook::enter();
+    let Some((map, mark)) = cache::saved(fd) else {
+        return false;
+    };
+    let start = match at {
+        // SAFETY: asks for the position.
+        At::Position => match unsafe { syscall!(libc::SYS_lseek, fd, 0, libc::SEEK_CUR) } {
+            position if position >= 0 => position as u64,
+            _ => return false,
+        },
+        At::Offset(offset) => offset,
+        At::End => return false,
+    };
+    let saved = len
+        .bytes()
+        .is_some_and(|len| map.covers(start, start.saturating_add(len)));
+    if saved {
+        mark.store(1, Relaxed);
+    }
+    saved
+}
+
 fn write(f: &mut CallFrame, fd: i32, at: At, len: Len) -> Option<Verdict> {
+    if is_saved(fd, at, &len) {
+        // Should a checkpoint come before it is executed, it is sent through here again.
+        return Some(Verdict::Forward);
+    }
     let mut recording = Recording::begin()?;
     let open = look(&mut recording, fd)?;
     let len = len.bytes().filter(|&len| len > 0)?;
@@ -169,6 +199,12 @@ fn write(f: &mut CallFrame, fd: i32, at: At, len: Len) -> Option<Verdict> {
         // SAFETY: valid while the table is open, that is, while signals are blocked.
         unsafe { mark.write_volatile(1) };
     }
+    let map = if coverage == Coverage::Partial && !open.append {
+        let end = start.saturating_add(len);
+        saved::note(&mut recording, open.stat.id, open.stat.size, start, end)
+    } else {
+        None
+    };
     let rest = recording.unlock();
     f.rax = execute(f);
     let flags = match (coverage, at) {
@@ -181,7 +217,8 @@ fn write(f: &mut CallFrame, fd: i32, at: At, len: Len) -> Option<Verdict> {
         }
         _ => 0,
     };
-    cache::set(fd, flags | cache::KNOWN, mark, open.stamp);
+    let map = map.unwrap_or(std::ptr::null());
+    cache::set_with_map(fd, flags | cache::KNOWN, mark, map, open.stamp);
     drop(rest);
     Some(Verdict::Done)
 }

@@ -17,6 +17,7 @@
 //! | [`tree`] | what creates, removes and moves names |
 //! | [`attributes`] | modes, owners, times, extended attributes |
 //! | [`cache`], [`descriptors`] | which descriptors need no look, and what ends that knowledge |
+//! | [`saved`] | which blocks are saved already |
 //! | [`audit`] | counting calls, for tests |
 //!
 //! The calls are marked in stage 1's table by [`arm`], which is called while the world is
@@ -32,10 +33,8 @@ pub mod guard;
 pub mod mapped;
 pub mod open;
 pub mod paths;
+pub mod saved;
 pub mod tree;
-
-#[cfg(test)]
-mod tests;
 
 use super::frame::{CallFrame, Verdict};
 use crate::agent::callsites::HOOKED;
