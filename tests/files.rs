@@ -4,6 +4,8 @@
 //!
 //! `CKPT_FILES_KILLS`: kills per program (default 4; scripts/soak does 100).
 
+#[path = "files/choices.rs"]
+mod choices;
 mod common;
 #[path = "files/outputs.rs"]
 mod outputs;

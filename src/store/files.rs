@@ -51,6 +51,19 @@ impl Job<RawFs> {
         stream::remove_unused(&self.dir, &[])
     }
 
+    /// A program that did not recover the job's generations takes it over: what it has done to
+    /// files so far is not known, so they cannot go back to those generations any more.
+    pub fn note_unrecorded(&self) -> Result<(), StoreError> {
+        let generations = self.generations();
+        let Some(newest) = generations.last() else {
+            return Ok(());
+        };
+        let tables = table::list(&self.dir)?;
+        let number = tables.iter().map(|t| t.seq).max().unwrap_or(0) + 1;
+        let reason = "a fresh start (CKPT_RESUME=never) has modified files since";
+        table::create_unrecorded(&self.dir, number, newest.generation, reason)
+    }
+
     /// Before a recovery undoes the tables of generations newer than this one: they cannot
     /// be reached any more as soon as that begins. Their tables stay: they are what is
     /// undone.

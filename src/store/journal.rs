@@ -29,6 +29,7 @@ const REWRITE_AT: usize = 256;
 const REFUSALS_KEPT: usize = 16;
 
 /// What happened to a job.
+#[expect(clippy::large_enum_variant, reason = "most are of the largest kind")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
     /// The generation is committed: from here on it is the latest.

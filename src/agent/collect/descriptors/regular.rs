@@ -136,7 +136,7 @@ fn only_kept(c: &Collector, raw: &Raw) -> bool {
         dev: raw.stat.st_dev,
         ino: raw.stat.st_ino,
     };
-    kept::links_of(&c.target.job, &id) == raw.stat.st_nlink as u64
+    kept::links_of(&c.target.job, &id) == raw.stat.st_nlink
 }
 
 /// `/proc/<own pid>/...` as `/proc/self/...`: the number may be another one in
