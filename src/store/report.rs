@@ -176,7 +176,9 @@ impl Report {
         json.text("tracker", &self.tracker);
         json.text("snapshot", &self.snapshot);
         let files = self.files_incomplete.as_ref();
-        json.optional("files_incomplete", files, |json, reason| json.string(reason));
+        json.optional("files_incomplete", files, |json, reason| {
+            json.string(reason)
+        });
         json.close();
         json.bytes
     }
