@@ -371,7 +371,7 @@ pub fn read(path: &Path) -> Result<Option<Table>, StoreError> {
         undone: wide(&bytes, format::AT_UNDONE),
         checked: word(&bytes, format::AT_CHECKED) != 0,
         // What follows a kill is one record that was being written.
-        damaged: rest.is_some_and(|rest| format::records_follow(rest)),
+        damaged: rest.is_some_and(format::records_follow),
         slots,
         records,
     }))

@@ -158,7 +158,7 @@ impl Player {
         let zero = self.rng.one_in(6);
         let mut byte = self.rng.next();
         let next = |k: usize| {
-            if k % 64 == 0 {
+            if k.is_multiple_of(64) {
                 byte = byte.wrapping_mul(6364136223846793005).wrapping_add(1);
             }
             if zero { 0 } else { (byte >> 32) as u8 }

@@ -86,12 +86,11 @@ impl Undoer<'_, '_> {
             return Ok(());
         }
         let at = c(&path)?;
-        if let Some(present) = look(&at)? {
-            if self.is_same(current, k, &present.id, &stat.id)
-                || !self.remove(&path, &present, false)?
-            {
-                return Ok(());
-            }
+        if let Some(present) = look(&at)?
+            && (self.is_same(current, k, &present.id, &stat.id)
+                || !self.remove(&path, &present, false)?)
+        {
+            return Ok(());
         }
         if let Kept::Link(link) = kept {
             let link = self.kept_path(current, link);
@@ -132,12 +131,11 @@ impl Undoer<'_, '_> {
         if self.is_excluded(&path) {
             return Ok(());
         }
-        if let Some(present) = look(&c(&path)?)? {
-            if self.is_same(current, k, &present.id, &stat.id)
-                || !self.remove(&path, &present, false)?
-            {
-                return Ok(());
-            }
+        if let Some(present) = look(&c(&path)?)?
+            && (self.is_same(current, k, &present.id, &stat.id)
+                || !self.remove(&path, &present, false)?)
+        {
+            return Ok(());
         }
         self.make_anew(current, k, name, stat, None, None, xattrs)
     }

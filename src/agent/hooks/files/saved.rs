@@ -39,6 +39,8 @@ impl Map {
     }
 }
 
+// Boxed: descriptors' entries point at a map while the list grows.
+#[allow(clippy::vec_box)]
 struct Maps {
     table: u32,
     maps: Vec<Box<Map>>,
