@@ -5,8 +5,7 @@ use super::format::{KEPT_COPY, KEPT_LINK, KEPT_NODE, KEPT_SYMLINK};
 use super::shadow::open_same;
 use super::sys::{self, CPath, Sys, point};
 use super::writer::Writer;
-use super::{Id, Stat, table};
-use std::path::Path;
+use super::{Id, Stat};
 
 /// Longest list of names and longest value of extended attributes that is kept with a
 /// copy or a directory.
@@ -25,16 +24,28 @@ pub fn link_name(path: &mut CPath, id: &Id) -> Sys<()> {
     sys::add_id(path, id)
 }
 
-/// How many of the inode's links are ones that the job's tables keep. Helper thread.
-pub fn links_of(job_dir: &Path, id: &Id) -> u64 {
-    let tables = table::list(job_dir).unwrap_or_default();
-    let linked = |seq| {
-        let mut place = table::c_path(&table::kept_dir(job_dir, seq))?;
-        link_name(&mut place, id)?;
-        sys::lstat(&place)
-    };
-    let found = tables.iter().filter_map(|t| linked(t.seq).ok());
-    found.filter(|stat| stat.id == *id).count() as u64
+/// The `kept-` directory, made when it is needed first.
+fn directory(writer: &mut Writer) -> Sys<CPath> {
+    let place = writer.path(b"kept-", writer.number)?;
+    if !writer.kept_made {
+        match sys::mkdir(&place, 0o700) {
+            Ok(()) | Err(libc::EEXIST) => writer.kept_made = true,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(place)
+}
+
+/// Keeps the inode behind a descriptor whose name is removed, but which has another
+/// name, unknown, or a kept link of an older table: an undo finds it by this link.
+pub fn keep_unnamed(writer: &mut Writer, fd: i32, id: &Id) -> Sys<()> {
+    let mut place = directory(writer)?;
+    link_name(&mut place, id)?;
+    point();
+    match sys::link_fd(fd, &place) {
+        Err(libc::EEXIST) => Ok(()),
+        other => other,
+    }
 }
 
 /// Keeps the inode at `path` in the store. `text` is room for a name or a target.
@@ -44,13 +55,7 @@ pub fn keep<'a>(
     stat: &Stat,
     text: &'a mut [u8; sys::PATH_LEN],
 ) -> Sys<Keep<'a>> {
-    let mut place = writer.path(b"kept-", writer.number)?;
-    if !writer.kept_made {
-        match sys::mkdir(&place, 0o700) {
-            Ok(()) | Err(libc::EEXIST) => writer.kept_made = true,
-            Err(e) => return Err(e),
-        }
-    }
+    let mut place = directory(writer)?;
     let dir_len = place.bytes().len() + 1;
     link_name(&mut place, &stat.id)?;
     point();
