@@ -37,6 +37,30 @@ pub fn links_of(job_dir: &Path, id: &Id) -> u64 {
     found.filter(|stat| stat.id == *id).count() as u64
 }
 
+/// The `kept-` directory, made when it is needed first.
+fn directory(writer: &mut Writer) -> Sys<CPath> {
+    let place = writer.path(b"kept-", writer.number)?;
+    if !writer.kept_made {
+        match sys::mkdir(&place, 0o700) {
+            Ok(()) | Err(libc::EEXIST) => writer.kept_made = true,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(place)
+}
+
+/// Keeps the inode behind a descriptor whose name is removed, but which has another
+/// name, unknown, or a kept link of an older table: an undo finds it by this link.
+pub fn keep_unnamed(writer: &mut Writer, fd: i32, id: &Id) -> Sys<()> {
+    let mut place = directory(writer)?;
+    link_name(&mut place, id)?;
+    point();
+    match sys::link_fd(fd, &place) {
+        Err(libc::EEXIST) => Ok(()),
+        other => other,
+    }
+}
+
 /// Keeps the inode at `path` in the store. `text` is room for a name or a target.
 pub fn keep<'a>(
     writer: &mut Writer,
@@ -44,13 +68,7 @@ pub fn keep<'a>(
     stat: &Stat,
     text: &'a mut [u8; sys::PATH_LEN],
 ) -> Sys<Keep<'a>> {
-    let mut place = writer.path(b"kept-", writer.number)?;
-    if !writer.kept_made {
-        match sys::mkdir(&place, 0o700) {
-            Ok(()) | Err(libc::EEXIST) => writer.kept_made = true,
-            Err(e) => return Err(e),
-        }
-    }
+    let mut place = directory(writer)?;
     let dir_len = place.bytes().len() + 1;
     link_name(&mut place, &stat.id)?;
     point();

@@ -189,9 +189,6 @@ impl Session {
                     inner.index.set(id, Node::Excluded);
                     return false;
                 }
-                if path.is_empty() {
-                    inner.incomplete(path, b"a file without a path");
-                }
                 let row = inner.writer.next_row;
                 inner.writer.next_row += 1;
                 let slot = inner.writer.take_slot();
@@ -207,12 +204,18 @@ impl Session {
         };
         // What has no name but a kept link is found by that.
         let named = !path.is_empty() && !path.ends_with(b" (deleted)");
-        if !path_known && named {
+        if !named {
+            let fd = file.any_fd.or(file.fd).unwrap_or(-1);
+            if kept::keep_unnamed(&mut inner.writer, fd, &id).is_err() {
+                inner.incomplete(path, b"its other names are not known");
+            }
+        } else if !path_known {
             inner.scratch.begin(TAG_PATH).u32(row).text(path);
             inner.commit();
         }
         if old.is_none() || missing != 0 {
             let e = inner.scratch.begin(TAG_INODE);
+            let path: &[u8] = if named { path } else { b"" };
             e.u32(row).u32(slot).u32(missing).stat(file.stat).text(path);
             inner.commit();
         }

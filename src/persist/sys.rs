@@ -290,6 +290,20 @@ pub fn link(from: &CPath, to: &CPath) -> Sys<()> {
     call!(libc::SYS_linkat, CWD, from.ptr(), CWD, to.ptr(), 0).map(drop)
 }
 
+/// A hard link to the inode behind a descriptor.
+pub fn link_fd(fd: i32, to: &CPath) -> Sys<()> {
+    let from = CPath::of_fd(fd);
+    call!(
+        libc::SYS_linkat,
+        CWD,
+        from.ptr(),
+        CWD,
+        to.ptr(),
+        libc::AT_SYMLINK_FOLLOW
+    )
+    .map(drop)
+}
+
 pub fn unlink(path: &CPath) -> Sys<()> {
     call!(libc::SYS_unlinkat, CWD, path.ptr(), 0).map(drop)
 }

@@ -36,6 +36,8 @@ pub struct Player {
     /// Open descriptors, some of them of removed files.
     held: Vec<std::fs::File>,
     root_user: bool,
+    /// Copies of files with several names come back as several files (a limitation).
+    pub links: bool,
 }
 
 fn cstring(path: &Path) -> CString {
@@ -105,6 +107,7 @@ impl Player {
             root: root.to_owned(),
             rng: Rng(seed | 1),
             held: Vec::new(),
+            links: true,
             // SAFETY: no arguments.
             root_user: unsafe { libc::geteuid() } == 0,
         }
@@ -178,7 +181,7 @@ impl Player {
             20 => self.exchange(),
             21 => self.mkdir(),
             22 => self.rmdir(),
-            23 => self.link(),
+            23 if self.links => self.link(),
             24 => self.node(),
             25 => self.attributes(),
             26 => self.xattr(),

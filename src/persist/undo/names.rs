@@ -98,6 +98,13 @@ impl Undoer<'_, '_> {
             self.step("put back", &as_path(&path))?;
             return on(sys::link(&c(&link)?, &at), "put back", &path);
         }
+        // The inode may live on under another name.
+        let born_again = current.born.get(&stat.id).is_some_and(|at| *at > k);
+        let info = current.rows.by_id(&stat.id).filter(|_| !born_again);
+        if let Some(alive) = info.and_then(|info| self.find_former(info)) {
+            self.step("put back", &as_path(&path))?;
+            return on(sys::link(&c(&alive)?, &at), "put back", &path);
+        }
         // Another name of the same inode may be back already.
         let now = self.replaced.resolve(&stat.id);
         if now != stat.id {

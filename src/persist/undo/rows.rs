@@ -53,6 +53,10 @@ impl Rows {
         rows
     }
 
+    pub fn by_id(&self, id: &Id) -> Option<&RowInfo> {
+        self.by_id.get(id).and_then(|row| self.rows.get(row))
+    }
+
     /// Goes on with the records of the next newer table, whose rows get numbers above
     /// all others; returns the first of them.
     pub fn next_table(&mut self, table: &Table) -> u32 {
@@ -172,7 +176,8 @@ impl Rows {
         };
         self.rows.insert(row, info);
         self.by_id.insert(stat.id, row);
-        self.set_path(row, Some(path.to_vec()));
+        // Without a name from the beginning: an older table's kept link has it.
+        self.set_path(row, (!path.is_empty()).then(|| path.to_vec()));
     }
 
     /// A record is being undone: paths become what they were before it.

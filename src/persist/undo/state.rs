@@ -126,9 +126,10 @@ impl Replaced {
         self.follow(id, self.table)
     }
 
-    /// Is `present` the inode that was `wanted`?
+    /// Is `present` the inode that was `wanted`? What was made anew had gone: its old
+    /// number may be another inode's.
     pub fn is(&self, present: &Id, wanted: &Id) -> bool {
-        present == wanted || *present == self.resolve(wanted)
+        *present == self.resolve(wanted)
     }
 
     /// For an image of this generation: what its inodes are now.

@@ -41,6 +41,7 @@ impl Map {
 
 struct Maps {
     table: u32,
+    #[expect(clippy::vec_box, reason = "readers hold pointers")]
     maps: Vec<Box<Map>>,
 }
 
