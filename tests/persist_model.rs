@@ -125,6 +125,9 @@ impl Game {
             };
             match undo::undo(&self.job, generation, &mut options) {
                 Ok(report) => {
+                    if !report.foreign.is_empty() {
+                        println!("{before}");
+                    }
                     assert_eq!(report.foreign, [], "seed {}", self.seed);
                     break;
                 }

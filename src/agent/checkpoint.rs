@@ -71,6 +71,8 @@ pub struct Worker {
     settings: &'static Settings,
     claimed: Option<Claimed>,
     streams: Streams,
+    /// Mapped files that were looked through for system calls of their own.
+    looked: Vec<(String, u64)>,
     owner: Option<Owner>,
     /// CLOCK_MONOTONIC of the next clock checkpoint; `None` = no clock.
     due_ns: Option<u64>,
@@ -114,6 +116,7 @@ impl Worker {
             settings,
             claimed: None,
             streams: Streams::default(),
+            looked: Vec::new(),
             owner,
             due_ns: interval_ns(settings).map(|ns| now_ns() + ns),
             retry_ns: None,
@@ -395,6 +398,7 @@ impl Worker {
             .job
             .prune(settings.config.keep, Some(generation), taken.realtime_ns);
         files::prune(&claimed.job);
+        crate::agent::hooks::files::outside::look(&mut self.looked);
         exit::leave_store();
         published?;
         log::line(format_args!(

@@ -25,6 +25,18 @@ pub fn link_name(path: &mut CPath, id: &Id) -> Sys<()> {
     sys::add_id(path, id)
 }
 
+/// How many of the inode's links are ones that the job's tables keep. Helper thread.
+pub fn links_of(job_dir: &Path, id: &Id) -> u64 {
+    let tables = table::list(job_dir).unwrap_or_default();
+    let linked = |seq| {
+        let mut place = table::c_path(&table::kept_dir(job_dir, seq))?;
+        link_name(&mut place, id)?;
+        sys::lstat(&place)
+    };
+    let found = tables.iter().filter_map(|t| linked(t.seq).ok());
+    found.filter(|stat| stat.id == *id).count() as u64
+}
+
 /// The `kept-` directory, made when it is needed first.
 fn directory(writer: &mut Writer) -> Sys<CPath> {
     let place = writer.path(b"kept-", writer.number)?;
@@ -47,18 +59,6 @@ pub fn keep_unnamed(writer: &mut Writer, fd: i32, id: &Id) -> Sys<()> {
         Err(libc::EEXIST) => Ok(()),
         other => other,
     }
-}
-
-/// How many of the inode's links are ones that the job's tables keep. Helper thread.
-pub fn links_of(job_dir: &Path, id: &Id) -> u64 {
-    let tables = table::list(job_dir).unwrap_or_default();
-    let linked = |seq| {
-        let mut place = table::c_path(&table::kept_dir(job_dir, seq))?;
-        link_name(&mut place, id)?;
-        sys::lstat(&place)
-    };
-    let found = tables.iter().filter_map(|t| linked(t.seq).ok());
-    found.filter(|stat| stat.id == *id).count() as u64
 }
 
 /// Keeps the inode at `path` in the store. `text` is room for a name or a target.

@@ -175,10 +175,11 @@ impl Report {
         json.close();
         json.text("tracker", &self.tracker);
         json.text("snapshot", &self.snapshot);
-        let files = self.files_incomplete.as_ref();
-        json.optional("files_incomplete", files, |json, reason| {
-            json.string(reason)
-        });
+        json.optional(
+            "files_incomplete",
+            self.files_incomplete.as_ref(),
+            |json, reason| json.string(reason),
+        );
         json.close();
         json.bytes
     }

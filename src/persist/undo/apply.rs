@@ -199,7 +199,9 @@ impl<'o, 'a> Undoer<'o, 'a> {
         let Some(info) = current.rows.rows.get(&row) else {
             return Ok(None);
         };
-        if self.findings.keep.contains(&info.stat.id) || self.is_excluded(&info.first_path) {
+        let kept = |id: &Id| self.findings.keep.contains(id);
+        let now = self.replaced.resolve(&info.stat.id);
+        if kept(&info.stat.id) || kept(&now) || self.is_excluded(&info.first_path) {
             return Ok(None);
         }
         match self.find(info) {
@@ -238,7 +240,22 @@ impl<'o, 'a> Undoer<'o, 'a> {
             .find(here)
             .cloned()
             .or_else(|| self.find_kept(&info.stat.id))
-            .or_else(|| info.seen.iter().rev().find(here).cloned())
+            .or_else(|| match info.path {
+                Some(_) => info.seen.iter().rev().find(here).cloned(),
+                // Its last known name was removed: its number may be another's by now.
+                None => None,
+            })
+    }
+
+    /// As `find`, of an inode whose number was not used again: under all names that
+    /// were ever known of it.
+    pub fn find_former(&self, info: &RowInfo) -> Option<Vec<u8>> {
+        let here = |path: &&Vec<u8>| {
+            let there = CPath::new(&[path]).and_then(|p| sys::lstat(&p));
+            there.is_ok_and(|s| self.replaced.is(&s.id, &info.stat.id))
+        };
+        let former = || info.seen.iter().rev().find(here).cloned();
+        self.find(info).or_else(former)
     }
 
     /// The kept link of an inode, if any table has one.

@@ -69,16 +69,15 @@ impl Undoer<'_, '_> {
             .map(|table| (rows.next_table(table), table))
             .collect();
         for (row, info) in rows.rows.iter().rev() {
-            if !info.stat.is_regular()
-                || !judged.insert(info.stat.id)
-                || self.options.inherited.contains(&info.stat.id)
-                || self.is_excluded(&info.first_path)
-            {
+            let Some((_, table)) = begins.iter().rev().find(|(begin, _)| begin <= row) else {
                 continue;
-            }
-            let table = begins.iter().rev().find(|(begin, _)| begin <= row);
-            if let Some((_, table)) = table {
-                self.replaced.table = u64::from(table.file.seq);
+            };
+            self.replaced.table = u64::from(table.file.seq);
+            if info.stat.is_regular()
+                && judged.insert(self.replaced.resolve(&info.stat.id))
+                && !self.options.inherited.contains(&info.stat.id)
+                && !self.is_excluded(&info.first_path)
+            {
                 found.extend(self.judge(table, info));
             }
         }

@@ -100,7 +100,7 @@ impl Undoer<'_, '_> {
         // The inode may live on under another name.
         let born_again = current.born.get(&stat.id).is_some_and(|at| *at > k);
         let info = current.rows.by_id(&stat.id).filter(|_| !born_again);
-        if let Some(alive) = info.and_then(|info| self.find(info)) {
+        if let Some(alive) = info.and_then(|info| self.find_former(info)) {
             self.step("put back", &as_path(&path))?;
             return on(sys::link(&c(&alive)?, &at), "put back", &path);
         }

@@ -19,12 +19,15 @@ use std::path::{Path, PathBuf};
 ///
 /// Numbers are used again, so a number means something only together with a table:
 /// what a record of table T calls N was first made anew by the undo of the first table
-/// from T on that says so, and a chain goes on from older to newer tables only.
+/// from T on that says so, and a chain goes on only with what was made later, by the
+/// undo of a newer table.
 #[derive(Debug, Default)]
 pub struct Replaced {
     path: PathBuf,
     bases: PathBuf,
-    map: BTreeMap<Id, BTreeMap<u64, Id>>,
+    /// By old number and table: how many entries there were before, the new number.
+    map: BTreeMap<Id, BTreeMap<u64, (usize, Id)>>,
+    entries: usize,
     /// The first table after each generation that was gone back to.
     first: BTreeMap<u64, u64>,
     /// The table that is being undone.
@@ -79,7 +82,8 @@ impl Replaced {
                 ino: u64_at(entry, at + 8),
             };
             let of_id = all.map.entry(id(0)).or_default();
-            of_id.insert(u64_at(entry, 32), id(16));
+            of_id.insert(u64_at(entry, 32), (all.entries, id(16)));
+            all.entries += 1;
         }
         for entry in read_file(&all.bases)?.chunks_exact(16) {
             let (generation, table) = (u64_at(entry, 0), u64_at(entry, 8));
@@ -105,18 +109,19 @@ impl Replaced {
         let mut e = Encoder::new();
         e.id(&old).id(&new).u64(self.table);
         append(&self.path, &e)?;
-        self.map.entry(old).or_default().insert(self.table, new);
+        let of_id = self.map.entry(old).or_default();
+        of_id.insert(self.table, (self.entries, new));
+        self.entries += 1;
         Ok(())
     }
 
     fn follow(&self, id: &Id, table: u64) -> Id {
-        let (mut now, mut from) = (*id, table);
-        while let Some((then, next)) = self
-            .map
-            .get(&now)
-            .and_then(|entries| entries.range(from..).next())
-        {
-            (now, from) = (*next, then + 1);
+        let (mut now, mut from, mut after) = (*id, table, None);
+        while let Some((then, (at, next))) = self.map.get(&now).and_then(|entries| {
+            let mut later = entries.range(from..);
+            later.find(|(_, (at, _))| after.is_none_or(|after| *at > after))
+        }) {
+            (now, from, after) = (*next, then + 1, Some(*at));
         }
         now
     }
@@ -145,7 +150,7 @@ impl Replaced {
     /// All that was ever made anew.
     pub fn news(&self) -> BTreeSet<Id> {
         let entries = self.map.values().flat_map(BTreeMap::values);
-        entries.copied().collect()
+        entries.map(|(_, new)| *new).collect()
     }
 }
 

@@ -19,6 +19,7 @@
 //! | [`attributes`] | modes, owners, times, extended attributes |
 //! | [`cache`], [`descriptors`] | which descriptors need no look, and what ends that knowledge |
 //! | [`saved`] | which blocks are saved already |
+//! | [`outside`] | calls that the net cannot see |
 //! | [`audit`] | counting calls, for tests |
 //!
 //! The calls are marked in stage 1's table by [`arm`], which is called while the world is
@@ -33,6 +34,7 @@ pub mod descriptors;
 pub mod guard;
 pub mod mapped;
 pub mod open;
+pub mod outside;
 pub mod paths;
 pub mod saved;
 pub mod shared;
@@ -40,7 +42,7 @@ pub mod tree;
 
 use super::frame::{CallFrame, Verdict};
 use crate::agent::callsites::HOOKED;
-use crate::agent::state::awake;
+use crate::agent::state::{AGENT, awake};
 use crate::persist::recorder;
 use ckpt_sys::callsite::{Fast, MAY_CHANGE_FILES, hook_byte};
 use ckpt_sys::syscall;
@@ -142,6 +144,9 @@ pub fn wanted_at_start(mut mark: impl FnMut(c_long)) {
 /// ended, while the world is stopped (after a restore: after `hooks::after_restore`).
 pub fn arm() {
     cache::begin(recorder::table_number());
+    if !AGENT.net_installed.load(Relaxed) && recorder::active() {
+        tell_unseen();
+    }
     let others = super::table_of_others();
     let wanted = recorder::active();
     ARMED.store(wanted, Relaxed);
@@ -165,6 +170,18 @@ pub fn arm() {
             }
             byte.store(bits, Relaxed);
         }
+    }
+}
+
+/// Without the call-site net modifications go by unseen: never a table that looks complete.
+fn tell_unseen() {
+    // SAFETY: the helper, while every other thread is held outside hooks and heap.
+    unsafe {
+        crate::agent::heap::in_agent_heap(|| {
+            if let Some(mut session) = recorder::enter() {
+                session.incomplete(b"system calls cannot be seen (the call-site net was not laid)");
+            }
+        });
     }
 }
 

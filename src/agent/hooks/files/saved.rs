@@ -43,6 +43,7 @@ impl Map {
 #[allow(clippy::vec_box)]
 struct Maps {
     table: u32,
+    #[expect(clippy::vec_box, reason = "readers hold pointers")]
     maps: Vec<Box<Map>>,
 }
 
