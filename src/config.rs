@@ -22,6 +22,8 @@ pub struct Config {
     pub interval: Option<Interval>,
     /// Colon-separated globs on absolute paths; `*` is all.
     pub exclude: Vec<Vec<u8>>,
+    /// Exceptions from `exclude`.
+    pub include: Vec<Vec<u8>>,
     pub restore_exclude: Vec<Vec<u8>>,
     /// `(old, new)` paths for the open file table.
     pub redirect: Vec<(Vec<u8>, Vec<u8>)>,
@@ -45,6 +47,8 @@ pub struct Config {
     pub log: Log,
     /// Verify all page data before a restore.
     pub verify: bool,
+    /// Count the calls that modify files into `<path>.<pid>`, for tests.
+    pub audit: Option<Vec<u8>>,
     /// Do nothing at all in this process.
     pub disable: bool,
     /// Set by the library for the programs that its process starts.
@@ -61,6 +65,7 @@ impl Default for Config {
         Config {
             interval: None,
             exclude: Vec::new(),
+            include: Vec::new(),
             restore_exclude: Vec::new(),
             redirect: Vec::new(),
             foreign: Foreign::Restore,
@@ -81,6 +86,7 @@ impl Default for Config {
                 target: LogTarget::Job,
             },
             verify: false,
+            audit: None,
             disable: false,
             owner: None,
             home: None,

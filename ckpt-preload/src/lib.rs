@@ -56,3 +56,23 @@ pub extern "C" fn ckpt_hold() -> i32 {
 pub extern "C" fn ckpt_release() -> i32 {
     status(agent::request::release())
 }
+
+/// `ckpt_exclude(3)`: files that match are left out of file rollback.
+///
+/// # Safety
+/// `glob` is a string.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ckpt_exclude(glob: *const libc::c_char) -> i32 {
+    // SAFETY: forwarded contract.
+    status(unsafe { agent::hooks::files::rule(true, glob) })
+}
+
+/// `ckpt_include(3)`: the later rule wins.
+///
+/// # Safety
+/// `glob` is a string.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ckpt_include(glob: *const libc::c_char) -> i32 {
+    // SAFETY: forwarded contract.
+    status(unsafe { agent::hooks::files::rule(false, glob) })
+}

@@ -56,12 +56,133 @@ ckpt_stage1:
     cmp $512, %rax                      # unsigned: garbage numbers too
     jae 1f
     lea ckpt_hook_table(%rip), %rcx
-    cmpb $0, (%rcx,%rax)
-    jne ckpt_stage2
+    movzbl (%rcx,%rax), %ecx
+    test %ecx, %ecx
+    jnz 2f
 1:  mov (%r11), %rcx
     add %r11, %rcx
     jmp *%rcx                           # to the `syscall`
+
+    # A byte is: 1 a hook wants the call, 2 it leaves an entry record, 4 the call may change files
+    # (a thread stopped before its `syscall` is sent through here again), and from bit 3 on what
+    # can be decided right here, without a stack (`Fast` in callsite.rs). %rcx is all there is to
+    # work with; %r11 stays the slot's to the end.
+2:  test $0xf8, %cl
+    jz ckpt_stage2
+    test $2, %cl
+    jnz ckpt_stage2
+    shr $3, %ecx
+    cmp $2, %ecx
+    je 22f
+    ja 23f
+
+    # 1: writes at the descriptor's own position: any flag of its entry will do.
+    cmp $4096, %rdi
+    jae ckpt_stage2
+    lea ckpt_fd_state(%rip), %rcx
+    mov (%rcx,%rdi,4), %ecx
+    xor ckpt_table_word(%rip), %ecx     # below 32: of this table, with these flags
+    cmp $31, %ecx
+    ja ckpt_stage2
+    test $15, %ecx
+    jz ckpt_stage2
+    test $1, %ecx                       # PASS
+    jnz 1b
+    lea ckpt_fd_hot(%rip), %rcx
+    mov (%rcx,%rdi,8), %rcx
+    movl $1, (%rcx)
+    jmp 1b
+
+    # 2: anywhere in the file: all flags but the last (forward of the old end only).
+22: cmp $4096, %rdi
+    jae ckpt_stage2
+    lea ckpt_fd_state(%rip), %rcx
+    mov (%rcx,%rdi,4), %ecx
+    xor ckpt_table_word(%rip), %ecx
+    cmp $31, %ecx
+    ja ckpt_stage2
+    test $7, %ecx
+    jz ckpt_stage2
+    test $1, %ecx
+    jnz 1b
+    lea ckpt_fd_hot(%rip), %rcx
+    mov (%rcx,%rdi,8), %rcx
+    movl $1, (%rcx)
+    jmp 1b
+
+23: cmp $4, %ecx
+    je 24f
+    ja 25f
+    # 3: only where the descriptor is no file of interest (PASS).
+    cmp $4096, %rdi
+    jae ckpt_stage2
+    lea ckpt_fd_state(%rip), %rcx
+    mov (%rcx,%rdi,4), %ecx
+    xor ckpt_table_word(%rip), %ecx
+    cmp $31, %ecx
+    ja ckpt_stage2
+    test $1, %ecx
+    jz ckpt_stage2
+    jmp 1b
+
+    # 4: close: nothing is known of the descriptor any more.
+24: cmp $4096, %rdi
+    jae 29f
+    lea ckpt_fd_state(%rip), %rcx
+    movl $0, (%rcx,%rdi,4)
+    incl ckpt_fd_changes(%rip)
+    jmp 1b
+
+25: cmp $6, %ecx
+    je 26f
+    ja 27f
+    # 5: open(path, flags): straight on without O_CREAT, O_TRUNC, O_TMPFILE.
+    test $0x400240, %esi
+    jnz ckpt_stage2
+    jmp 1b
+    # 6: openat(dir, path, flags)
+26: test $0x400240, %edx
+    jnz ckpt_stage2
+    jmp 1b
+
+27: cmp $7, %ecx
+    ja 28f
+    # 7: fcntl: F_DUPFD, F_SETFL, F_DUPFD_CLOEXEC
+    test %esi, %esi
+    jz ckpt_stage2
+    cmp $4, %esi
+    je ckpt_stage2
+    cmp $1030, %esi
+    je ckpt_stage2
+    jmp 1b
+    # A close of a large number, or of a small one with rubbish in the upper half.
+29: mov %edi, %ecx
+    cmp $4096, %ecx
+    jae 1b
+    jmp ckpt_stage2
+    # 8: ioctl: the families of FICLONE, FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR
+28: mov %esi, %ecx
+    shr $8, %ecx
+    cmp $0x94, %cl
+    je ckpt_stage2
+    cmp $0x66, %cl
+    je ckpt_stage2
+    cmp $0x58, %cl
+    je ckpt_stage2
+    jmp 1b
+    .globl ckpt_stage1_end
+    .hidden ckpt_stage1_end
+ckpt_stage1_end:
     .cfi_endproc
+
+    .macro RESTORE_ARGUMENTS
+    pop %rdi
+    pop %rsi
+    pop %rdx
+    pop %r10
+    pop %r8
+    pop %r9
+    .endm
 
 # Stage 2: a hook wants the call. Saves everything that Rust code may change.
     .p2align 6
@@ -72,11 +193,13 @@ ckpt_stage2:
     .cfi_escape 0x16, 16, 6, 0x7b, 0, 0x7b, 8, 0x06, 0x22
     lea -128(%rsp), %rsp                # the red zone stays the site's
     .cfi_def_cfa_offset 128
-    push %r11                           # CallFrame::slot
+    pushq ckpt_table_word(%rip)         # which table the hook's decision is about
     .cfi_def_cfa_offset 136
-    push %rbp                           # CallFrame::rbp
+    push %r11                           # CallFrame::slot
     .cfi_def_cfa_offset 144
-    .cfi_offset 6, -144
+    push %rbp                           # CallFrame::rbp
+    .cfi_def_cfa_offset 152
+    .cfi_offset 6, -152
     mov %rsp, %rbp
     .cfi_def_cfa_register 6
     # return address: slot + *(slot + 8), with slot = *(rbp + 8)
@@ -162,28 +285,60 @@ ckpt_stage2:
     mov %rax, %rsi
     fxrstor64 (%rsp)
 
-20: mov %rsi, %rcx                      # the verdict
-    lea -56(%rbp), %rsp
+20: lea -56(%rbp), %rsp
+    test %rsi, %rsi                     # the verdict
+    jnz 21f
     pop %rax
-    pop %rdi
-    pop %rsi
-    pop %rdx
-    pop %r10
-    pop %r8
-    pop %r9
+    # Verdict::Forward of a call that may change files: there must not have been a new table
+    # since the hook looked. A thread stopped from the comparison on is sent to stage 1.
+    cmp $512, %rax
+    jae 19f
+    lea ckpt_hook_table(%rip), %rcx
+    testb $4, (%rcx,%rax)
+    jz 19f
+    .cfi_remember_state
+    RESTORE_ARGUMENTS
+    mov 16(%rbp), %ecx
     mov 8(%rbp), %r11
     pop %rbp
     .cfi_restore 6
-    .cfi_def_cfa 7, 136
+    .cfi_def_cfa 7, 144
     .cfi_escape 0x16, 16, 6, 0x7b, 0, 0x7b, 8, 0x06, 0x22
-    lea 136(%rsp), %rsp
+    lea 144(%rsp), %rsp
     .cfi_def_cfa_offset 0
-    test %rcx, %rcx
-    jnz 21f
-    mov (%r11), %rcx                    # Verdict::Forward: to the `syscall`
+    .globl ckpt_forward, ckpt_forward_end
+    .hidden ckpt_forward, ckpt_forward_end
+ckpt_forward:
+    cmp ckpt_table_word(%rip), %ecx
+    jne ckpt_stage1
+    mov (%r11), %rcx
     add %r11, %rcx
     jmp *%rcx
-21: mov 24(%r11), %rcx                  # Verdict::Done: behind it
+ckpt_forward_end:
+    .cfi_restore_state
+    .cfi_remember_state
+19: RESTORE_ARGUMENTS
+    mov 8(%rbp), %r11
+    pop %rbp
+    .cfi_restore 6
+    .cfi_def_cfa 7, 144
+    .cfi_escape 0x16, 16, 6, 0x7b, 0, 0x7b, 8, 0x06, 0x22
+    lea 144(%rsp), %rsp
+    .cfi_def_cfa_offset 0
+    mov (%r11), %rcx                    # to the `syscall`
+    add %r11, %rcx
+    jmp *%rcx
+    .cfi_restore_state
+21: pop %rax                            # Verdict::Done: behind it
+    RESTORE_ARGUMENTS
+    mov 8(%rbp), %r11
+    pop %rbp
+    .cfi_restore 6
+    .cfi_def_cfa 7, 144
+    .cfi_escape 0x16, 16, 6, 0x7b, 0, 0x7b, 8, 0x06, 0x22
+    lea 144(%rsp), %rsp
+    .cfi_def_cfa_offset 0
+    mov 24(%r11), %rcx
     add %r11, %rcx
     jmp *%rcx
     .cfi_endproc
@@ -296,7 +451,13 @@ ckpt_program_sigreturn:
     cmp %rax, %rcx
     ja 1f
     mov %rdx, 168(%rsp)                         # compare the counts again
-1:  mov $15, %rax
+1:  mov %rsp, %rdi                              # a frame on its way to a call that may change
+    cld                                         # files looks at the table again
+    mov ckpt_rewind_pointer(%rip), %rax
+    test %rax, %rax
+    jz 2f
+    call *%rax
+2:  mov $15, %rax
     syscall
     hlt
     .cfi_endproc
@@ -315,9 +476,10 @@ ckpt_callsites_text_end:
 
 # ------------------------------------------------------------------------------------------
     .data
-    .globl ckpt_dispatch_pointer, ckpt_vector_size, ckpt_vector_way
-    .hidden ckpt_dispatch_pointer, ckpt_vector_size, ckpt_vector_way
+    .globl ckpt_dispatch_pointer, ckpt_rewind_pointer, ckpt_vector_size, ckpt_vector_way
+    .hidden ckpt_dispatch_pointer, ckpt_rewind_pointer, ckpt_vector_size, ckpt_vector_way
     .p2align 3
+ckpt_rewind_pointer: .quad 0
 ckpt_dispatch_pointer: .quad 0
 ckpt_vector_size: .quad 0
 ckpt_vector_way: .quad 0
@@ -334,4 +496,16 @@ ckpt_initial_state:                             # xstate image "all in initial s
     .hidden ckpt_hook_table
     .p2align 6
 ckpt_hook_table: .zero 512
+
+    # The descriptor cache of `agent::hooks::files::cache`: the present table's number << 5, or 0;
+    # an entry a descriptor (number << 5 | flags); where a write that passes by leaves its mark.
+    .globl ckpt_table_word, ckpt_fd_changes, ckpt_fd_state, ckpt_fd_hot
+    .hidden ckpt_table_word, ckpt_fd_changes, ckpt_fd_state, ckpt_fd_hot
+    .p2align 6
+ckpt_table_word: .zero 8
+    .p2align 6
+ckpt_fd_changes: .zero 8
+    .p2align 6
+ckpt_fd_state: .zero 4 * 4096
+ckpt_fd_hot: .zero 8 * 4096
     .text

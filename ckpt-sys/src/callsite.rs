@@ -4,7 +4,7 @@
 //! choice of how vector registers are saved. `agent::callsites` is the only user.
 
 use std::arch::{global_asm, x86_64::__cpuid_count};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, Ordering};
 
 global_asm!(include_str!("../asm/callsites.S"), options(att_syntax));
 
@@ -23,6 +23,14 @@ unsafe extern "C" {
     static ckpt_callsites_text: u8;
     static ckpt_callsites_text_end: u8;
     static ckpt_stage1: u8;
+    static ckpt_stage1_end: u8;
+    static ckpt_forward: u8;
+    static ckpt_forward_end: u8;
+    static ckpt_table_word: AtomicU32;
+    static ckpt_fd_changes: AtomicU32;
+    static ckpt_fd_state: [AtomicU32; FD_CACHE];
+    static ckpt_fd_hot: [AtomicPtr<u32>; FD_CACHE];
+    static mut ckpt_rewind_pointer: usize;
     static ckpt_restart: u8;
     static ckpt_restart_call: u8;
     static ckpt_restart_after: u8;
@@ -54,6 +62,12 @@ address_of!(/// End of the net's common code.
     text_end, ckpt_callsites_text_end);
 address_of!(/// Where slots jump to.
     stage1, ckpt_stage1);
+address_of!(/// End of the code between a slot's jump and a decision.
+    stage1_end, ckpt_stage1_end);
+address_of!(/// Stage 2's last look at the table before it forwards a call that may change files.
+    forward, ckpt_forward);
+address_of!(/// End of that.
+    forward_end, ckpt_forward_end);
 address_of!(/// The restart stub.
     restart, ckpt_restart);
 address_of!(/// The stub's `syscall` instruction.
@@ -70,6 +84,76 @@ address_of!(/// `sa_restorer` for the program's handlers; counts them in `Thread
 pub fn hook_byte(nr: usize) -> Option<&'static AtomicU8> {
     // SAFETY: the table lives in .bss for ever and its elements are atomics.
     unsafe { ckpt_hook_table.get(nr) }
+}
+
+/// Descriptors below this number have an entry in the descriptor cache.
+pub const FD_CACHE: usize = 4096;
+
+/// In a table byte: the call may change files, so a thread that is stopped before its
+/// `syscall` is sent through stage 1 again.
+pub const MAY_CHANGE_FILES: u8 = 4;
+
+/// What stage 1 decides by itself about a call that a hook wants; in a table byte from
+/// bit 3 on. The numbers are those of the assembly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Fast {
+    Nothing = 0,
+    /// Straight on where the descriptor's entry has any flag.
+    AtPosition = 1,
+    /// Straight on where it has any flag but the last.
+    Anywhere = 2,
+    /// Straight on where it has the first flag.
+    PassOnly = 3,
+    /// Clears the entry and goes straight on.
+    Close = 4,
+    /// Straight on without O_CREAT and O_TRUNC in the second argument.
+    Open = 5,
+    /// The same in the third.
+    OpenAt = 6,
+    /// Straight on but for F_DUPFD, F_SETFL, F_DUPFD_CLOEXEC.
+    Fcntl = 7,
+    /// Straight on but for the requests that change files.
+    Ioctl = 8,
+}
+
+impl Fast {
+    /// Its bits in a table byte.
+    pub const fn bits(self) -> u8 {
+        (self as u8) << 3
+    }
+}
+
+/// The present table's number << 5 (the word that entries of the descriptor cache are
+/// compared with), 0 while there is no table.
+#[inline]
+pub fn table_word() -> &'static AtomicU32 {
+    // SAFETY: lives in .bss for ever; an atomic.
+    unsafe { &ckpt_table_word }
+}
+
+/// Grows whenever descriptors change their meaning.
+#[inline]
+pub fn fd_changes() -> &'static AtomicU32 {
+    // SAFETY: lives in .bss for ever; an atomic.
+    unsafe { &ckpt_fd_changes }
+}
+
+/// The descriptor cache's entry and mark of `fd`.
+#[inline]
+pub fn fd_entry(fd: usize) -> Option<(&'static AtomicU32, &'static AtomicPtr<u32>)> {
+    // SAFETY: both arrays live in .bss for ever; atomics.
+    unsafe { Some((ckpt_fd_state.get(fd)?, ckpt_fd_hot.get(fd)?)) }
+}
+
+/// Sets what the restorer of the program's signal handlers calls with the frame that it
+/// goes back to.
+///
+/// # Safety
+/// As for [`set_dispatch`].
+pub unsafe fn set_rewind(rewind: unsafe extern "C" fn(*mut u8)) {
+    // SAFETY: the caller's promise.
+    unsafe { ckpt_rewind_pointer = rewind as usize };
 }
 
 /// Sets what stage 2 calls and how it saves vector registers.

@@ -4,29 +4,29 @@
 //! copy) -> release -> write -> publish -> prune. A checkpoint that fails leaves the
 //! previous generation the latest and the program running.
 
-use crate::agent::collect::descriptors::{self, InheritedFd, Target};
-use crate::agent::collect::{identity, memory, process, signals, threads, timers};
+pub mod files;
+pub mod mapped;
+mod take;
+
+use crate::agent::collect::identity;
 use crate::agent::helper::Life;
-use crate::agent::procfs;
+use crate::agent::outputs::keep::Streams;
 use crate::agent::settings::{self, Settings};
-use crate::agent::side::SideBuffer;
-use crate::agent::snapshot::{self, Outcome};
 use crate::agent::state::AGENT;
-use crate::agent::stop::{self, Stopped, now_ns};
-use crate::agent::{
-    callsites, children, ending, exit, hooks, log, refusal, request, resume, writer,
-};
-use crate::config::{Interval, SnapshotChoice};
-use crate::image::state::{EntryPoints, FileKind, Manifest};
-use crate::image::writer::ImageWriter;
+use crate::agent::stop::now_ns;
+use crate::agent::{children, ending, exit, log, refusal, request};
+use crate::config::Interval;
+use crate::persist::table;
 use crate::store::generation::{GenerationKind, GenerationRecord, MemberRecord};
 use crate::store::lock::{JobLock, Owner};
 use crate::store::start::{Claimed, claim};
 use crate::store::{Job, JobKey, Pending, RawFs, report};
+use files::Beginning;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
+use take::{HELD, take};
 
 /// Why there is no checkpoint this time.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +70,9 @@ impl Trigger {
 pub struct Worker {
     settings: &'static Settings,
     claimed: Option<Claimed>,
+    streams: Streams,
+    /// Mapped files that were looked through for system calls of their own.
+    looked: Vec<(String, u64)>,
     owner: Option<Owner>,
     /// CLOCK_MONOTONIC of the next clock checkpoint; `None` = no clock.
     due_ns: Option<u64>,
@@ -107,6 +110,8 @@ impl Worker {
         let mut worker = Worker {
             settings,
             claimed: None,
+            streams: Streams::default(),
+            looked: Vec::new(),
             owner,
             due_ns: interval_ns(settings).map(|ns| now_ns() + ns),
             retry_ns: None,
@@ -139,6 +144,10 @@ impl Worker {
         match Job::open(RawFs, dir) {
             Ok(job) => {
                 let _ = job.remove_leftovers();
+                files::prune(&job);
+                let generations = job.generations();
+                let record = generations.iter().find(|g| g.generation == *generation);
+                self.streams = files::adopt_streams(&job.dir, record);
                 exit::set_job_dir(job.dir.as_os_str().as_bytes());
                 AGENT.has_store.store(true, Ordering::SeqCst);
                 self.last_generation = Some(*generation);
@@ -159,6 +168,7 @@ impl Worker {
             return false;
         }
         let now = now_ns();
+        table::alive(identity::realtime_ns() as i64);
         if let Some(soon) = ending::hint() {
             self.look_ns = self.look_ns.min(now + soon);
         }
@@ -330,18 +340,22 @@ impl Worker {
         exit::leave_store();
         let pending = begun?;
         let generation = pending.generation;
+        let job_dir = self.job()?.job.dir.clone();
+        let mut beginning = Beginning::new(&job_dir, generation, &settings.config);
         let taken = {
             let file = pending.member(0).expect("created above");
-            take(settings, generation, file.as_fd())
+            take(settings, generation, file.as_fd(), &mut beginning)
         };
         let taken = match taken {
             Ok(taken) => taken,
             Err(error) => {
+                table::close_previous();
                 pending.abort(&fs);
                 return Err(error);
             }
         };
         self.included = taken.call;
+        let files = files::finish(&beginning, &mut self.streams, taken.outputs);
         let record = GenerationRecord {
             generation,
             id: taken.id,
@@ -365,6 +379,7 @@ impl Worker {
             tracker: "full".into(),
             snapshot: taken.snapshot.into(),
             trigger: trigger.name().into(),
+            files,
         };
         if !exit::enter_store() {
             return Err(ending());
@@ -374,6 +389,8 @@ impl Worker {
         let pruned = claimed
             .job
             .prune(settings.config.keep, Some(generation), taken.realtime_ns);
+        files::prune(&claimed.job);
+        crate::agent::hooks::files::outside::look(&mut self.looked);
         exit::leave_store();
         published?;
         log::line(format_args!(
@@ -410,214 +427,10 @@ impl Worker {
         self.report.recovered_from = self.settings.restored.as_ref().map(|r| r.1);
         self.report.net.installed = AGENT.net_installed.load(Ordering::Relaxed);
         self.report.tracker = "full".into();
+        self.report.files_incomplete = table::incomplete_reason();
         let root = PathBuf::from(std::ffi::OsStr::from_bytes(&self.settings.store_root));
         if let Err(error) = self.report.write(&RawFs, &root) {
             log::line(format_args!("{error}"));
         }
     }
-}
-
-/// What the stop and the writer have yielded.
-struct Taken {
-    /// The call that waits for this checkpoint, and the id that it gave.
-    call: *const request::InsertedCall,
-    id: i32,
-    outcome: Outcome,
-    phases: [u64; 4],
-    stop_us: u64,
-    stopped_ns: u64,
-    realtime_ns: u64,
-    host: String,
-    boot_id: String,
-    cmdline: Vec<u8>,
-    threads: u32,
-    snapshot: &'static str,
-}
-
-const HELD: &str = "the program holds checkpoints off (ckpt_hold)";
-
-/// Stops the program, collects, snapshots, releases, and waits for the image.
-fn take(
-    settings: &Settings,
-    generation: u64,
-    file: std::os::fd::BorrowedFd<'_>,
-) -> Result<Taken, CheckpointError> {
-    let inserted = request::inserted_call().map(request::copy_slot);
-    let t0 = now_ns();
-    let stopped = stop::stop_all(inserted).map_err(|error| match error {
-        // A thread inside vfork waits for its child; a storm of births or of signals
-        // passes.
-        stop::StopError::Stuck { .. }
-        | stop::StopError::TooMany(_)
-        | stop::StopError::Signal { .. } => CheckpointError::Postponed(error.to_string()),
-        other => refused(other),
-    })?;
-    // A call that came while the others were being stopped is in the image too; a later one is not.
-    let call = request::inserted_call();
-    let (call, id) = call.map_or((std::ptr::null(), 0), |call| (&raw const *call, call.id));
-    let t1 = now_ns();
-    // Once more: the files of the generation were made since `before_the_stop`, and the
-    // program may have called ckpt_hold meanwhile. Now it cannot.
-    if request::MAILBOX.holds.load(Ordering::SeqCst) != 0 {
-        stop::release(stopped);
-        return Err(CheckpointError::Postponed(HELD.into()));
-    }
-    let collected = collect(settings, &stopped);
-    let t2 = now_ns();
-    let (manifest, mut plan, mut side) = match collected {
-        Ok(collected) => collected,
-        Err(error) => {
-            stop::release(stopped);
-            return Err(error);
-        }
-    };
-    if let Err(error) =
-        plan.copy_unfrozen(&mut side, &|dev, ino| has_descriptor(&manifest, dev, ino))
-    {
-        stop::release(stopped);
-        return Err(refused(error));
-    }
-    let threads = manifest.threads.len() as u32;
-    let (realtime_ns, host, boot_id) = (
-        manifest.identity.realtime_ns,
-        manifest.identity.hostname.clone(),
-        manifest.identity.boot_id.clone(),
-    );
-    let cmdline = manifest.process.cmdline.clone();
-    let mut phases = [(t1 - t0) / 1000, (t2 - t1) / 1000, 0, 0];
-    let mut manifest = manifest;
-    manifest.stop_phases_us = phases;
-
-    let forked = if settings.config.snapshot == SnapshotChoice::Copy {
-        None
-    } else {
-        writer::fork(|| {
-            let image = ImageWriter::new(file, generation);
-            snapshot::write(
-                image,
-                manifest.clone(),
-                plan.clone(),
-                side.bytes(),
-                true,
-                true,
-            )
-        })
-    };
-    let (outcome, name, t3, t4) = match forked {
-        Some(child) => {
-            let t3 = now_ns();
-            stop::release(stopped);
-            let t4 = now_ns();
-            let outcome = child.wait().map_err(|error| match error {
-                writer::WriterError::NotInherited(reason) => {
-                    hooks::memory::note_special_advice();
-                    CheckpointError::Postponed(reason)
-                }
-                other => store_error(other),
-            })?;
-            (outcome, "fork", t3, t4)
-        }
-        None => {
-            let image = ImageWriter::new(file, generation);
-            let result = snapshot::write(image, manifest, plan, side.bytes(), false, true);
-            let t3 = now_ns();
-            stop::release(stopped);
-            (result.map_err(store_error)?, "copy", t3, now_ns())
-        }
-    };
-    phases[2] = (t3 - t2) / 1000;
-    phases[3] = (t4 - t3) / 1000;
-    Ok(Taken {
-        call,
-        id,
-        outcome,
-        phases,
-        stop_us: (t4 - t0) / 1000,
-        stopped_ns: t0,
-        realtime_ns,
-        host,
-        boot_id,
-        cmdline,
-        threads,
-        snapshot: name,
-    })
-}
-
-/// Is the content of this shared object kept with a descriptor?
-fn has_descriptor(manifest: &Manifest, dev: u64, ino: u64) -> bool {
-    manifest
-        .descriptors
-        .files
-        .iter()
-        .any(|file| match &file.kind {
-            FileKind::Memfd {
-                object_dev,
-                object_ino,
-                ..
-            } => (*object_dev, *object_ino) == (dev, ino),
-            FileKind::Unlinked { dev: d, ino: i, .. } => (*d, *i) == (dev, ino),
-            _ => false,
-        })
-}
-
-fn collect(
-    settings: &Settings,
-    stopped: &Stopped,
-) -> Result<(Manifest, memory::Plan, SideBuffer), CheckpointError> {
-    let leader = AGENT.real_pid.load(Ordering::Relaxed);
-    children::none_alive().map_err(CheckpointError::Postponed)?;
-    let first = stopped
-        .threads()
-        .map(|slot| slot.tid.load(Ordering::Relaxed) as i32)
-        .min_by_key(|&tid| (tid != leader, tid))
-        .ok_or_else(|| CheckpointError::Refused("no thread of the program is left".into()))?;
-    if process::credentials(first) != settings.credentials {
-        return Err(CheckpointError::Refused(
-            "the program has changed its user, its groups or its seccomp filters since it was started".into(),
-        ));
-    }
-    let mut thread_states = threads::collect(stopped);
-    let signals = signals::collect(stopped, &mut thread_states);
-    let timers = timers::collect();
-    let process = process::collect(first).map_err(refused)?;
-    let mut side = SideBuffer::default();
-    let target = Target {
-        pid: leader,
-        tid: first,
-        program_pid: AGENT.pid.load(Ordering::Relaxed),
-        inherited: settings
-            .inherited
-            .iter()
-            .map(|&(fd, dev, ino)| InheritedFd { fd, dev, ino })
-            .collect(),
-        path_hints: Vec::new(),
-    };
-    let descriptors = descriptors::collect(&target, &mut side).map_err(refused)?;
-    let mut store = settings.store_root.clone();
-    store.extend_from_slice(b"/jobs");
-    let mut store = procfs::real_path(&store).unwrap_or(store);
-    store.push(b'/');
-    let own = memory::Own {
-        store: &store,
-        is_cache: callsites::cache::is_cache_path,
-    };
-    let mut plan = memory::collect(&own).map_err(refused)?;
-    if hooks::memory::special_advice_seen() || !AGENT.net_installed.load(Ordering::Relaxed) {
-        plan.read_flags();
-    }
-    let manifest = Manifest {
-        identity: identity::collect(),
-        process,
-        threads: thread_states,
-        signals,
-        timers,
-        descriptors,
-        entry: EntryPoints {
-            after_restore: resume::after_restore as *const () as u64,
-            resume_thread: resume::resume_thread as *const () as u64,
-            agent: &raw const AGENT as u64,
-        },
-        ..Manifest::default()
-    };
-    Ok((manifest, plan, side))
 }

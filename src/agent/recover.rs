@@ -2,6 +2,8 @@
 //!
 //! Constructor, one thread, nothing of the program has run.
 
+pub mod files;
+
 use crate::agent::collect::descriptors::inherited_now;
 use crate::agent::collect::identity;
 use crate::agent::resume::Payload;
@@ -35,7 +37,7 @@ pub fn try_recover(config: &Config, root: &Path, key: &JobKey) {
 fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
     let Recovery {
         lock,
-        job,
+        mut job,
         found,
         skipped,
     } = recovery;
@@ -44,18 +46,42 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
         log::complain(message);
         log::line(message);
     }
-    let age_s = identity::realtime_ns().saturating_sub(found.record.time_ns) / 1_000_000_000;
     let name = job.name();
+    let found = match files::choose(&job, found, config) {
+        Ok(found) => found,
+        Err(reason) => start::give_up(format_args!(
+            "cannot restore job {name}: {reason}; to restore the memory alone: CKPT_RESTORE_EXCLUDE='*', to start afresh: CKPT_RESUME=never"
+        )),
+    };
+    let age_s = identity::realtime_ns().saturating_sub(found.record.time_ns) / 1_000_000_000;
     let generation = found.record.generation;
     log::line(format_args!(
         "recovering job {name}, generation {generation}, {age_s} s old"
     ));
     // SAFETY: no pointers.
-    if unsafe { libc::isatty(2) } == 1 {
+    let terminal = unsafe { libc::isatty(2) } == 1;
+    if terminal {
         log::complain(format_args!(
             "going on from checkpoint {generation} of job {name}, {age_s} s old (start afresh: CKPT_RESUME=never)"
         ));
     }
+    let Some(member) = found.members.into_iter().next() else {
+        start::give_up(format_args!(
+            "generation {generation} of job {name} has no member"
+        ))
+    };
+    // Before anything is done to a file.
+    if let Err(error) = restore::check::machine(&member.image.manifest) {
+        start::give_up(format_args!(
+            "cannot restore job {name}, generation {generation}: {error}"
+        ));
+    }
+    let files = match files::go_back(&mut job, &found.record, config, terminal) {
+        Ok(files) => files,
+        Err(reason) => start::give_up(format_args!(
+            "cannot restore job {name}, generation {generation}: {reason}"
+        )),
+    };
     let payload = Payload {
         env: settings::get().map(|s| s.env.clone()).unwrap_or_default(),
         job_dir: job.dir.as_os_str().as_bytes().to_vec(),
@@ -73,11 +99,7 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
     };
     let options = restore::Options {
         lazy: start::lazy(config),
-    };
-    let Some(member) = found.members.into_iter().next() else {
-        start::give_up(format_args!(
-            "generation {generation} of job {name} has no member"
-        ))
+        files,
     };
     match restore::restore(
         member.image,

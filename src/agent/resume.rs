@@ -7,20 +7,24 @@
 //! manifest, since this code is part of the image.
 
 use crate::agent::callsites::restart::{self, Clock};
+use crate::agent::checkpoint::files;
+use crate::agent::checkpoint::mapped::{self, Mapping};
 use crate::agent::collect::signals::{put_back, put_back_own};
 use crate::agent::collect::threads::{SCHED_ATTR_SIZE, SCHED_FLAG_RESET_ON_FORK, SchedAttr};
 use crate::agent::hooks;
 use crate::agent::region::{self, Region};
 use crate::agent::state::AGENT;
-use crate::agent::{exit, heap, helper, log, request, settings, side, state, stop};
+use crate::agent::{exit, heap, helper, log, request, settings, side, start, state, stop};
 use crate::image::codec;
 use crate::image::state::{
     Manifest, PendingSignal, PosixTimer, ProcessState, SchedState, ThreadState, TimerState,
 };
+use crate::persist::table;
 use ckpt_sys::blob::{RestorerArgs, RestorerThread};
 use ckpt_sys::syscall;
 use ckpt_sys::thread::sigreturn_to;
 use serde::{Deserialize, Serialize};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 /// What the blob hands to the new helper; lies in the area.
@@ -87,6 +91,8 @@ pub struct Payload {
     pub job_key: Vec<u8>,
     pub store_root: Vec<u8>,
     pub generation: u64,
+    /// Parts of files that memory maps shared and writable.
+    pub shared: Vec<Mapping>,
     /// Descriptors that the new process was started with: (fd, dev, ino).
     pub inherited: Vec<(i32, u64, u64)>,
     /// CLOCK_MONOTONIC at the constructor's start, for the log.
@@ -109,6 +115,7 @@ impl Payload {
         self.timers = manifest.timers.clone();
         self.process = manifest.process.clone();
         self.process.auxv.clear();
+        self.shared = mapped::of(manifest.memory.vmas.iter());
     }
 
     /// Remembers which file the lazy ranges map.
@@ -198,6 +205,7 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         adopt_dtv(region, args.main_fs);
         region::publish(args.region);
         helper::take_over(region);
+        table::forget();
         stop::reset_after_restore();
         request::reset_after_restore();
         side::reset_after_restore();
@@ -211,6 +219,7 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         match &mut payload {
             Ok(payload) => {
                 rebuild(restorer, payload);
+                begin_table(payload);
                 if payload.threads.iter().any(|t| !t.pending.is_empty()) {
                     PENDING.store(payload, Ordering::SeqCst);
                 }
@@ -357,6 +366,18 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
         )
     };
     set_timers(&payload.timers, &real);
+}
+
+/// The table that leads back to the generation again. Without it the program could not
+/// go on: what it did to files would not be known.
+fn begin_table(payload: &Payload) {
+    let Some(settings) = settings::get() else {
+        return;
+    };
+    let job = std::path::Path::new(std::ffi::OsStr::from_bytes(&payload.job_dir));
+    if let Err(reason) = files::resume(job, payload.generation, &settings.config, &payload.shared) {
+        start::give_up(format_args!("cannot go on from the checkpoint: {reason}"));
+    }
 }
 
 fn set_sched(tid: i32, sched: &SchedState) {

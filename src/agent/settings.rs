@@ -4,9 +4,9 @@
 //! In the agent heap, thus in the image. Read by the helper; hooks only use the few
 //! atomics in `state`.
 
-use crate::agent::log;
 use crate::agent::resume::Payload;
 use crate::agent::state::AGENT;
+use crate::agent::{log, start};
 use crate::config::{Config, LogTarget};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -82,6 +82,15 @@ pub unsafe fn adopt(payload: &Payload) {
         credentials: old.credentials.clone(),
         inherited: payload.inherited.clone(),
     };
+    // Rules that the program has made since stay, so only what is new is added.
+    let (new, before) = (&settings.config, &old.config);
+    let changed = new.exclude != before.exclude || new.include != before.include;
+    let (exclude, include): (&[_], &[_]) = if changed {
+        (&new.exclude, &new.include)
+    } else {
+        (&[], &[])
+    };
+    start::exclude_files(exclude, include, &settings.store_root);
     // SAFETY: forwarded contract.
     unsafe { publish(Box::new(settings)) };
 }

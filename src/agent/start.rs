@@ -13,6 +13,7 @@ use crate::agent::settings::{self, Settings};
 use crate::agent::state::{self, AGENT};
 use crate::agent::{exit, helper, hooks, log, refusal, request, stop};
 use crate::config::{Config, RestoreMethod};
+use crate::persist::exclude;
 use crate::store::{self, JobKey};
 use ckpt_sys::syscall;
 use std::os::unix::ffi::OsStrExt;
@@ -113,6 +114,11 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
 
     // A recovery replaces all memory: it needs none of what follows.
     recover::try_recover(&config, &root, &key);
+    exclude_files(
+        &config.exclude,
+        &config.include,
+        root.as_os_str().as_bytes(),
+    );
 
     // SAFETY: constructor, one thread.
     unsafe {
@@ -126,6 +132,12 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
         }
     }
     hooks::touch_symbols();
+    if let Some(path) = &config.audit
+        // SAFETY: constructor, once, before the net is laid.
+        && let Err(errno) = unsafe { hooks::files::audit::start(path, pid) }
+    {
+        give_up(format_args!("CKPT_AUDIT: cannot be written, errno {errno}"));
+    }
     // SAFETY: constructor, once.
     let report = unsafe {
         callsites::install(&callsites::InstallOptions {
@@ -152,6 +164,22 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
         log::line(format_args!(
             "no checkpoints: cannot start the helper thread, errno {errno}"
         ));
+    }
+    if hooks::files::audit::on() {
+        hooks::files::audit::mark();
+    }
+}
+
+/// Files that are left alone: the store's own and `CKPT_EXCLUDE`'s. In the constructor,
+/// and in the restored helper where the new start says otherwise.
+pub fn exclude_files(exclude: &[Vec<u8>], include: &[Vec<u8>], store: &[u8]) {
+    exclude::set_store(store);
+    let rules = exclude.iter().map(|glob| (true, glob));
+    for (excludes, glob) in rules.chain(include.iter().map(|glob| (false, glob))) {
+        if !exclude::add_rule(excludes, glob) {
+            let glob = String::from_utf8_lossy(glob);
+            log::line(format_args!("rule for files not in force: {glob}"));
+        }
     }
 }
 

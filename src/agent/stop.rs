@@ -8,6 +8,7 @@
 //! Runs in: the helper thread ([`stop_all`], [`release`]) and, async-signal-safe, in
 //! any thread ([`on_reserved_signal`]).
 
+use crate::agent::callsites;
 use crate::agent::callsites::restart::{self, Clock};
 use crate::agent::collect::signals;
 use crate::agent::hooks;
@@ -247,6 +248,10 @@ unsafe fn park(value: u64, uc: *mut libc::ucontext_t) {
     }
     // SAFETY: the frame of this very handler.
     let interrupted = unsafe { restart::prepare(uc) };
+    if !interrupted.is_something() {
+        // SAFETY: the same frame.
+        unsafe { callsites::rewind(uc) };
+    }
     slot.ucontext = uc as u64;
     slot.interrupted = &raw const interrupted as u64;
     slot.resume_stack = free_stack_below(slot.ucontext.min(slot.interrupted));

@@ -25,6 +25,24 @@ impl Environment {
         self.0.insert(name.into(), value.as_ref().into());
     }
 
+    /// A variable with a list separated by colons; an empty list leaves it as it is.
+    pub fn set_list(&mut self, name: &str, values: &[OsString]) -> anyhow::Result<()> {
+        let mut list: Vec<u8> = Vec::new();
+        for value in values {
+            if value.as_bytes().contains(&b':') {
+                bail!("{}: a colon separates patterns", value.to_string_lossy());
+            }
+            if !list.is_empty() {
+                list.push(b':');
+            }
+            list.extend_from_slice(value.as_bytes());
+        }
+        if !list.is_empty() {
+            self.set(name, OsStr::from_bytes(&list));
+        }
+        Ok(())
+    }
+
     /// Checks the variables as the library will.
     pub fn validate(&self) -> anyhow::Result<Config> {
         let pairs = self.0.iter().map(|(n, v)| (n.as_bytes(), v.as_bytes()));

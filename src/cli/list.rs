@@ -41,10 +41,12 @@ pub fn run(cli: &Cli, args: &Args) -> Outcome {
         let running = select::owner(job).is_some();
         for generation in job.generations() {
             let whole = job.open_generation(generation, false).is_ok();
-            let state = match (whole, running) {
-                (false, _) => "damaged",
-                (true, true) => "running",
-                (true, false) => "restorable",
+            let files = output::files_incomplete(job, generation);
+            let state = match (whole, files, running) {
+                (false, ..) => "damaged".to_owned(),
+                (true, Some(reason), _) => format!("files incomplete: {reason}"),
+                (true, None, true) => "running".to_owned(),
+                (true, None, false) => "restorable".to_owned(),
             };
             table.row(vec![
                 job.name(),
@@ -54,7 +56,7 @@ pub fn run(cli: &Cli, args: &Args) -> Outcome {
                 generation.kind.name().to_owned(),
                 output::size(generation.bytes_stored),
                 output::micros(generation.stop_us),
-                state.to_owned(),
+                state,
                 output::command(&select::cmdline(job), 60),
             ]);
             rows += 1;

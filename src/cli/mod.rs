@@ -10,6 +10,7 @@
 
 mod ask;
 mod checkpoint;
+mod diff;
 mod doctor;
 mod elf;
 mod exec;
@@ -59,6 +60,7 @@ enum Verb {
     Restore(restore::Args),
     List(list::Args),
     Show(show::Args),
+    Diff(diff::Args),
     Status(status::Args),
     Verify(verify::Args),
     Prune(prune::Args),
@@ -121,6 +123,7 @@ pub fn main(args: Vec<OsString>, sigpipe_ignored: bool) -> ExitCode {
         Verb::Restore(args) => restore::run(&cli, args, sigpipe_ignored),
         Verb::List(args) => list::run(&cli, args),
         Verb::Show(args) => show::run(&cli, args),
+        Verb::Diff(args) => diff::run(&cli, args),
         Verb::Status(args) => status::run(&cli, args),
         Verb::Verify(args) => verify::run(&cli, args),
         Verb::Prune(args) => prune::run(&cli, args),

@@ -156,6 +156,14 @@ pub fn command(cmdline: &[u8], most: usize) -> String {
     }
 }
 
+/// Why the files cannot go back to a generation.
+pub fn files_incomplete(job: &Job<RawFs>, record: &GenerationRecord) -> Option<String> {
+    match job.files_obstacle(record) {
+        Ok(obstacle) => obstacle,
+        Err(error) => Some(error.to_string()),
+    }
+}
+
 /// One generation, with whether it can be restored as far as the store can tell.
 pub fn generation_json(job: &Job<RawFs>, record: &GenerationRecord) -> Value {
     let damage = job.open_generation(record, false).err();
@@ -191,6 +199,10 @@ pub fn generation_json(job: &Job<RawFs>, record: &GenerationRecord) -> Value {
         "host": record.host,
         "restorable": damage.is_none(),
         "reason": damage.map(|d| d.to_string()),
+        "files_incomplete": files_incomplete(job, record),
+        "outputs": record.files.streams.iter().map(|s| json!({
+            "stream": s.number, "descriptors": s.fds, "path": text(&s.path), "size": s.size,
+        })).collect::<Vec<_>>(),
     })
 }
 

@@ -117,6 +117,7 @@ fn prune(args: &Args, keep: u32, job: Job<RawFs>) -> anyhow::Result<Vec<Removal>
             for generation in going {
                 job.remove_generation(generation, output::now_ns())?;
             }
+            job.prune_files()?;
         }
         drop(lock);
     }

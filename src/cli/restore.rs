@@ -5,7 +5,7 @@ use super::exec::{self, Environment};
 use super::{Cli, Outcome, select};
 use crate::config::Resume;
 use anyhow::{Context, bail};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -26,6 +26,12 @@ pub struct Args {
     /// How memory comes back: lazy, eager
     #[arg(long, value_name = "METHOD")]
     restore: Option<String>,
+    /// Leave these files as they are now: an absolute path pattern, * for all (repeatable)
+    #[arg(long, value_name = "GLOB")]
+    exclude: Vec<OsString>,
+    /// Open NEW where the program had OLD open (repeatable)
+    #[arg(long, value_name = "OLD=NEW")]
+    redirect: Vec<OsString>,
     /// Verify all page data first
     #[arg(long)]
     verify: bool,
@@ -67,6 +73,8 @@ pub fn run(cli: &Cli, args: &Args, sigpipe_ignored: bool) -> Outcome {
     if let Some(method) = &args.restore {
         env.set("CKPT_RESTORE", method);
     }
+    env.set_list("CKPT_RESTORE_EXCLUDE", &args.exclude)?;
+    env.set_list("CKPT_REDIRECT", &args.redirect)?;
     if args.verify {
         env.set("CKPT_VERIFY", "1");
     }

@@ -34,6 +34,12 @@ pub struct Args {
     /// Verify all page data before a recovery
     #[arg(long)]
     verify: bool,
+    /// Leave these files as they are: an absolute path pattern, * for all (repeatable)
+    #[arg(long, value_name = "GLOB")]
+    exclude: Vec<OsString>,
+    /// Exceptions from --exclude (repeatable)
+    #[arg(long, value_name = "GLOB")]
+    include: Vec<OsString>,
     /// Log: a level, an absolute path, stderr, or LEVEL:PATH
     #[arg(long, value_name = "LOG")]
     log: Option<String>,
@@ -58,6 +64,8 @@ pub fn run(cli: &Cli, args: &Args, sigpipe_ignored: bool) -> Outcome {
             env.set(name, value);
         }
     }
+    env.set_list("CKPT_EXCLUDE", &args.exclude)?;
+    env.set_list("CKPT_INCLUDE", &args.include)?;
     if let Some(job) = &args.job {
         env.set("CKPT_JOB", job);
     }

@@ -5,8 +5,8 @@ use super::{Cli, Outcome, select};
 use crate::config::Resume;
 use crate::image::PAGE;
 use crate::image::state::{FileKind, Manifest, OpenFileState, SocketRole, VmaKind, VmaState};
-use crate::store::Found;
-use crate::store::RawFs;
+use crate::persist::diff;
+use crate::store::{Found, Job, RawFs};
 use serde_json::{Value, json};
 use std::process::ExitCode;
 
@@ -26,7 +26,8 @@ pub struct Args {
     /// Only the descriptors
     #[arg(long)]
     descriptors: bool,
-    /// Only the files: the program, its libraries, open and mapped files
+    /// Only the files: the program, its libraries, open and mapped files, and what was
+    /// modified since
     #[arg(long)]
     files: bool,
 }
@@ -59,12 +60,15 @@ pub fn run(cli: &Cli, args: &Args) -> Outcome {
             .members
             .iter()
             .map(|m| member_json(args, &m.image.manifest));
+        if args.wants(args.files) {
+            value["modified"] = modified_json(&job, &found)?;
+        }
         value["contents"] = Value::Array(details.collect());
         output::print_json(&value);
         return Ok(ExitCode::SUCCESS);
     }
     if args.wants(false) {
-        summary(&job.name(), &found);
+        summary(&job, &found);
     }
     for member in &found.members {
         let manifest = &member.image.manifest;
@@ -83,14 +87,18 @@ pub fn run(cli: &Cli, args: &Args) -> Outcome {
             }
         }
     }
+    if args.wants(args.files) {
+        println!();
+        modified(&job, &found)?.print();
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-fn summary(job: &str, found: &Found<RawFs>) {
+fn summary(job: &Job<RawFs>, found: &Found<RawFs>) {
     let record = &found.record;
     let mut table = Table::new(&["", ""]);
     let mut line = |name: &str, value: String| table.row(vec![name.to_owned(), value]);
-    line("job", job.to_owned());
+    line("job", job.name());
     line("generation", record.generation.to_string());
     line("checkpoint id", record.id.to_string());
     if let Some(parent) = record.parent {
@@ -108,6 +116,17 @@ fn summary(job: &str, found: &Found<RawFs>) {
         "tracker, snapshot",
         format!("{}, {}", record.tracker, record.snapshot),
     );
+    line(
+        "files",
+        match output::files_incomplete(job, record) {
+            Some(reason) => format!("incomplete: {reason}"),
+            None => "can go back".to_owned(),
+        },
+    );
+    for stream in &record.files.streams {
+        let (path, size) = (output::text(&stream.path), output::size(stream.size));
+        line("output", format!("{path} ({size})"));
+    }
     for member in &found.members {
         let manifest = &member.image.manifest;
         let (process, identity) = (&manifest.process, &manifest.identity);
@@ -351,6 +370,43 @@ fn files(manifest: &Manifest) -> Table {
         table.row(vec![role.to_owned(), path]);
     }
     table
+}
+
+/// What was modified since, as far as it is known, with what is kept of it.
+fn modified(job: &Job<RawFs>, found: &Found<RawFs>) -> anyhow::Result<Table> {
+    let mut table = Table::new(&["FILE", "MTIME", "MODE", ">SIZE", "KEPT"]);
+    for row in diff::rows(&job.dir, found.record.generation)? {
+        let unmodified = || "-1".to_owned();
+        table.row(vec![
+            output::text(&row.path),
+            row.mtime_ns
+                .map_or_else(unmodified, |ns| output::time(ns.max(0) as u64)),
+            row.mode
+                .map_or_else(unmodified, |mode| format!("{:o}", mode & 0o7777)),
+            row.size.map_or_else(unmodified, |size| size.to_string()),
+            if row.kept.is_empty() {
+                "-".to_owned()
+            } else {
+                row.kept
+            },
+        ]);
+    }
+    Ok(table)
+}
+
+fn modified_json(job: &Job<RawFs>, found: &Found<RawFs>) -> anyhow::Result<Value> {
+    let rows = diff::rows(&job.dir, found.record.generation)?;
+    let rows = rows.iter().map(|row| {
+        json!({
+            "path": output::text(&row.path),
+            "mtime_ns": row.mtime_ns,
+            "mode": row.mode.map(|mode| format!("{:o}", mode & 0o7777)),
+            "owner": row.owner.map(|(uid, gid)| json!({ "uid": uid, "gid": gid })),
+            "size": row.size,
+            "kept": row.kept,
+        })
+    });
+    Ok(Value::Array(rows.collect()))
 }
 
 fn member_json(args: &Args, manifest: &Manifest) -> Value {

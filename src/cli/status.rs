@@ -132,6 +132,7 @@ impl State {
                     "command": output::words(&select::cmdline(job)),
                     "last_generation": last.map(|g| g.generation),
                     "last_checkpoint_ns": last.map(|g| g.time_ns),
+                    "files_incomplete": last.and_then(|g| output::files_incomplete(job, g)),
                     "last_refusal": refusal.map(|r| json!({
                         "reason": r.reason, "time_ns": r.time_ns
                     })),
@@ -171,6 +172,9 @@ impl State {
                     let age = output::age(refusal.time_ns);
                     line("last refusal", format!("{} ({age})", refusal.reason));
                 }
+                if let Some(reason) = &report.files_incomplete {
+                    line("files incomplete", reason.clone());
+                }
                 let net = &report.net;
                 line(
                     "call-site net",
@@ -188,6 +192,9 @@ impl State {
                 if let Some(g) = job.generations().last() {
                     let age = output::age(g.time_ns);
                     line("last generation", format!("{}, {age}", g.generation));
+                    if let Some(reason) = output::files_incomplete(job, g) {
+                        line("files incomplete", reason);
+                    }
                 }
                 if let Some(refusal) = job.journal.last_refusal() {
                     let age = output::age(refusal.time_ns);

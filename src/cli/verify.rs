@@ -1,10 +1,12 @@
 //! `ckpt verify`: reads every byte and compares it with its checksum.
 //!
 //! It reads, it does not map: a sector that cannot be read is an error to report here,
-//! where a mapping would be a signal.
+//! where a mapping would be a signal. Tables of modifications are read too.
 
 use super::output::{self, Table};
 use super::{Cli, FAILED, Outcome, select};
+use crate::persist::table;
+use crate::store::{Job, RawFs};
 use anyhow::bail;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
@@ -39,7 +41,7 @@ pub fn run(cli: &Cli, args: &Args) -> Outcome {
     }
     let total = work.iter().map(|(_, g)| g.bytes_stored).sum();
     let bar = progress_bar(total);
-    let mut table = Table::new(&["JOB", ">GEN", ">SIZE", "STATE"]);
+    let mut table = Table::new(&["JOB", ">GEN/TABLE", ">SIZE", "STATE"]);
     let mut results = Vec::new();
     let mut damaged = 0;
     for (job, generation) in work {
@@ -69,6 +71,26 @@ pub fn run(cli: &Cli, args: &Args) -> Outcome {
             "reason": reason,
         }));
     }
+    for job in &jobs {
+        for (name, size, reason) in tables(job)? {
+            damaged += usize::from(reason.is_some());
+            table.row(vec![
+                job.name(),
+                name.clone(),
+                output::size(size),
+                reason
+                    .clone()
+                    .map_or("ok".to_owned(), |r| format!("damaged: {r}")),
+            ]);
+            results.push(json!({
+                "job": job.name(),
+                "table": name,
+                "bytes": size,
+                "ok": reason.is_none(),
+                "reason": reason,
+            }));
+        }
+    }
     bar.finish_and_clear();
     if cli.json {
         output::print_json(&json!({ "verified": results, "damaged": damaged }));
@@ -78,6 +100,22 @@ pub fn run(cli: &Cli, args: &Args) -> Outcome {
         table.print();
     }
     Ok(ExitCode::from(if damaged == 0 { 0 } else { FAILED }))
+}
+
+/// The tables of a job: name, size, damage.
+fn tables(job: &Job<RawFs>) -> anyhow::Result<Vec<(String, u64, Option<String>)>> {
+    let mut list = Vec::new();
+    for file in table::list(&job.dir)? {
+        let size = std::fs::metadata(&file.path).map_or(0, |m| m.len());
+        let reason = match table::read(&file.path) {
+            Ok(Some(_)) => None,
+            Ok(None) => Some("it cannot be read".to_owned()),
+            Err(error) => Some(error.to_string()),
+        };
+        let name = file.path.file_name().unwrap_or_default();
+        list.push((name.to_string_lossy().into_owned(), size, reason));
+    }
+    Ok(list)
 }
 
 /// A bar over bytes, on a terminal only.

@@ -21,7 +21,7 @@ impl Variable {
 /// Names that belong to the command or to tests, not to the library.
 pub(super) const FOREIGN: [&[u8]; 1] = [b"LIB"];
 
-pub(super) const VARIABLES: [Variable; 21] = [
+pub(super) const VARIABLES: [Variable; 23] = [
     Variable {
         name: "CKPT_INTERVAL",
         allowed: "expected off, auto, default or a duration like 90, 90s, 500ms, 15m, 1h30m",
@@ -31,6 +31,11 @@ pub(super) const VARIABLES: [Variable; 21] = [
         name: "CKPT_EXCLUDE",
         allowed: "expected absolute path patterns separated by colons, or *",
         apply: |c, v| set(&mut c.exclude, globs(v)),
+    },
+    Variable {
+        name: "CKPT_INCLUDE",
+        allowed: "expected absolute path patterns separated by colons, or *",
+        apply: |c, v| set(&mut c.include, globs(v)),
     },
     Variable {
         name: "CKPT_RESTORE_EXCLUDE",
@@ -168,6 +173,11 @@ pub(super) const VARIABLES: [Variable; 21] = [
         allowed: "expected off, error, warn, info, debug or trace, an absolute path or stderr, \
                   or LEVEL:PATH",
         apply: |c, v| set(&mut c.log, log(v)),
+    },
+    Variable {
+        name: "CKPT_AUDIT",
+        allowed: "expected the absolute path that counts are written to",
+        apply: |c, v| set(&mut c.audit, (v[0] == b'/').then(|| Some(v.to_vec()))),
     },
     Variable {
         name: "CKPT_VERIFY",

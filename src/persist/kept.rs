@@ -5,7 +5,8 @@ use super::format::{KEPT_COPY, KEPT_LINK, KEPT_NODE, KEPT_SYMLINK};
 use super::shadow::open_same;
 use super::sys::{self, CPath, Sys, point};
 use super::writer::Writer;
-use super::{Id, Stat};
+use super::{Id, Stat, table};
+use std::path::Path;
 
 /// Longest list of names and longest value of extended attributes that is kept with a
 /// copy or a directory.
@@ -22,6 +23,18 @@ pub struct Keep<'a> {
 pub fn link_name(path: &mut CPath, id: &Id) -> Sys<()> {
     path.add(b"/")?;
     sys::add_id(path, id)
+}
+
+/// How many of the inode's links are ones that the job's tables keep. Helper thread.
+pub fn links_of(job_dir: &Path, id: &Id) -> u64 {
+    let tables = table::list(job_dir).unwrap_or_default();
+    let linked = |seq| {
+        let mut place = table::c_path(&table::kept_dir(job_dir, seq))?;
+        link_name(&mut place, id)?;
+        sys::lstat(&place)
+    };
+    let found = tables.iter().filter_map(|t| linked(t.seq).ok());
+    found.filter(|stat| stat.id == *id).count() as u64
 }
 
 /// The `kept-` directory, made when it is needed first.

@@ -22,7 +22,7 @@ pub mod diff;
 pub mod exclude;
 pub mod format;
 mod index;
-mod kept;
+pub mod kept;
 mod lock;
 pub mod recorder;
 mod shadow;

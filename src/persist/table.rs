@@ -204,6 +204,20 @@ pub fn create(
     Ok(Prepared(writer))
 }
 
+/// Makes a table that says only that modifications since `base_generation` are not known:
+/// nobody goes back over it.
+pub fn create_unrecorded(
+    job_dir: &Path,
+    seq: u32,
+    base_generation: u64,
+    reason: &str,
+) -> Result<(), StoreError> {
+    let mut prepared = create(job_dir, seq, base_generation, false)?;
+    prepared.0.set_incomplete(2, &[reason.as_bytes()]);
+    prepared.0.close_and_trim();
+    Ok(())
+}
+
 /// Puts a table in force (during the stop, or before the program's threads run). The
 /// one before it ends here.
 pub fn install(mut prepared: Prepared) {

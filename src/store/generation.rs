@@ -37,6 +37,36 @@ pub struct GenerationRecord {
     pub snapshot: String,
     /// `clock`, `call`, `command`, `signal`.
     pub trigger: String,
+    /// Encoded behind the rest, see [`GenerationRecord::encode`].
+    #[serde(skip)]
+    pub files: FilesRecord,
+}
+
+/// The files' half of a generation as it was when the generation was committed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilesRecord {
+    /// Why modifications after this checkpoint are not recorded at all; what makes a
+    /// table incomplete later stands in the table's header.
+    pub incomplete: Option<String>,
+    /// The sequence number of the table that begins here; 0 = none.
+    pub table: u32,
+    pub streams: Vec<StreamRecord>,
+}
+
+/// A regular file that the program was started with, open for writing: its contents are
+/// kept by the store.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamRecord {
+    /// `stream-<number>` in the job's directory.
+    pub number: u64,
+    /// The descriptors that lead to it.
+    pub fds: Vec<i32>,
+    pub dev: u64,
+    pub ino: u64,
+    /// Its size at the checkpoint.
+    pub size: u64,
+    /// As the descriptor names it.
+    pub path: Vec<u8>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,7 +132,10 @@ pub fn member_name(index: usize) -> String {
 
 pub const MANIFEST_NAME: &str = "manifest";
 
-const MANIFEST_MAGIC: [u8; 8] = *b"CKPTGEN\x01";
+/// The last byte is the version of the record.
+const MANIFEST_MAGIC: [u8; 7] = *b"CKPTGEN";
+/// Version 1 has no [`FilesRecord`].
+pub const RECORD_VERSION: u16 = 2;
 /// A record is a few hundred bytes plus command lines.
 const MANIFEST_MOST: u64 = 16 << 20;
 
@@ -112,15 +145,35 @@ pub enum RecordError {
     Io(#[from] StoreError),
     #[error("the generation's manifest is damaged")]
     Damaged,
+    #[error("the generation's manifest is of version {0}, which this program does not know")]
+    Version(u8),
     #[error("the generation's manifest: {0}")]
     Codec(#[from] CodecError),
 }
 
 impl GenerationRecord {
+    /// The payload of a record of [`RECORD_VERSION`].
+    pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
+        codec::encode(&(self, &self.files))
+    }
+
+    /// Decodes the payload of a record; `None` for a version that is not known here.
+    pub fn decode(payload: &[u8], version: u16) -> Option<Result<GenerationRecord, CodecError>> {
+        match version {
+            1 => Some(codec::decode(payload)),
+            RECORD_VERSION => {
+                let both = codec::decode::<(GenerationRecord, FilesRecord)>(payload);
+                Some(both.map(|(record, files)| GenerationRecord { files, ..record }))
+            }
+            _ => None,
+        }
+    }
+
     /// The bytes of a `manifest` file: magic, crc32c, record.
     pub fn to_file(&self) -> Result<Vec<u8>, CodecError> {
-        let payload = codec::encode(self)?;
+        let payload = self.encode()?;
         let mut bytes = MANIFEST_MAGIC.to_vec();
+        bytes.push(RECORD_VERSION as u8);
         bytes.extend_from_slice(&crc32c::crc32c(&payload).to_le_bytes());
         bytes.extend_from_slice(&payload);
         Ok(bytes)
@@ -129,10 +182,12 @@ impl GenerationRecord {
     pub fn from_file(bytes: &[u8]) -> Result<GenerationRecord, RecordError> {
         let (magic, rest) = bytes.split_at_checked(8).ok_or(RecordError::Damaged)?;
         let (crc, payload) = rest.split_at_checked(4).ok_or(RecordError::Damaged)?;
+        let (magic, version) = magic.split_at(7);
         if magic != MANIFEST_MAGIC || crc != crc32c::crc32c(payload).to_le_bytes() {
             return Err(RecordError::Damaged);
         }
-        Ok(codec::decode(payload)?)
+        let record = GenerationRecord::decode(payload, version[0] as u16);
+        Ok(record.ok_or(RecordError::Version(version[0]))??)
     }
 
     /// Reads the `manifest` of a generation's directory.

@@ -184,7 +184,10 @@ impl<F: Fs> Job<F> {
     /// The number of the next generation: never one that was used before.
     pub fn next_generation(&self) -> Result<u64, StoreError> {
         let in_dirs = self.directories()?.iter().map(|d| d.0).max().unwrap_or(0);
-        Ok(in_dirs.max(self.journal.highest()) + 1)
+        // A checkpoint that failed after its stop has left a table of its number.
+        let in_tables = crate::persist::table::list(&self.dir)?;
+        let in_tables = in_tables.iter().map(|t| t.base).max().unwrap_or(0);
+        Ok(in_dirs.max(in_tables).max(self.journal.highest()) + 1)
     }
 
     /// Notes that a checkpoint was refused or failed, and why.

@@ -9,7 +9,7 @@
 //! Written by the holder of the job's lock only; read by anyone.
 
 use super::fs::Fs;
-use super::generation::GenerationRecord;
+use super::generation::{GenerationRecord, RECORD_VERSION};
 use super::{Context, StoreError};
 use crate::errno::Errno;
 use crate::image::codec::{self, CodecError};
@@ -29,6 +29,7 @@ const REWRITE_AT: usize = 256;
 const REFUSALS_KEPT: usize = 16;
 
 /// What happened to a job.
+#[expect(clippy::large_enum_variant, reason = "most are of the largest kind")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
     /// The generation is committed: from here on it is the latest.
@@ -248,14 +249,19 @@ impl Journal {
 
 fn encode_record(record: &Record) -> Result<Vec<u8>, CodecError> {
     let (kind, payload) = match record {
-        Record::Committed(g) => (COMMITTED, codec::encode(g)?),
+        Record::Committed(g) => (COMMITTED, g.encode()?),
         Record::Removed(r) => (REMOVED, codec::encode(r)?),
         Record::Refused(r) => (REFUSED, codec::encode(r)?),
     };
     let mut bytes = Vec::with_capacity(HEAD + payload.len() + 8);
     bytes.extend_from_slice(&MAGIC);
     bytes.extend_from_slice(&kind.to_le_bytes());
-    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    let version = if kind == COMMITTED {
+        RECORD_VERSION
+    } else {
+        VERSION
+    };
+    bytes.extend_from_slice(&version.to_le_bytes());
     bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
     let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[4..12]), &payload);
     bytes.extend_from_slice(&crc.to_le_bytes());
@@ -284,7 +290,10 @@ fn parse_record(bytes: &[u8]) -> Option<(Option<Record>, usize)> {
     let kind = u16::from_le_bytes([head[4], head[5]]);
     let version = u16::from_le_bytes([head[6], head[7]]);
     let record = match (kind, version) {
-        (COMMITTED, VERSION) => Some(Record::Committed(codec::decode(payload).ok()?)),
+        (COMMITTED, version) => match GenerationRecord::decode(payload, version) {
+            Some(record) => Some(Record::Committed(record.ok()?)),
+            None => None,
+        },
         (REMOVED, VERSION) => Some(Record::Removed(codec::decode(payload).ok()?)),
         (REFUSED, VERSION) => Some(Record::Refused(codec::decode(payload).ok()?)),
         _ => None,

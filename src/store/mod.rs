@@ -6,6 +6,8 @@
 //!              journal       append-only; the authority on what is committed
 //!              gen-000042/   member-0.img, manifest (the generation's record)
 //!              gen-000043.tmp/   being written, or left by a crash
+//!              table-, shadow-, kept-000007   modifications of files (`persist`)
+//!              stream-000001   contents of an output of the program
 //!   run/<pid>.json           answers of running programs to the command
 //! ```
 //!
@@ -18,6 +20,7 @@
 //! | `journal` | the append-only journal |
 //! | `publish` | writing and committing a generation |
 //! | `find` | the latest valid generation |
+//! | `files`, `stream` | tables and streams: what they lead back to, when they go |
 //! | `retention` | removing generations and whole jobs |
 //! | `start` | what a starting process does: recover, or begin afresh |
 //! | `report` | the file by which a running program answers the command |
@@ -28,6 +31,7 @@
 //! Nothing here is called between "threads stopped" and "threads released" except
 //! [`publish::Pending`]'s creation, which is done before the stop.
 
+mod files;
 pub mod find;
 pub mod fs;
 pub mod generation;
@@ -38,6 +42,7 @@ pub mod publish;
 pub mod report;
 pub mod retention;
 pub mod start;
+pub mod stream;
 
 #[cfg(test)]
 mod crash_tests;

@@ -56,6 +56,8 @@ pub struct Report {
     pub net: NetReport,
     pub tracker: String,
     pub snapshot: String,
+    /// Why the files cannot go back to the last generation.
+    pub files_incomplete: Option<String>,
 }
 
 /// How a request of the command ended; a report that was asked for has neither.
@@ -173,6 +175,11 @@ impl Report {
         json.close();
         json.text("tracker", &self.tracker);
         json.text("snapshot", &self.snapshot);
+        json.optional(
+            "files_incomplete",
+            self.files_incomplete.as_ref(),
+            |json, reason| json.string(reason),
+        );
         json.close();
         json.bytes
     }

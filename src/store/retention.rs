@@ -28,6 +28,9 @@ pub fn plan(records: &[&GenerationRecord], keep: u32, valid: Option<u64>) -> Vec
         .map(|r| r.generation)
         .collect();
     kept.extend(valid);
+    // One whose files can go back is worth more than newer ones whose files cannot.
+    let whole = records.iter().rev().find(|r| r.files.incomplete.is_none());
+    kept.extend(whole.map(|r| r.generation));
     // Increments need their parents, down to a full one.
     let mut at = 0;
     while at < kept.len() {
@@ -64,19 +67,32 @@ impl<F: Fs> Job<F> {
 
     /// Removes one generation, whatever it is.
     pub fn remove_generation(&mut self, generation: u64, time_ns: u64) -> Result<(), JournalError> {
+        self.forget_generation(generation, time_ns, false)?;
+        Ok(self.remove_directory(generation)?)
+    }
+
+    /// From here on the generation does not count.
+    pub(super) fn forget_generation(
+        &mut self,
+        generation: u64,
+        time_ns: u64,
+        sync: bool,
+    ) -> Result<(), JournalError> {
         let record = Record::Removed(Removed {
             generation,
             time_ns,
         });
-        self.journal.append(&self.fs, &self.dir, record, false)?;
+        self.journal.append(&self.fs, &self.dir, record, sync)
+    }
+
+    pub(super) fn remove_directory(&self, generation: u64) -> Result<(), StoreError> {
         let dir = self.generation_dir(generation);
         let tmp = self.dir.join(generation::tmp_name(generation));
         match self.fs.rename(&dir, &tmp) {
             Err(Errno::ENOENT) => {}
             other => other.on("rename", &dir)?,
         }
-        self.fs.remove_tree(&tmp).on("remove", &tmp)?;
-        Ok(())
+        self.fs.remove_tree(&tmp).on("remove", &tmp)
     }
 
     /// Removes what a crash left: `.tmp` directories, and, when the journal is whole,
@@ -158,6 +174,15 @@ mod tests {
         assert_eq!(going(&records, 9, None), [] as [u64; 0]);
         // The latest valid one is older than the newest two.
         assert_eq!(going(&records, 2, Some(2)), [1, 3]);
+    }
+
+    #[test]
+    fn the_last_with_whole_files_stays() {
+        let mut records: Vec<_> = (1..=5).map(|g| record(g, None)).collect();
+        for record in &mut records[2..] {
+            record.files.incomplete = Some("no space".into());
+        }
+        assert_eq!(going(&records, 2, Some(5)), [1, 3]);
     }
 
     #[test]

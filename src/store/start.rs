@@ -178,6 +178,8 @@ pub fn claim(
             continue;
         }
         job.remove_leftovers()?;
+        job.remove_all_files()?;
+        job.note_unrecorded()?;
         return Ok(Claimed { lock, job });
     }
     Err(ClaimError::TooMany(key.as_str().to_owned()))

@@ -150,6 +150,8 @@ impl Trial {
         let mut ckpt = BTreeMap::new();
         ckpt.insert("CKPT_DIR".into(), path_text(&dir.join("store")));
         ckpt.insert("CKPT_INTERVAL".into(), "60ms".into());
+        // What a guest notes there it has done, whether or not that is taken back.
+        ckpt.insert("CKPT_EXCLUDE".into(), path_text(&dir.join("guest.log")));
         ckpt.insert("CKPT_RESTORE".into(), setting.restore.into());
         ckpt.insert("CKPT_SNAPSHOT".into(), setting.snapshot.into());
         ckpt.insert(

@@ -1,6 +1,7 @@
 //! Runs the two phases of a case in child processes.
 
 use ckpt::agent::collect::descriptors::{self as collect, ContentSink, Target};
+use ckpt::agent::recover::files::FilesBack;
 use ckpt::agent::restore::descriptors::{self as restore, ContentSource, Context, Restored};
 use ckpt::image::state::DescriptorTable;
 use std::os::unix::process::CommandExt;
@@ -164,6 +165,7 @@ fn save(case: &Case) -> i32 {
         program_pid: pid,
         inherited,
         path_hints: Vec::new(),
+        job: std::path::PathBuf::new(),
     };
     let helper = std::thread::spawn(move || {
         // SAFETY: gives this thread a descriptor table of its own, emptied.
@@ -224,7 +226,9 @@ fn load(case: &Case) -> i32 {
         let _ = std::os::fd::IntoRawFd::into_raw_fd(std::fs::File::open("pid").unwrap());
     }
     let mut kept = [keep];
+    let files = FilesBack::default();
     let mut ctx = Context {
+        files: &files,
         keep: &mut kept,
         program_pid,
         warn: &mut |line| say(&format!("warning: {line}")),

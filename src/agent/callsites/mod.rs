@@ -115,7 +115,10 @@ pub unsafe fn install(options: &InstallOptions) -> Report {
         placed: Vec::new(),
     };
     // SAFETY: no site is patched yet.
-    unsafe { callsite::set_dispatch(stage2) };
+    unsafe {
+        callsite::set_dispatch(stage2);
+        callsite::set_rewind(rewind_frame);
+    }
     set_table(&hooks::table());
     for object in object::loaded() {
         let begun = now_ns();
@@ -393,6 +396,41 @@ pub fn slot_data_of(rip: usize) -> Option<usize> {
         }
     }
     None
+}
+
+/// A thread on its way from stage 1's look at the table to a call that may change files is
+/// sent to stage 1 again: the table it looked at may be over when it goes on. There %r11
+/// is the slot's data to the end and %rax the number, or about to be, so nothing is lost. At the
+/// `syscall` itself (also one that the kernel restarts) both are made so. Anywhere else
+/// nothing is done. Async-signal-safe.
+///
+/// # Safety
+/// In a signal handler whose frame `uc` is, or in the restorer that goes back to it.
+pub unsafe fn rewind(uc: *mut libc::ucontext_t) {
+    // SAFETY: the handler's own frame (the caller's promise); patched text stays mapped.
+    unsafe {
+        let regs = &mut (*uc).uc_mcontext.gregs;
+        let rip = regs[libc::REG_RIP as usize] as usize;
+        let deciding = (callsite::stage1()..callsite::stage1_end()).contains(&rip)
+            || (callsite::forward()..callsite::forward_end()).contains(&rip);
+        if deciding {
+            regs[libc::REG_RIP as usize] = callsite::stage1() as i64;
+            return;
+        }
+        if !hooks::files::may_modify(regs[libc::REG_RAX as usize]) {
+            return;
+        }
+        if let Some(data) = slot_data_of(rip.wrapping_add(2)) {
+            regs[libc::REG_R11 as usize] = data as i64;
+            regs[libc::REG_RIP as usize] = callsite::stage1() as i64;
+        }
+    }
+}
+
+/// What the restorer of the program's handlers calls.
+unsafe extern "C" fn rewind_frame(uc: *mut u8) {
+    // SAFETY: forwarded.
+    unsafe { rewind(uc.cast()) }
 }
 
 /// What stage 2 calls.

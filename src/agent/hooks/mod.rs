@@ -10,6 +10,7 @@
 //! | [`memory`], [`ranges`], [`maps`] | ranges mapped from our image after a lazy restore |
 //! | [`ids`] | old pid and tids after a restore with new ones |
 //! | [`senders`] | who sent a signal, after such a restore |
+//! | [`files`] | what modifies files, names and attributes |
 //! | [`process`] | the end, exec, sandboxes, namespaces, facilities that cannot be saved |
 //! | [`user`] | the program's memory without crashes |
 //!
@@ -18,6 +19,7 @@
 //! number), and only its thread id is translated ([`ids`]).
 
 pub mod altstack;
+pub mod files;
 pub mod foreign;
 pub mod frame;
 pub mod frames;
@@ -72,8 +74,16 @@ const IMAGE_CALLS: &[libc::c_long] = &[
 ];
 
 /// Which calls go to [`dispatch`] *now*: one byte per number, 0 = none. What is only
-/// of interest after a restore is marked after a restore, so ask again then.
+/// of interest after a restore is marked after a restore, so ask again then; what is only
+/// of interest while a table of files is open, by [`files::arm`].
 pub fn table() -> [u8; 512] {
+    let mut table = table_of_others();
+    files::wanted_at_start(|nr| table[nr as usize] = 1);
+    table
+}
+
+/// [`table`] without what [`files`] wants.
+fn table_of_others() -> [u8; 512] {
     let mut table = [0; 512];
     let mut mark = |numbers: &[libc::c_long]| {
         for &nr in numbers {
@@ -99,6 +109,9 @@ pub fn table() -> [u8; 512] {
 /// Handles a call of the table. The frame is a system call that the program is about
 /// to make: its pointers are used as the kernel would use them.
 pub fn dispatch(frame: &mut CallFrame) -> Verdict {
+    if let Some(verdict) = files::dispatch(frame) {
+        return verdict;
+    }
     let waits = matches!(frame.rax, libc::SYS_wait4 | libc::SYS_waitid);
     if waits && process::hide_writer(frame) {
         return Verdict::Done;
@@ -195,6 +208,7 @@ pub unsafe fn after_restore(restored: &Restored) {
         .filter(|(_, wanted)| **wanted != 0)
     {
         if let Some(byte) = hook_byte(nr) {
+            files::no_shortcut(nr);
             byte.fetch_or(HOOKED, Relaxed);
         }
     }

@@ -39,8 +39,9 @@ fn shown(path: &[u8]) -> String {
     String::from_utf8_lossy(path).into_owned()
 }
 
-/// All checks that need nothing but the manifest and this machine.
-pub fn check(manifest: &Manifest) -> Result<(), CheckError> {
+/// All checks that need nothing but the manifest and this machine: before anything is
+/// done to a file.
+pub fn machine(manifest: &Manifest) -> Result<(), CheckError> {
     let identity = &manifest.identity;
     if identity.arch != std::env::consts::ARCH {
         return Err(CheckError::Architecture {
@@ -61,7 +62,18 @@ pub fn check(manifest: &Manifest) -> Result<(), CheckError> {
             gid,
         });
     }
-    for object in &identity.objects {
+    let here = crate::agent::collect::identity::vdso_digest();
+    if identity.vdso != here {
+        return Err(CheckError::Vdso {
+            then: identity.kernel.clone(),
+            here: crate::agent::collect::identity::kernel(),
+        });
+    }
+    Ok(())
+}
+/// The files that memory maps, once they are what they were at the checkpoint.
+pub fn files(manifest: &Manifest) -> Result<(), CheckError> {
+    for object in &manifest.identity.objects {
         match objects::identify(&object.path) {
             None => {
                 return Err(CheckError::Missing {
@@ -82,13 +94,6 @@ pub fn check(manifest: &Manifest) -> Result<(), CheckError> {
         {
             return Err(CheckError::Missing { path: shown(path) });
         }
-    }
-    let here = crate::agent::collect::identity::vdso_digest();
-    if identity.vdso != here {
-        return Err(CheckError::Vdso {
-            then: identity.kernel.clone(),
-            here: crate::agent::collect::identity::kernel(),
-        });
     }
     Ok(())
 }

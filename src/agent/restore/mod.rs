@@ -11,6 +11,7 @@ pub mod descriptors;
 pub mod proxy;
 pub mod tape;
 
+use crate::agent::recover::files::FilesBack;
 use crate::agent::region::{self, Region};
 use crate::agent::resume::{HelperArgs, Payload, ThreadRecord};
 use crate::agent::stop::rseq_area;
@@ -45,9 +46,10 @@ pub enum RestoreError {
 }
 
 /// How to restore (from the environment).
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Options {
     pub lazy: bool,
+    pub files: FilesBack,
 }
 
 /// Restores `image` from `file`. Returns only with an error, and then this process is
@@ -63,7 +65,8 @@ pub fn restore(
     mut payload: Payload,
 ) -> Result<std::convert::Infallible, RestoreError> {
     let manifest = image.manifest;
-    check::check(&manifest)?;
+    check::machine(&manifest)?;
+    check::files(&manifest)?;
     alone::be_alone();
     raise_nofile(&manifest);
     let same = proxy::become_pid(manifest.process.pid) == proxy::Identity::Same;
@@ -80,7 +83,7 @@ pub fn restore(
     // From here on the numbers in `keep` count; the owners must not close them.
     std::mem::forget(file);
     std::mem::forget(lock);
-    let late = restore_descriptors(&manifest, &mut keep, &mut payload)?;
+    let late = restore_descriptors(&manifest, &mut keep, &mut payload, &options.files)?;
     let image_fd = keep[0];
     let lock_fd = keep.get(1).copied();
     // SAFETY: no pointers.
@@ -261,6 +264,7 @@ fn restore_descriptors(
     manifest: &Manifest,
     keep: &mut [RawFd],
     payload: &mut Payload,
+    files: &FilesBack,
 ) -> Result<Vec<descriptors::Late>, RestoreError> {
     // SAFETY: published images are never changed or truncated.
     let map = unsafe { memmap2::Mmap::map(keep[0]) }.map_err(|error| RestoreError::Shared {
@@ -273,6 +277,7 @@ fn restore_descriptors(
         keep,
         program_pid: manifest.process.pid,
         warn: &mut warn,
+        files,
     };
     let restored = descriptors::restore(&manifest.descriptors, &source, &mut ctx)?;
     payload.inherited = restored

@@ -110,6 +110,15 @@ impl From<crate::store::StoreError> for UndoError {
     }
 }
 
+/// Can the files go back, as far as the tables say? Changes nothing.
+pub fn check(
+    job_dir: &Path,
+    to_generation: u64,
+    restore_exclude: &[Vec<u8>],
+) -> Result<(), UndoError> {
+    tables(job_dir, to_generation, restore_exclude).map(drop)
+}
+
 /// The tables that lead from now back to a generation, newest first, whole and
 /// complete.
 pub(super) fn tables(

@@ -31,6 +31,7 @@ use crate::image::state::{
 };
 use fdinfo::FdInfo;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use sys::Fd;
 
 /// Whose descriptors are collected.
@@ -48,6 +49,8 @@ pub struct Target {
     /// Paths the program is known to have used (hooks may keep some): where an
     /// inotify watch is looked for, beside the working directory and open files.
     pub path_hints: Vec<Vec<u8>>,
+    /// The job's directory: its tables keep links to files that have been unlinked.
+    pub job: PathBuf,
 }
 
 /// A descriptor as the process was started with it. Recorded by the constructor

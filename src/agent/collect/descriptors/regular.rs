@@ -4,6 +4,7 @@
 use super::{Collector, Raw, sys};
 use crate::agent::collect::Refusal;
 use crate::image::state::{Extent, FileKind};
+use crate::persist::{Id, kept};
 
 const PAGE: u64 = 4096;
 /// Contents go to the sink in pieces of this size.
@@ -95,7 +96,7 @@ pub(super) fn file(c: &mut Collector, at: usize) -> Result<FileKind, Refusal> {
         });
     }
     let handed_over = c.started_with(raw);
-    if raw.stat.st_nlink > 0 {
+    if raw.stat.st_nlink > 0 && !(deleted && only_kept(c, raw)) {
         if deleted && !handed_over && sys::stat(&raw.link).is_err() {
             return Err(
                 raw.refuse_kind("was unlinked under the name it was opened by but has other names")
@@ -127,6 +128,15 @@ pub(super) fn file(c: &mut Collector, at: usize) -> Result<FileKind, Refusal> {
         tmpfile: raw.info.flags & O_TMPFILE_BIT != 0,
         extents,
     })
+}
+
+/// Does the file have no name but those that the job's tables keep it under?
+fn only_kept(c: &Collector, raw: &Raw) -> bool {
+    let id = Id {
+        dev: raw.stat.st_dev,
+        ino: raw.stat.st_ino,
+    };
+    kept::links_of(&c.target.job, &id) == raw.stat.st_nlink
 }
 
 /// `/proc/<own pid>/...` as `/proc/self/...`: the number may be another one in

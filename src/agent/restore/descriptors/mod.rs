@@ -11,7 +11,8 @@
 //! Which descriptors come from the new start: a number that the program was
 //! started with and has not put another file at ([`DescriptorState::inherited`])
 //! and that leads to a terminal, pipe, device or named file takes what the new
-//! start has there. When that is the same regular file, its position is set.
+//! start has there. When that is the same regular file, or one that was given the
+//! contents of the old one, its position is set.
 
 mod anon;
 mod epoll;
@@ -25,6 +26,7 @@ mod tty;
 
 use crate::agent::collect::descriptors::InheritedFd;
 use crate::agent::collect::descriptors::sys::{self, Fd};
+use crate::agent::recover::files::FilesBack;
 use crate::image::state::{DescriptorState, DescriptorTable, FileKind, FileLock, OpenFileState};
 use std::collections::BTreeMap;
 use std::os::fd::RawFd;
@@ -44,6 +46,8 @@ pub struct Context<'a> {
     pub program_pid: i32,
     /// Takes lines about what could not be restored faithfully.
     pub warn: &'a mut dyn FnMut(&str),
+    /// What the recovery has done to the files before.
+    pub files: &'a FilesBack,
 }
 
 /// What the caller has to carry on with.

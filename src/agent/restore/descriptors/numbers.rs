@@ -198,7 +198,8 @@ impl Restorer<'_, '_> {
                 let born = sys::identity(fd, b"\0", libc::AT_EMPTY_PATH).map_or(0, |i| i.2);
                 let reborn = born != 0 && *btime_ns != 0 && born != *btime_ns;
                 let regular = st.st_mode & libc::S_IFMT == libc::S_IFREG;
-                let same = st.st_ino == *ino && regular && !reborn;
+                let filled = self.ctx.files.filled.contains(&(st.st_dev, st.st_ino));
+                let same = (st.st_ino == *ino && !reborn || filled) && regular;
                 if same && st.st_size < state.pos {
                     let (size, pos) = (st.st_size, state.pos);
                     let path = String::from_utf8_lossy(path);

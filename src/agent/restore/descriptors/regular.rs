@@ -3,6 +3,7 @@
 
 use super::{Late, RestoreError, Restorer};
 use crate::agent::collect::descriptors::sys::{self, Fd};
+use crate::agent::recover::files::FilesBack;
 use crate::image::state::{Extent, FileKind};
 
 const F_ADD_SEALS: i32 = 1033;
@@ -58,6 +59,7 @@ pub(super) fn named(r: &mut Restorer, file: usize) -> Result<Fd, RestoreError> {
     let state = r.state(file);
     let FileKind::Regular {
         path,
+        dev,
         ino,
         mode,
         btime_ns,
@@ -66,6 +68,8 @@ pub(super) fn named(r: &mut Restorer, file: usize) -> Result<Fd, RestoreError> {
     else {
         return Err(r.fail(file, "regular file", libc::EINVAL));
     };
+    let redirected = redirected(r, path);
+    let path = redirected.unwrap_or(path);
     let fd = open_again(path, open_flags(state.flags))
         .map_err(|e| r.fail_open(file, path, &sys::errno_text(e)))?;
     let st = sys::fstat(fd.raw()).map_err(|e| r.fail(file, "regular file", e))?;
@@ -78,7 +82,13 @@ pub(super) fn named(r: &mut Restorer, file: usize) -> Result<Fd, RestoreError> {
     }
     let born = sys::identity(fd.raw(), b"\0", libc::AT_EMPTY_PATH).map_or(0, |(_, _, b)| b);
     let reborn = born != 0 && *btime_ns != 0 && born != *btime_ns;
-    if (st.st_ino != *ino || reborn) && !unstable() {
+    let put_back = r
+        .ctx
+        .files
+        .replaced
+        .contains(&((*dev, *ino), (st.st_dev, st.st_ino)));
+    let expected = put_back || redirected.is_some();
+    if (st.st_ino != *ino || reborn) && !expected && !unstable() {
         return Err(r.fail_open(
             file,
             path,
@@ -96,9 +106,23 @@ pub(super) fn named(r: &mut Restorer, file: usize) -> Result<Fd, RestoreError> {
             String::from_utf8_lossy(path),
             r.first(file)
         ));
+        if redirected.is_some() {
+            sys::lseek(fd.raw(), 0, libc::SEEK_END)
+                .map_err(|e| r.fail(file, "set its position", e))?;
+            return Ok(fd);
+        }
     }
     seek(r, file, &fd)?;
     Ok(fd)
+}
+
+/// Where `CKPT_REDIRECT` sends a path; the last entry counts.
+fn redirected<'a>(r: &Restorer<'a, '_>, path: &[u8]) -> Option<&'a [u8]> {
+    let files: &'a FilesBack = r.ctx.files;
+    let mut entries = files.redirect.iter().rev();
+    entries
+        .find(|(old, _)| old == path)
+        .map(|(_, new)| &new[..])
 }
 
 fn seek(r: &Restorer, file: usize, fd: &Fd) -> Result<(), RestoreError> {
@@ -115,11 +139,15 @@ pub(super) fn directory(r: &mut Restorer, file: usize) -> Result<Fd, RestoreErro
     let FileKind::Directory { path, ino } = &state.kind else {
         return Err(r.fail(file, "directory", libc::EINVAL));
     };
+    let redirected = redirected(r, path);
+    let path = redirected.unwrap_or(path);
     let flags = open_flags(state.flags) | libc::O_DIRECTORY;
     let fd = open_again(path, flags).map_err(|e| r.fail_open(file, path, &sys::errno_text(e)))?;
     let st = sys::fstat(fd.raw()).map_err(|e| r.fail(file, "directory", e))?;
     let in_proc = || sys::fs_magic(fd.raw()) == Ok(PROC_MAGIC);
-    if st.st_ino != *ino && !in_proc() {
+    let mut replaced = r.ctx.files.replaced.iter();
+    let put_back = replaced.any(|(old, new)| old.1 == *ino && *new == (st.st_dev, st.st_ino));
+    if st.st_ino != *ino && !put_back && redirected.is_none() && !in_proc() {
         return Err(r.fail_open(
             file,
             path,

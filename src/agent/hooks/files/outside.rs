@@ -1,0 +1,139 @@
+//! Modifying calls that the call-site net cannot see: `syscall` instructions of programs and
+//! libraries other than libc. They are looked for once per mapped file and told in the log; what
+//! they do to files is not taken back. Helper thread, while the program runs.
+//!
+//! Found are calls with their number beside them (`mov $number, %eax` in the sixteen bytes
+//! before, as compilers and hand-written wrappers have it); a number from elsewhere is not.
+
+use super::MODIFYING;
+use crate::agent::hooks::user;
+use crate::agent::{log, procfs};
+
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
+const MOV_EAX: u8 = 0xb8;
+const WINDOW: usize = 16;
+
+/// The modifying calls that `code` makes, by number.
+fn calls_in(code: &[u8]) -> Vec<i64> {
+    let mut found = Vec::new();
+    for at in 0..code.len().saturating_sub(1) {
+        if code[at..at + 2] != SYSCALL {
+            continue;
+        }
+        let before = &code[at.saturating_sub(WINDOW)..at];
+        // The nearest one counts.
+        let number = before
+            .windows(5)
+            .rev()
+            .find(|bytes| bytes[0] == MOV_EAX && bytes[3] == 0 && bytes[4] == 0)
+            .map(|bytes| i64::from(u16::from_le_bytes([bytes[1], bytes[2]])));
+        if let Some(nr) = number.filter(|nr| MODIFYING.iter().any(|(known, _)| known == nr))
+            && !found.contains(&nr)
+        {
+            found.push(nr);
+        }
+    }
+    found
+}
+
+/// Libraries that the net patches, and our own.
+fn is_patched(path: &str) -> bool {
+    // A prepared copy of libc's text has the name of the copy.
+    if path.ends_with(".ckpt-text") {
+        return true;
+    }
+    let name = path.rsplit('/').next().unwrap_or(path);
+    [
+        "libc.so",
+        "libc-",
+        "ld-linux",
+        "ld-2",
+        "libpthread",
+        "libckpt.so",
+    ]
+    .iter()
+    .any(|known| name.starts_with(known))
+}
+
+/// Looks at what is mapped executable since the last time; `seen` is what was.
+pub fn look(seen: &mut Vec<(String, u64)>) {
+    let Ok(maps) = procfs::read_file(b"/proc/self/maps") else {
+        return;
+    };
+    let maps = String::from_utf8_lossy(&maps);
+    for line in maps.lines() {
+        let mut fields = line.split_whitespace();
+        let (Some(range), Some(mode), Some(_), Some(device), Some(inode)) = (
+            fields.next(),
+            fields.next(),
+            fields.next(),
+            fields.next(),
+            fields.next().and_then(|inode| inode.parse::<u64>().ok()),
+        ) else {
+            continue;
+        };
+        let path = fields.next().unwrap_or_default();
+        // A mapping without read permission is left alone.
+        if inode == 0 || !mode.starts_with("r-x") || is_patched(path) {
+            continue;
+        }
+        if seen.iter().any(|(d, i)| d == device && *i == inode) {
+            continue;
+        }
+        seen.push((device.to_owned(), inode));
+        let bounds = range.split_once('-').and_then(|(start, end)| {
+            let number = |text| u64::from_str_radix(text, 16).ok();
+            Some((number(start)?, number(end)?))
+        });
+        if let Some((start, end)) = bounds {
+            tell(path, &calls_between(start, end));
+        }
+    }
+}
+
+/// The calls in a mapping, a piece at a time; the program may unmap it while we read.
+fn calls_between(start: u64, end: u64) -> Vec<i64> {
+    const PIECE: usize = 64 << 10;
+    let mut piece = vec![0; PIECE + WINDOW + 2];
+    let mut found = Vec::new();
+    let mut at = start;
+    while at < end {
+        let len = usize::try_from(end - at)
+            .unwrap_or(usize::MAX)
+            .min(piece.len());
+        match user::read_bytes(at, &mut piece[..len]) {
+            Ok(got) if got > 0 => found.extend(calls_in(&piece[..got])),
+            _ => break,
+        }
+        at += PIECE as u64;
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+fn tell(path: &str, calls: &[i64]) {
+    if calls.is_empty() {
+        return;
+    }
+    let numbers: Vec<String> = calls.iter().map(ToString::to_string).collect();
+    log::line(format_args!(
+        "{path} makes system calls of its own (numbers {}): what they do to files is not seen",
+        numbers.join(", ")
+    ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_with_their_number_are_found() {
+        // mov $1, %eax; mov %rsp, %rsi; syscall; mov $39, %eax; syscall (getpid)
+        let code = [
+            0xb8, 1, 0, 0, 0, 0x48, 0x89, 0xe6, 0x0f, 0x05, 0xb8, 39, 0, 0, 0, 0x0f, 0x05,
+        ];
+        assert_eq!(calls_in(&code), [libc::SYS_write]);
+        assert!(calls_in(&[0x0f, 0x05]).is_empty());
+    }
+}

@@ -1,0 +1,358 @@
+//! Paths of the program's calls: read from its memory, looked up, and turned into the
+//! absolute names that the recorder keeps. Any thread, inside a `Recording`.
+//!
+//! No descriptor is opened for this: for a moment it would take a number that another
+//! thread of the program counts on.
+
+use crate::agent::hooks::user;
+use crate::persist::{FileRef, Id, NameRef, Stat};
+use ckpt_sys::raw::check;
+use ckpt_sys::syscall;
+
+pub const CWD: i32 = libc::AT_FDCWD;
+const PATH_MAX: usize = 4096;
+const MAX_LINKS: usize = 40;
+
+/// A path as the program passed it. Ends with a NUL, which `text` leaves out.
+pub struct Path(Vec<u8>);
+
+impl Path {
+    /// A copy of the string at `at`. `None`: the kernel will refuse it (or there is no memory).
+    pub fn read(at: u64) -> Option<Path> {
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(256).ok()?;
+        loop {
+            let from = bytes.len();
+            let more = if from == 0 { 256 } else { PATH_MAX - from };
+            bytes.try_reserve_exact(more).ok()?;
+            bytes.resize(from + more, 0);
+            let got =
+                user::read_bytes(at.checked_add(from as u64)?, bytes.get_mut(from..)?).ok()?;
+            if let Some(end) = bytes
+                .get(from..from + got)?
+                .iter()
+                .position(|&byte| byte == 0)
+            {
+                bytes.truncate(from + end + 1);
+                return Some(Path(bytes));
+            }
+            if got < more || bytes.len() >= PATH_MAX {
+                return None;
+            }
+        }
+    }
+
+    /// From pieces, put together.
+    pub fn of(pieces: &[&[u8]]) -> Option<Path> {
+        let len: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len + 1).ok()?;
+        for piece in pieces {
+            bytes.extend_from_slice(piece);
+        }
+        bytes.push(0);
+        Some(Path(bytes))
+    }
+
+    pub fn text(&self) -> &[u8] {
+        self.0.split_last().map_or(&[], |(_, text)| text)
+    }
+
+    pub fn pointer(&self) -> u64 {
+        self.0.as_ptr() as u64
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.text().is_empty()
+    }
+}
+
+/// Attributes of what `path` (relative to `dir`) names; `flags` are statx's.
+pub fn stat_at(dir: i32, path: &Path, flags: i32) -> Result<Stat, i32> {
+    const BASIC_STATS: u32 = 0x7ff;
+    // SAFETY: all zero is a valid statx; the path ends with a NUL.
+    unsafe {
+        let mut x: libc::statx = std::mem::zeroed();
+        let flags = flags | libc::AT_NO_AUTOMOUNT;
+        check(syscall!(
+            libc::SYS_statx,
+            dir,
+            path.pointer(),
+            flags,
+            BASIC_STATS,
+            &raw mut x
+        ))?;
+        Ok(Stat::from_statx(&x))
+    }
+}
+
+/// Attributes of an open file.
+pub fn stat_fd(fd: i32) -> Result<Stat, i32> {
+    const BASIC_STATS: u32 = 0x7ff;
+    // SAFETY: as above; an empty path.
+    unsafe {
+        let mut x: libc::statx = std::mem::zeroed();
+        check(syscall!(
+            libc::SYS_statx,
+            fd,
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            BASIC_STATS,
+            &raw mut x
+        ))?;
+        Ok(Stat::from_statx(&x))
+    }
+}
+
+fn link_text(dir: i32, path: &Path) -> Option<Vec<u8>> {
+    let mut text = Vec::new();
+    text.try_reserve_exact(PATH_MAX).ok()?;
+    text.resize(PATH_MAX, 0);
+    // SAFETY: room for PATH_MAX bytes.
+    let got = unsafe {
+        check(syscall!(
+            libc::SYS_readlinkat,
+            dir,
+            path.pointer(),
+            text.as_mut_ptr(),
+            PATH_MAX
+        ))
+    };
+    text.truncate(got.ok()?);
+    Some(text)
+}
+
+/// The path by which the kernel knows an open file.
+pub fn path_of_fd(fd: i32) -> Option<Vec<u8>> {
+    let mut digits = [0u8; 10];
+    let mut at = digits.len();
+    let mut rest = u32::try_from(fd).ok()?;
+    loop {
+        at = at.checked_sub(1)?;
+        *digits.get_mut(at)? = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    link_text(CWD, &Path::of(&[b"/proc/self/fd/", digits.get(at..)?])?)
+}
+
+/// The absolute path of the directory that `dir` stands for.
+fn directory(dir: i32) -> Option<Vec<u8>> {
+    if dir != CWD {
+        return path_of_fd(dir).filter(|path| path.first() == Some(&b'/'));
+    }
+    let mut text = Vec::new();
+    text.try_reserve_exact(PATH_MAX).ok()?;
+    text.resize(PATH_MAX, 0);
+    // SAFETY: room for PATH_MAX bytes.
+    let got = unsafe { check(syscall!(libc::SYS_getcwd, text.as_mut_ptr(), PATH_MAX)) };
+    text.truncate(got.ok()?.saturating_sub(1));
+    (text.first() == Some(&b'/')).then_some(text)
+}
+
+/// `dir` and `path` as one absolute path, without `.` components and doubled slashes.
+pub fn absolute(dir: i32, path: &[u8]) -> Option<Vec<u8>> {
+    let base = if path.first() == Some(&b'/') {
+        Vec::new()
+    } else {
+        directory(dir)?
+    };
+    let mut text = Vec::new();
+    text.try_reserve_exact(base.len() + path.len() + 2).ok()?;
+    let parts = base.split(|&b| b == b'/').chain(path.split(|&b| b == b'/'));
+    for part in parts.filter(|part| !part.is_empty() && *part != b".") {
+        text.push(b'/');
+        text.extend_from_slice(part);
+    }
+    if text.is_empty() {
+        text.push(b'/');
+    }
+    Some(text)
+}
+
+/// A name in a directory: the owner of what a `NameRef` borrows.
+pub struct Name {
+    dir: Id,
+    /// Absolute, with the name.
+    pub full: Vec<u8>,
+    name_at: usize,
+}
+
+impl Name {
+    pub fn as_ref(&self) -> NameRef<'_> {
+        let dir_path = match self.name_at {
+            0 | 1 => &b"/"[..],
+            at => self.full.get(..at - 1).unwrap_or(b"/"),
+        };
+        NameRef {
+            dir: self.dir,
+            dir_path,
+            name: self.full.get(self.name_at..).unwrap_or(b""),
+        }
+    }
+}
+
+/// Splits a path: the directory's part (may be empty) and the last component.
+fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = path.iter().rposition(|&byte| byte != b'/')? + 1;
+    let path = path.get(..end)?;
+    let at = path
+        .iter()
+        .rposition(|&byte| byte == b'/')
+        .map_or(0, |slash| slash + 1);
+    let name = path.get(at..)?;
+    (name != b"." && name != b"..").then_some((path.get(..at)?, name))
+}
+
+/// What is wrong with a name that the program wants to change.
+pub enum NoName {
+    /// The call is bound to fail (or concerns nothing that could be put back).
+    WillFail,
+    /// The name cannot be told (no /proc, out of memory).
+    Unknown,
+}
+
+/// The directory and the last component of `path`. Does not ask whether the name exists.
+pub fn name_at(dir: i32, path: &Path) -> Result<Name, NoName> {
+    let (parent, name) = split(path.text()).ok_or(NoName::WillFail)?;
+    let here = Path::of(&[if parent.is_empty() { b"." } else { parent }]);
+    let here = here.ok_or(NoName::Unknown)?;
+    let stat = stat_at(dir, &here, 0).map_err(|_| NoName::WillFail)?;
+    if !stat.is_dir() || !writable(dir, &here) {
+        return Err(NoName::WillFail);
+    }
+    let mut full = absolute(dir, parent).ok_or(NoName::Unknown)?;
+    full.try_reserve_exact(name.len() + 1)
+        .map_err(|_| NoName::Unknown)?;
+    if full.last() != Some(&b'/') {
+        full.push(b'/');
+    }
+    let name_at = full.len();
+    full.extend_from_slice(name);
+    Ok(Name {
+        dir: stat.id,
+        full,
+        name_at,
+    })
+}
+
+/// May the program write there? Doubts are yes.
+pub fn writable(dir: i32, path: &Path) -> bool {
+    const SYS_FACCESSAT2: i64 = 439;
+    // SAFETY: the path ends with a NUL.
+    let ret = unsafe {
+        syscall!(
+            SYS_FACCESSAT2,
+            dir,
+            path.pointer(),
+            libc::W_OK,
+            libc::AT_EACCESS
+        )
+    };
+    ret != -(libc::EACCES as isize) && ret != -(libc::EROFS as isize)
+}
+
+/// Follows symbolic links in the last component. What the end names is in the second part.
+fn follow(dir: i32, path: &Path) -> Option<(i32, Path, Result<Stat, i32>)> {
+    let mut at = (dir, Path::of(&[path.text()])?);
+    for _ in 0..MAX_LINKS {
+        let stat = stat_at(at.0, &at.1, libc::AT_SYMLINK_NOFOLLOW);
+        match stat {
+            Ok(stat) if stat.mode & libc::S_IFMT == libc::S_IFLNK => {
+                let target = link_text(at.0, &at.1)?;
+                at = if target.first() == Some(&b'/') {
+                    (CWD, Path::of(&[&target])?)
+                } else {
+                    let (parent, _) = split(at.1.text())?;
+                    (at.0, Path::of(&[parent, &target])?)
+                };
+            }
+            stat => return Some((at.0, at.1, stat)),
+        }
+    }
+    None
+}
+
+/// Where a symbolic link that ends in nothing leads: the name that O_CREAT would make. `None`: not
+/// such a link.
+pub fn behind_links(dir: i32, path: &Path) -> Option<(i32, Path)> {
+    match follow(dir, path)? {
+        (dir, path, Err(libc::ENOENT)) => Some((dir, path)),
+        _ => None,
+    }
+}
+
+/// An inode and its absolute path.
+pub struct Found {
+    pub stat: Stat,
+    pub full: Vec<u8>,
+}
+
+impl Found {
+    pub fn file(&self) -> FileRef<'_> {
+        FileRef {
+            stat: &self.stat,
+            path: &self.full,
+            fd: None,
+            any_fd: None,
+        }
+    }
+}
+
+/// What `path` names, with a symbolic link as last component followed or not. `None`: nothing
+/// that could be modified.
+pub fn find(dir: i32, path: &Path, follow_last: bool) -> Option<Found> {
+    let stat = stat_at(dir, path, libc::AT_SYMLINK_NOFOLLOW).ok()?;
+    if !follow_last || stat.mode & libc::S_IFMT != libc::S_IFLNK {
+        let full = absolute(dir, path.text())?;
+        return Some(Found { stat, full });
+    }
+    let stat = stat_at(dir, path, 0).ok()?;
+    // The links of /proc say where they lead, mostly: believed when that is the same inode.
+    let full = match follow(dir, path) {
+        Some((dir, end, Ok(there))) if there.id == stat.id => absolute(dir, end.text()),
+        _ => absolute(dir, path.text()),
+    };
+    full.map(|full| Found { stat, full })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_split_like_the_kernel_does() {
+        assert_eq!(split(b"a"), Some((&b""[..], &b"a"[..])));
+        assert_eq!(split(b"/a"), Some((&b"/"[..], &b"a"[..])));
+        assert_eq!(split(b"x/y//z///"), Some((&b"x/y//"[..], &b"z"[..])));
+        assert_eq!(split(b"x/.."), None);
+        assert_eq!(split(b"/"), None);
+        assert_eq!(absolute(CWD, b"/a//./b/../c/").unwrap(), b"/a/b/../c");
+        assert_eq!(absolute(CWD, b"/").unwrap(), b"/");
+    }
+
+    #[test]
+    fn bad_pointers_are_no_paths() {
+        assert!(Path::read(8).is_none());
+        let long = [b'x'; 5000];
+        assert!(Path::read(long.as_ptr() as u64).is_none());
+        assert_eq!(Path::read(c"/a/b".as_ptr() as u64).unwrap().text(), b"/a/b");
+    }
+
+    #[test]
+    fn the_end_of_dangling_links_is_found() {
+        let dir = std::env::temp_dir().join(format!("ckpt-links-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let link = dir.join("link");
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink("not/there", &link).unwrap();
+        let path = Path::of(&[link.as_os_str().as_encoded_bytes()]).unwrap();
+        let (_, end) = behind_links(CWD, &path).unwrap();
+        assert!(end.text().ends_with(b"/not/there"));
+        let there = Path::of(&[dir.as_os_str().as_encoded_bytes()]).unwrap();
+        assert!(behind_links(CWD, &there).is_none());
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

@@ -1,0 +1,180 @@
+//! Names: what creates, removes, links and moves them. Any thread.
+
+use super::data::concerns;
+use super::execute;
+use super::guard::Recording;
+use super::open::name;
+use super::paths::{self, CWD, Found, NoName, Path};
+use crate::agent::hooks::frame::{CallFrame, Verdict};
+use crate::persist::{FileRef, Stat};
+
+const NOFOLLOW: i32 = libc::AT_SYMLINK_NOFOLLOW;
+
+pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
+    let [a, b, c, d, e, _] = f.args;
+    match f.rax {
+        libc::SYS_mkdir | libc::SYS_mknod => create(f, CWD, a),
+        libc::SYS_mkdirat | libc::SYS_mknodat => create(f, a as i32, b),
+        libc::SYS_symlink => create(f, CWD, b),
+        libc::SYS_symlinkat => create(f, b as i32, c),
+        libc::SYS_link => link(f, (CWD, a), (CWD, b), 0),
+        libc::SYS_linkat => link(f, (a as i32, b), (c as i32, d), e as i32),
+        libc::SYS_unlink | libc::SYS_rmdir => remove(f, CWD, a),
+        libc::SYS_unlinkat => remove(f, a as i32, b),
+        libc::SYS_rename => rename(f, (CWD, a), (CWD, b), 0),
+        libc::SYS_renameat => rename(f, (a as i32, b), (c as i32, d), 0),
+        libc::SYS_renameat2 => rename(f, (a as i32, b), (c as i32, d), e as u32),
+        _ => None,
+    }
+}
+
+/// A directory and the address of a path.
+type Place = (i32, u64);
+
+fn is_absent(dir: i32, path: &Path) -> bool {
+    !path.is_empty() && matches!(paths::stat_at(dir, path, NOFOLLOW), Err(libc::ENOENT))
+}
+
+/// mkdir, mknod, symlink.
+fn create(f: &mut CallFrame, dir: i32, path: u64) -> Option<Verdict> {
+    let mut recording = Recording::begin()?;
+    let path = Path::read(path)?;
+    if !is_absent(dir, &path) {
+        return None;
+    }
+    let name = name(&mut recording, dir, &path)?;
+    recording.session.before_create(&name.as_ref());
+    f.rax = execute(f);
+    born(f, &mut recording, dir, &path);
+    Some(Verdict::Done)
+}
+
+/// Tells of the inode that the call has made at `path`.
+fn born(f: &CallFrame, recording: &mut Recording, dir: i32, path: &Path) {
+    if f.rax == 0
+        && let Ok(stat) = paths::stat_at(dir, path, NOFOLLOW)
+    {
+        recording.session.created(stat.id);
+    }
+}
+
+/// The target of a link.
+enum Target {
+    Path(Found),
+    Open(i32, Stat),
+}
+
+impl Target {
+    fn find(place: Place, flags: i32) -> Option<Target> {
+        let path = Path::read(place.1)?;
+        if path.is_empty() && flags & libc::AT_EMPTY_PATH != 0 && place.0 != CWD {
+            let stat = paths::stat_fd(place.0).ok()?;
+            return Some(Target::Open(place.0, stat));
+        }
+        let follow = flags & libc::AT_SYMLINK_FOLLOW != 0;
+        paths::find(place.0, &path, follow).map(Target::Path)
+    }
+
+    fn file(&self) -> FileRef<'_> {
+        match self {
+            Target::Path(found) => found.file(),
+            Target::Open(fd, stat) => FileRef {
+                stat,
+                path: b"",
+                fd: None,
+                any_fd: Some(*fd),
+            },
+        }
+    }
+}
+
+fn link(f: &mut CallFrame, old: Place, new: Place, flags: i32) -> Option<Verdict> {
+    let mut recording = Recording::begin()?;
+    let path = Path::read(new.1)?;
+    if !is_absent(new.0, &path) {
+        return None;
+    }
+    let target = Target::find(old, flags)?;
+    let name = name(&mut recording, new.0, &path)?;
+    recording
+        .session
+        .before_link(&target.file(), &name.as_ref());
+    f.rax = execute(f);
+    Some(Verdict::Done)
+}
+
+fn remove(f: &mut CallFrame, dir: i32, path: u64) -> Option<Verdict> {
+    let mut recording = Recording::begin()?;
+    let path = Path::read(path)?;
+    let stat = paths::stat_at(dir, &path, NOFOLLOW).ok()?;
+    let wants_dir = match f.rax {
+        libc::SYS_rmdir => true,
+        libc::SYS_unlinkat => f.args[2] as i32 & libc::AT_REMOVEDIR != 0,
+        _ => false,
+    };
+    if stat.is_dir() != wants_dir {
+        return None;
+    }
+    let name = name(&mut recording, dir, &path)?;
+    recording.session.before_remove(&name.as_ref(), &stat);
+    f.rax = execute(f);
+    Some(Verdict::Done)
+}
+
+fn rename(f: &mut CallFrame, from: Place, to: Place, flags: u32) -> Option<Verdict> {
+    let mut recording = Recording::begin()?;
+    let from_path = Path::read(from.1)?;
+    let to_path = Path::read(to.1)?;
+    let from_stat = paths::stat_at(from.0, &from_path, NOFOLLOW).ok()?;
+    let to_stat = match paths::stat_at(to.0, &to_path, NOFOLLOW) {
+        Ok(stat) => Some(stat),
+        Err(libc::ENOENT) => None,
+        Err(_) => return None,
+    };
+    let exchange = flags & libc::RENAME_EXCHANGE != 0;
+    if to_stat.is_some() && flags & libc::RENAME_NOREPLACE != 0
+        || to_stat.is_none() && exchange
+        || to_stat.is_some_and(|stat| stat.id == from_stat.id)
+    {
+        return None;
+    }
+    let from_name = either(&mut recording, from.0, &from_path)?;
+    let to_name = either(&mut recording, to.0, &to_path)?;
+    let concerned = (
+        concerns(&recording, &from_name.full),
+        concerns(&recording, &to_name.full),
+    );
+    let session = &mut recording.session;
+    let (from_ref, to_ref) = (from_name.as_ref(), to_name.as_ref());
+    match concerned {
+        (true, true) => {
+            session.before_rename(&from_ref, &from_stat, &to_ref, to_stat.as_ref(), exchange);
+            if flags & libc::RENAME_WHITEOUT != 0 {
+                session.before_create(&from_ref);
+            }
+        }
+        // Out of what is put back, or into it: a name goes, a name comes.
+        (true, false) => session.before_remove(&from_ref, &from_stat),
+        (false, true) => match &to_stat {
+            Some(stat) => session.before_remove(&to_ref, stat),
+            None => session.before_create(&to_ref),
+        },
+        (false, false) => return None,
+    }
+    f.rax = execute(f);
+    Some(Verdict::Done)
+}
+
+/// As [`name`], for names that may be left alone.
+fn either(recording: &mut Recording, dir: i32, path: &Path) -> Option<paths::Name> {
+    match paths::name_at(dir, path) {
+        Ok(name) => Some(name),
+        Err(NoName::WillFail) => None,
+        Err(NoName::Unknown) => {
+            recording
+                .session
+                .incomplete(b"a changed name cannot be told (is /proc there?)");
+            None
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! At checkpoints: brings the streams up to date. Helper thread; [`scan`] while the
+//! program is stopped, [`Streams::update`] after it was released.
+//!
+//! Nothing is read twice: what was appended since the stream was last brought up to date, and the
+//! blocks that the tables since then say were modified. What the program has
+//! modified again since the stop is in the newest table, with its contents at the stop.
+
+use super::{Ids, Problem, copy, open, problem, rows};
+use crate::agent::log;
+use crate::image::state::{FileKind, Manifest};
+use crate::persist::{Id, exclude};
+use crate::store::generation::StreamRecord;
+use crate::store::stream::{self, stream_path};
+use rustix::fs::{Mode, OFlags};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+/// A file that the program was started with, open for writing, at the stop.
+#[derive(Debug)]
+pub struct Output {
+    id: Id,
+    fds: Vec<i32>,
+    size: u64,
+    path: Vec<u8>,
+    /// A description of our own that can be read.
+    source: Result<OwnedFd, Problem>,
+}
+
+/// Finds the outputs in the open file table; `tid` is a thread of the program.
+pub fn scan(manifest: &Manifest, tid: i32) -> Vec<Output> {
+    let mut outputs: Vec<Output> = Vec::new();
+    let table = &manifest.descriptors;
+    for descriptor in table.fds.iter().filter(|d| d.inherited) {
+        let Some(file) = table.files.get(descriptor.file as usize) else {
+            continue;
+        };
+        let FileKind::Regular {
+            path,
+            dev,
+            ino,
+            size,
+            mode,
+            ..
+        } = &file.kind
+        else {
+            continue;
+        };
+        let flags = file.flags as i32;
+        let writable = flags & libc::O_ACCMODE != libc::O_RDONLY && flags & libc::O_PATH == 0;
+        let regular = mode & libc::S_IFMT == libc::S_IFREG;
+        if !writable || !regular || exclude::is_excluded(path) {
+            continue;
+        }
+        let id = Id {
+            dev: *dev,
+            ino: *ino,
+        };
+        if let Some(known) = outputs.iter_mut().find(|o| o.id == id) {
+            known.fds.push(descriptor.fd);
+            continue;
+        }
+        let link = format!("/proc/self/task/{tid}/fd/{}", descriptor.fd);
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let source = rustix::fs::open(&link, flags, Mode::empty());
+        outputs.push(Output {
+            id,
+            fds: vec![descriptor.fd],
+            size: *size,
+            path: path.clone(),
+            source: source.map_err(|e| problem("read", Path::new(&link), e)),
+        });
+    }
+    outputs
+}
+
+/// A stream as this life of the program has brought it up to date.
+#[derive(Debug)]
+struct Stream {
+    number: u64,
+    id: Id,
+    /// The file's size then.
+    size: u64,
+    /// The table that began at that stop.
+    table: u32,
+}
+
+/// The helper's knowledge of the streams.
+#[derive(Debug, Default)]
+pub struct Streams(Vec<Stream>);
+
+impl Streams {
+    /// After a restore: the streams of the generation are as of it, and the table that
+    /// has begun now is `table`.
+    pub fn adopt(job: &Path, records: &[StreamRecord], table: u32) -> Streams {
+        let stream = |record: &StreamRecord| {
+            Some(Stream {
+                number: record.number,
+                id: Ids::read(job, record.number).last()?,
+                size: record.size,
+                table,
+            })
+        };
+        Streams(records.iter().filter_map(stream).collect())
+    }
+
+    /// Brings the streams up to the stop at which `table` began. One that
+    /// cannot be kept is left out.
+    pub fn update(&mut self, job: &Path, outputs: Vec<Output>, table: u32) -> Vec<StreamRecord> {
+        let mut records = Vec::new();
+        for output in outputs {
+            match self.update_one(job, &output, table) {
+                Ok(number) => records.push(StreamRecord {
+                    number,
+                    fds: output.fds,
+                    dev: output.id.dev,
+                    ino: output.id.ino,
+                    size: output.size,
+                    path: output.path,
+                }),
+                Err(problem) => {
+                    self.0.retain(|s| s.id != output.id);
+                    log::line(format_args!(
+                        "descriptor {}: its contents are not kept: {problem}",
+                        output.fds.first().copied().unwrap_or(-1)
+                    ));
+                }
+            }
+        }
+        records
+    }
+
+    fn update_one(&mut self, job: &Path, output: &Output, table: u32) -> Result<u64, Problem> {
+        let source = output.source.as_ref().map_err(Clone::clone)?;
+        let known = self.0.iter().position(|s| s.id == output.id);
+        // Without whole tables since then nobody knows what has changed.
+        let usable = known.and_then(|at| {
+            let stream = &self.0[at];
+            let changed = rows::changed(job, stream.table..table, output.id)?;
+            Some((at, changed))
+        });
+        let (number, ranges) = match usable {
+            Some((at, mut ranges)) => {
+                let old = self.0[at].size;
+                ranges.push((old, output.size));
+                (self.0[at].number, ranges)
+            }
+            None => {
+                self.0.retain(|s| s.id != output.id);
+                let number = next_number(job)?;
+                drop(open(job, number, true)?);
+                Ids::add(job, number, table, output.id)?;
+                (number, vec![(0, output.size)])
+            }
+        };
+        let stream = open(job, number, false)?;
+        let path = stream_path(job, number);
+        for (from, to) in ranges {
+            copy(source, &stream, from, to.min(output.size))
+                .map_err(|e| problem("write", &path, e))?;
+        }
+        // The program runs already. What it has overwritten or cut off in the meantime is in
+        // the newest table: recorded before it was done, so also before it was read here.
+        rows::put_back(job, table, output.id, &stream, output.size)?;
+        rustix::fs::fdatasync(&stream).map_err(|e| problem("sync", &path, e))?;
+        self.0.retain(|s| s.id != output.id);
+        self.0.push(Stream {
+            number,
+            id: output.id,
+            size: output.size,
+            table,
+        });
+        Ok(number)
+    }
+}
+
+/// One more than the highest number that is in use.
+fn next_number(job: &Path) -> Result<u64, Problem> {
+    let numbers = stream::numbers(job).map_err(|e| e.to_string())?;
+    Ok(numbers.into_iter().max().unwrap_or(0) + 1)
+}

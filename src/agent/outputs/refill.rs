@@ -1,0 +1,155 @@
+//! At a recovery: the files that the new start gives for the old outputs get the
+//! contents that the checkpoint had. Constructor, before the tables are undone (that
+//! removes them, and they are needed here) and before descriptors are restored.
+//!
+//! May be killed at any point and run again: the streams only get blocks of the tables,
+//! always in the same order, and a file is filled from them again.
+
+use super::{Ids, Problem, copy, open, problem, rows};
+use crate::agent::log;
+use crate::persist::Id;
+use crate::store::generation::StreamRecord;
+use rustix::fs::{Mode, OFlags};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+
+/// What the undo and the descriptors have to know.
+#[derive(Debug, Default)]
+pub struct Refilled {
+    /// Inodes whose contents are in streams: a shell may have truncated them.
+    pub inodes: Vec<Id>,
+    /// Files of the new start that hold what an old output held: their positions count.
+    pub filled: Vec<Id>,
+}
+
+/// Fills the files behind the new start's descriptors. `generation` is what is to be
+/// restored, `next_table` is above every table that there is.
+pub fn refill(
+    job: &Path,
+    generation: u64,
+    streams: &[StreamRecord],
+    next_table: u32,
+) -> Result<Refilled, Problem> {
+    let mut out = Refilled::default();
+    for record in streams {
+        let ids = Ids::read(job, record.number);
+        let stream = open(job, record.number, false)?;
+        rows::rewind(job, generation, &ids, &stream, record.size)?;
+        let old = Id {
+            dev: record.dev,
+            ino: record.ino,
+        };
+        let latest = ids.last().unwrap_or(old);
+        out.inodes.extend([old, latest]);
+        for &fd in &record.fds {
+            let Some((id, size)) = given(fd) else {
+                continue;
+            };
+            if out.filled.contains(&id) {
+                continue;
+            }
+            // One that is as long as it was is the undo's business.
+            if id != latest || size < record.size {
+                fill(job, record, &stream, fd, id == latest, size)?;
+            }
+            if id != latest {
+                Ids::add(job, record.number, next_table, id)?;
+            }
+            out.filled.push(id);
+        }
+    }
+    Ok(out)
+}
+
+/// The regular file, open for writing, that the new start has at a number.
+fn given(fd: i32) -> Option<(Id, u64)> {
+    // SAFETY: only asked about; a number that is not open gives an error.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    let stat = rustix::fs::fstat(borrowed).ok()?;
+    let flags = rustix::fs::fcntl_getfl(borrowed).ok()?;
+    let writable = flags & OFlags::ACCMODE != OFlags::RDONLY;
+    let regular = stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+    let id = Id {
+        dev: stat.st_dev,
+        ino: stat.st_ino,
+    };
+    (writable && regular).then_some((id, stat.st_size as u64))
+}
+
+/// The stream's first `record.size` bytes become the contents of what is open at `fd`.
+fn fill(
+    job: &Path,
+    record: &StreamRecord,
+    stream: &OwnedFd,
+    fd: i32,
+    same: bool,
+    size: u64,
+) -> Result<(), Problem> {
+    let link = format!("/proc/self/fd/{fd}");
+    let path = Path::new(&link);
+    // A description of our own: the given one may append wherever it is told to write.
+    let writing = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let file = rustix::fs::open(path, writing, Mode::empty())
+        .or_else(|_| rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()))
+        .map_err(|e| problem("write", path, e))?;
+    // Another file with other contents: they may be somebody's.
+    if !same && size > 0 && !begins_alike(&file, stream, size.min(record.size)) {
+        save_aside(job, &file, fd, size)?;
+    }
+    let end = copy(stream, &file, 0, record.size).map_err(|e| problem("write", path, e))?;
+    if end < record.size {
+        return Err(format!(
+            "stream {} is too short: {end} of {} bytes",
+            record.number, record.size
+        ));
+    }
+    rustix::fs::ftruncate(&file, record.size).map_err(|e| problem("truncate", path, e))?;
+    log::line(format_args!(
+        "descriptor {fd}: {} bytes of output put back",
+        record.size
+    ));
+    Ok(())
+}
+
+fn begins_alike(file: &OwnedFd, stream: &OwnedFd, len: u64) -> bool {
+    let (mut a, mut b) = (vec![0u8; 1 << 16], vec![0u8; 1 << 16]);
+    let mut at = 0;
+    while at < len {
+        let want = ((len - at) as usize).min(a.len());
+        let (Ok(n), Ok(m)) = (
+            rustix::io::pread(file, &mut a[..want], at),
+            rustix::io::pread(stream, &mut b[..want], at),
+        ) else {
+            return false;
+        };
+        if n == 0 || n != m || a[..n] != b[..n] {
+            return false;
+        }
+        at += n as u64;
+    }
+    true
+}
+
+fn save_aside(job: &Path, file: &OwnedFd, fd: i32, size: u64) -> Result<(), Problem> {
+    let aside = job.join("aside");
+    match rustix::fs::mkdir(&aside, Mode::from(0o700)) {
+        Err(rustix::io::Errno::EXIST) | Ok(()) => {}
+        Err(e) => return Err(problem("create", &aside, e)),
+    }
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let mut number = 1;
+    let (path, copy_of) = loop {
+        let path = aside.join(format!("output-{number:04}"));
+        match rustix::fs::open(&path, flags, Mode::from(0o600)) {
+            Ok(copy_of) => break (path, copy_of),
+            Err(rustix::io::Errno::EXIST) => number += 1,
+            Err(e) => return Err(problem("create", &path, e)),
+        }
+    };
+    copy(file, &copy_of, 0, size).map_err(|e| problem("copy to", &path, e))?;
+    log::line(format_args!(
+        "descriptor {fd} leads to another file with contents of its own: saved as {}",
+        path.display()
+    ));
+    Ok(())
+}

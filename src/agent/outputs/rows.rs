@@ -1,0 +1,144 @@
+//! What the tables say of one inode: the blocks that were modified, and their contents
+//! before. Used by the streams at checkpoints and at recoveries.
+
+use super::{Ids, Problem, problem, write_at};
+use crate::persist::Id;
+use crate::persist::table::{self, Record, Table, TableFile};
+use rustix::fs::{Mode, OFlags};
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+/// One `Blocks` record.
+struct Block {
+    offset: u64,
+    len: u64,
+    shadow: Option<u64>,
+}
+
+/// The `Blocks` records of an inode, in the order of the table.
+fn blocks(table: &Table, id: Id) -> Vec<Block> {
+    let mut rows: Vec<u32> = Vec::new();
+    let mut blocks = Vec::new();
+    for (_, record) in &table.records {
+        match record {
+            Record::Inode { row, stat, .. } if stat.id == id && !rows.contains(row) => {
+                rows.push(*row);
+            }
+            Record::Blocks {
+                row,
+                offset,
+                len,
+                shadow,
+            } if rows.contains(row) => blocks.push(Block {
+                offset: *offset,
+                len: *len,
+                shadow: *shadow,
+            }),
+            _ => {}
+        }
+    }
+    blocks
+}
+
+fn tables(job: &Path) -> Result<Vec<TableFile>, Problem> {
+    table::list(job).map_err(|e| e.to_string())
+}
+
+fn read(file: &TableFile) -> Result<Table, Problem> {
+    let table = table::read(&file.path).map_err(|e| e.to_string())?;
+    table.ok_or_else(|| format!("{} is damaged", file.path.display()))
+}
+
+/// The ranges of an inode that the tables `which` say were modified; `None` when they
+/// cannot tell (one is missing or incomplete).
+pub fn changed(job: &Path, which: Range<u32>, id: Id) -> Option<Vec<(u64, u64)>> {
+    let mut ranges = Vec::new();
+    let tables = tables(job).ok()?;
+    // The first one began when the stream was up to date: without it, nothing is known.
+    if !tables.iter().any(|t| t.seq == which.start) {
+        return None;
+    }
+    for file in tables.iter().filter(|t| which.contains(&t.seq)) {
+        if file.incomplete.is_some() {
+            return None;
+        }
+        let table = read(file).ok()?;
+        let blocks = blocks(&table, id);
+        ranges.extend(blocks.iter().map(|b| (b.offset, b.offset + b.len)));
+    }
+    Some(ranges)
+}
+
+/// Puts the contents back that `file`'s table has of the inode.
+fn apply(job: &Path, file: &TableFile, id: Id, stream: &OwnedFd, size: u64) -> Result<(), Problem> {
+    let table = read(file)?;
+    let blocks = blocks(&table, id);
+    if blocks.is_empty() {
+        return Ok(());
+    }
+    let path = table::shadow_path(job, file.seq);
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let shadow = rustix::fs::open(&path, flags, Mode::empty());
+    let mut buffer = vec![0u8; 1 << 16];
+    for block in blocks.iter().rev() {
+        let end = block.offset.saturating_add(block.len).min(size);
+        let mut at = block.offset;
+        while at < end {
+            let len = ((end - at) as usize).min(buffer.len());
+            let piece = &mut buffer[..len];
+            match block.shadow {
+                None => piece.fill(0),
+                Some(from) => {
+                    let shadow = shadow.as_ref().map_err(|e| problem("open", &path, *e))?;
+                    let mut done = 0;
+                    while done < len {
+                        let place = from + (at - block.offset) + done as u64;
+                        match rustix::io::pread(shadow, &mut piece[done..], place) {
+                            Ok(0) => return Err(format!("{} is too short", path.display())),
+                            Ok(n) => done += n,
+                            Err(e) => return Err(problem("read", &path, e)),
+                        }
+                    }
+                }
+            }
+            write_at(stream, piece, at).map_err(|e| problem("write to a stream from", &path, e))?;
+            at += len as u64;
+        }
+    }
+    Ok(())
+}
+
+/// Undoes in a stream what the table that has just begun says of its inode: the stream is then as of
+/// that table's beginning, whatever the program did while it was copied.
+pub fn put_back(
+    job: &Path,
+    table: u32,
+    id: Id,
+    stream: &OwnedFd,
+    size: u64,
+) -> Result<(), Problem> {
+    match tables(job)?.iter().find(|t| t.seq == table) {
+        Some(file) => apply(job, file, id, stream, size),
+        None => Ok(()),
+    }
+}
+
+/// Makes the first `size` bytes of a stream what they were at `generation`.
+pub fn rewind(
+    job: &Path,
+    generation: u64,
+    ids: &Ids,
+    stream: &OwnedFd,
+    size: u64,
+) -> Result<(), Problem> {
+    for file in tables(job)?.iter().rev() {
+        if file.base < generation {
+            continue;
+        }
+        if let Some(id) = ids.of_table(file.seq) {
+            apply(job, file, id, stream, size)?;
+        }
+    }
+    Ok(())
+}
