@@ -140,13 +140,11 @@ impl Rows {
                     self.set_path(row, Some(path.clone()));
                 }
             }
-            Record::Gone { name, stat, .. } | Record::RemovedDir { name, stat, .. } => {
-                let row = self.by_id.get(&stat.id).copied();
-                let row = row.filter(|r| {
-                    let path = self.rows.get(r).and_then(|r| r.path.as_ref());
-                    path.is_some_and(|p| *p == name.path())
-                });
-                if let Some(row) = row {
+            Record::Gone { name, .. } | Record::RemovedDir { name, .. } => {
+                // By path, not by number: an older table's row may know the inode by
+                // the number that it had before a recovery.
+                let there = self.by_path.get(&name.path()).cloned();
+                for row in there.unwrap_or_default() {
                     self.set_path(row, None);
                 }
             }
