@@ -35,6 +35,8 @@ pub struct Player {
     pub rng: Rng,
     /// Open descriptors, some of them of removed files.
     held: Vec<std::fs::File>,
+    /// As they are before a step.
+    dirs: Vec<PathBuf>,
     root_user: bool,
     /// Copies of files with several names come back as several files (a limitation).
     pub links: bool,
@@ -107,6 +109,7 @@ impl Player {
             root: root.to_owned(),
             rng: Rng(seed | 1),
             held: Vec::new(),
+            dirs: Vec::new(),
             links: true,
             // SAFETY: no arguments.
             root_user: unsafe { libc::geteuid() } == 0,
@@ -119,7 +122,7 @@ impl Player {
     }
 
     /// All directories, the root first.
-    fn dirs(&self) -> Vec<PathBuf> {
+    fn all_dirs(&self) -> Vec<PathBuf> {
         let mut all = vec![self.root.clone()];
         let mut k = 0;
         while let Some(dir) = all.get(k).cloned() {
@@ -136,8 +139,8 @@ impl Player {
     }
 
     fn any_dir(&mut self) -> PathBuf {
-        let dirs = self.dirs();
-        dirs[self.rng.below(dirs.len() as u64) as usize].clone()
+        let k = self.rng.below(self.dirs.len() as u64) as usize;
+        self.dirs[k].clone()
     }
 
     /// Some path; something may be there or not.
@@ -171,6 +174,7 @@ impl Player {
 
     /// One random operation.
     pub fn step(&mut self) {
+        self.dirs = self.all_dirs();
         match self.rng.below(31) {
             0..=3 => self.create(),
             4..=6 => self.append(),
