@@ -114,7 +114,11 @@ impl Game {
             None => String::new(),
         };
         loop {
-            let mut left = if faults { self.rng.below(150) } else { u64::MAX };
+            let mut left = if faults {
+                self.rng.below(150)
+            } else {
+                u64::MAX
+            };
             let mut fault = || {
                 left = left.checked_sub(1).ok_or(libc::EIO)?;
                 Ok(())
