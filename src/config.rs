@@ -15,6 +15,8 @@ mod parse;
 pub use duration::{Interval, parse_duration, parse_interval};
 pub use parse::{parse_resume, parse_signal};
 
+use std::time::Duration;
+
 /// All settings of one process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -44,6 +46,10 @@ pub struct Config {
     pub snapshot: SnapshotChoice,
     pub restore: RestoreMethod,
     pub compress: Compress,
+    /// Mean time between failures, for `CKPT_INTERVAL=auto`.
+    pub mtbf: Duration,
+    /// The share of its time in thousandths of a percent that `auto` may cost the program.
+    pub overhead: u32,
     pub log: Log,
     /// Verify all page data before a restore.
     pub verify: bool,
@@ -81,6 +87,8 @@ impl Default for Config {
             snapshot: SnapshotChoice::Auto,
             restore: RestoreMethod::Lazy,
             compress: Compress::Off,
+            mtbf: Duration::from_secs(86_400),
+            overhead: 1000,
             log: Log {
                 level: LogLevel::Warn,
                 target: LogTarget::Job,

@@ -18,5 +18,6 @@ pub mod cli;
 pub mod config;
 pub mod errno;
 pub mod image;
+pub mod interval;
 pub mod persist;
 pub mod store;

@@ -16,16 +16,19 @@ use crate::agent::state::AGENT;
 use crate::agent::stop::now_ns;
 use crate::agent::{children, ending, exit, log, refusal, request};
 use crate::config::Interval;
+use crate::interval::{Cost, Pace};
 use crate::persist::table;
 use crate::store::generation::{GenerationKind, GenerationRecord, MemberRecord};
 use crate::store::lock::{JobLock, Owner};
 use crate::store::start::{Claimed, claim};
-use crate::store::{Job, JobKey, Pending, RawFs, report};
+use crate::store::{Job, JobKey, Pending, RawFs, history, report};
+use ckpt_sys::syscall;
 use files::Beginning;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use take::{HELD, take};
 
 /// Why there is no checkpoint this time.
@@ -76,6 +79,8 @@ pub struct Worker {
     owner: Option<Owner>,
     /// CLOCK_MONOTONIC of the next clock checkpoint; `None` = no clock.
     due_ns: Option<u64>,
+    /// What checkpoints cost here (`CKPT_INTERVAL=auto`).
+    pace: Pace,
     /// A postponed request is tried again at this time.
     retry_ns: Option<u64>,
     /// How often in a row it was postponed.
@@ -96,15 +101,26 @@ fn retry_delay(tried: u32) -> u64 {
     (2_000_000 * (1 + u64::from(tried) / 32)).min(50_000_000)
 }
 
-/// `DEFAULT` interval of FIG. 5.
-const DEFAULT_INTERVAL_NS: u64 = 30 * 60 * 1_000_000_000;
-
-fn interval_ns(settings: &Settings) -> Option<u64> {
+fn interval_ns(settings: &Settings, pace: &Pace) -> Option<u64> {
     match settings.config.interval? {
         Interval::Off => None,
         Interval::Every(duration) => Some(duration.as_nanos() as u64),
-        Interval::Auto => Some(DEFAULT_INTERVAL_NS),
+        Interval::Auto => Some(pace.interval().as_nanos() as u64),
     }
+}
+
+/// Processor time of this thread.
+fn cpu_time() -> Duration {
+    let mut time = [0u64; 2];
+    // SAFETY: the kernel fills both words.
+    unsafe {
+        syscall!(
+            libc::SYS_clock_gettime,
+            libc::CLOCK_THREAD_CPUTIME_ID,
+            &mut time
+        )
+    };
+    Duration::new(time[0], time[1] as u32)
 }
 
 impl Worker {
@@ -112,13 +128,16 @@ impl Worker {
         // Set before any helper is started.
         let settings = settings::get().expect("settings are published before the helper starts");
         let owner = Owner::current().ok();
+        let config = &settings.config;
+        let pace = Pace::new(config.mtbf, f64::from(config.overhead) / 100_000.0);
         let mut worker = Worker {
             settings,
             claimed: None,
             streams: Streams::default(),
             looked: Vec::new(),
             owner,
-            due_ns: interval_ns(settings).map(|ns| now_ns() + ns),
+            due_ns: interval_ns(settings, &pace).map(|ns| now_ns() + ns),
+            pace,
             retry_ns: None,
             postponed: 0,
             look_ns: now_ns(),
@@ -208,7 +227,7 @@ impl Worker {
         let answering = !self.asked.is_empty();
         let result = self.try_checkpoint(trigger);
         let now = now_ns();
-        if let Some(ns) = interval_ns(self.settings)
+        if let Some(ns) = interval_ns(self.settings, &self.pace)
             && self.due_ns.is_some_and(|due| now >= due)
         {
             self.due_ns = Some(now + ns);
@@ -337,6 +356,7 @@ impl Worker {
 
     fn try_checkpoint(&mut self, trigger: Trigger) -> Result<u64, CheckpointError> {
         self.before_the_stop()?;
+        let cpu = cpu_time();
         let settings = self.settings;
         let last = self.last_generation;
         let ending = || CheckpointError::Refused("the program is ending".into());
@@ -401,6 +421,34 @@ impl Worker {
         crate::agent::hooks::files::outside::look(&mut self.looked);
         exit::leave_store();
         published?;
+        let [park, collect, snapshot, release] = taken.phases;
+        let entry = history::Entry {
+            generation,
+            time_ns: record.time_ns,
+            kind: record.kind.name().into(),
+            stop_us: record.stop_us,
+            parts_us: [park, collect, 0, snapshot, release],
+            persist_us: record.persist_us,
+            pages: record.pages_dirty,
+            bytes_stored: record.bytes_stored,
+            bytes_logical: record.bytes_logical,
+            snapshot: record.snapshot.clone(),
+            tracker: record.tracker.clone(),
+            trigger: record.trigger.clone(),
+            ..history::Entry::default()
+        };
+        if exit::enter_store() {
+            let noted = history::append(&fs, &job_dir, &entry);
+            exit::leave_store();
+            if let Err(error) = noted {
+                log::line(format_args!("{error}"));
+            }
+        }
+        self.pace.measured(Cost {
+            stop: Duration::from_micros(taken.stop_us),
+            cpu: cpu_time().saturating_sub(cpu) + Duration::from_micros(taken.outcome.cpu_us),
+            persist: Duration::from_micros(record.persist_us),
+        });
         log::line(format_args!(
             "generation {generation}: {} threads, {} pages, stop {} us (park {}, collect {}, {} {}, release {}), persisted after {} us",
             taken.threads,
@@ -431,7 +479,8 @@ impl Worker {
         self.report.program_pid = AGENT.pid.load(Ordering::Relaxed);
         self.report.state = "idle".into();
         self.report.last_generation = self.last_generation;
-        self.report.interval_ms = interval_ns(self.settings).map_or(0, |ns| ns / 1_000_000);
+        self.report.interval_ms =
+            interval_ns(self.settings, &self.pace).map_or(0, |ns| ns / 1_000_000);
         self.report.recovered_from = self.settings.restored.as_ref().map(|r| r.1);
         self.report.net = crate::agent::callsites::summary::get();
         self.report.tracker = "full".into();

@@ -20,6 +20,8 @@ pub struct Outcome {
     pub bytes_stored: u64,
     pub pages: u64,
     pub header_crc: u32,
+    /// Processor time of a forked writer.
+    pub cpu_us: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -370,5 +372,6 @@ pub fn write<S: ImageSink>(
         bytes_stored: bytes,
         pages,
         header_crc,
+        cpu_us: 0,
     })
 }

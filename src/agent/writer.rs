@@ -110,10 +110,18 @@ impl Writer {
     /// Waits for the end of the writer.
     pub fn wait(self) -> Result<Outcome, WriterError> {
         let mut status = 0i32;
+        // SAFETY: plain numbers.
+        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
         // SAFETY: our own child; the shared page is ours.
         unsafe {
             loop {
-                let got = syscall!(libc::SYS_wait4, self.pid, &mut status, libc::__WALL, 0);
+                let got = syscall!(
+                    libc::SYS_wait4,
+                    self.pid,
+                    &mut status,
+                    libc::__WALL,
+                    &mut usage
+                );
                 if got != -(libc::EINTR as isize) {
                     break;
                 }
@@ -121,7 +129,11 @@ impl Writer {
             exit::WRITER_PID.store(0, Ordering::SeqCst);
             let result = &*self.shared;
             let outcome = if result.ok == 1 {
-                Ok(result.outcome)
+                let us = |t: libc::timeval| (t.tv_sec * 1_000_000 + t.tv_usec) as u64;
+                Ok(Outcome {
+                    cpu_us: us(usage.ru_utime) + us(usage.ru_stime),
+                    ..result.outcome
+                })
             } else if libc::WIFSIGNALED(status) {
                 Err(WriterError::Killed(libc::WTERMSIG(status)))
             } else {

@@ -9,6 +9,7 @@
 //! failure of ours, 126 for a program that cannot be run, 127 for one not found.
 
 mod ask;
+mod chart;
 mod checkpoint;
 mod diff;
 mod doctor;
@@ -17,6 +18,7 @@ mod exec;
 mod list;
 mod manual;
 mod output;
+mod plot;
 mod probe;
 mod prune;
 mod restore;
@@ -64,6 +66,7 @@ enum Verb {
     Status(status::Args),
     Verify(verify::Args),
     Prune(prune::Args),
+    Plot(plot::Args),
     Doctor(doctor::Args),
     #[command(hide = true)]
     GenMan(manual::ManArgs),
@@ -127,6 +130,7 @@ pub fn main(args: Vec<OsString>, sigpipe_ignored: bool) -> ExitCode {
         Verb::Status(args) => status::run(&cli, args),
         Verb::Verify(args) => verify::run(&cli, args),
         Verb::Prune(args) => prune::run(&cli, args),
+        Verb::Plot(args) => plot::run(&cli, args),
         Verb::Doctor(args) => doctor::run(&cli, args),
         Verb::GenMan(args) => manual::man(args),
         Verb::Completions(args) => manual::completions(args),

@@ -59,6 +59,11 @@ impl Table {
     }
 }
 
+/// Prints text as it is.
+pub fn print(text: &str) {
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}
+
 /// Prints a JSON document.
 pub fn print_json(value: &Value) {
     let mut out = std::io::stdout().lock();

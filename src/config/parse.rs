@@ -21,7 +21,7 @@ impl Variable {
 /// Names that belong to the command or to tests, not to the library.
 pub(super) const FOREIGN: [&[u8]; 1] = [b"LIB"];
 
-pub(super) const VARIABLES: [Variable; 23] = [
+pub(super) const VARIABLES: [Variable; 25] = [
     Variable {
         name: "CKPT_INTERVAL",
         allowed: "expected off, auto, default or a duration like 90, 90s, 500ms, 15m, 1h30m",
@@ -169,6 +169,16 @@ pub(super) const VARIABLES: [Variable; 23] = [
         apply: |c, v| set(&mut c.compress, word(v, &[("off", Compress::Off)])),
     },
     Variable {
+        name: "CKPT_MTBF",
+        allowed: "expected a duration like 24h or 7d",
+        apply: |c, v| set(&mut c.mtbf, parse_duration(text(v)?)),
+    },
+    Variable {
+        name: "CKPT_OVERHEAD",
+        allowed: "expected a percentage from 0.001 to 100, like 1 or 0.5%",
+        apply: |c, v| set(&mut c.overhead, percentage(text(v)?)),
+    },
+    Variable {
         name: "CKPT_LOG",
         allowed: "expected off, error, warn, info, debug or trace, an absolute path or stderr, \
                   or LEVEL:PATH",
@@ -228,6 +238,20 @@ fn number(value: &[u8], least: u64, most: u64) -> Option<u64> {
     }
     let number = text(value)?.parse().ok()?;
     (least..=most).contains(&number).then_some(number)
+}
+
+/// Thousandths of a percent.
+fn percentage(value: &str) -> Option<u32> {
+    let digits = value.strip_suffix('%').unwrap_or(value);
+    let plain = |c: char| c.is_ascii_digit() || c == '.';
+    let thousandths = digits
+        .chars()
+        .all(plain)
+        .then(|| digits.parse::<f64>().ok())??
+        * 1000.0;
+    (1.0..=100_000.0)
+        .contains(&thousandths)
+        .then_some(thousandths as u32)
 }
 
 /// `auto`, `never`, a generation number, `id:N`.
@@ -344,6 +368,18 @@ fn log(value: &[u8]) -> Option<Log> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn percentages() {
+        assert_eq!(percentage("1"), Some(1000));
+        assert_eq!(percentage("0.5%"), Some(500));
+        assert_eq!(percentage("100"), Some(100_000));
+        for wrong in [
+            "0", "0.0001", "100.1", "", "%", "1e1", "-1", "+1", "nan", "1 ",
+        ] {
+            assert_eq!(percentage(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn signals() {

@@ -35,6 +35,7 @@ mod files;
 pub mod find;
 pub mod fs;
 pub mod generation;
+pub mod history;
 pub mod job;
 pub mod journal;
 pub mod lock;

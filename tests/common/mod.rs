@@ -17,6 +17,8 @@ pub mod build;
 pub mod run;
 pub mod user;
 
+use ckpt::store::RawFs;
+use ckpt::store::journal::Journal;
 use run::{Life, Started};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -199,15 +201,10 @@ impl Trial {
         let jobs = self.dir.join("store/jobs");
         let mut highest = 0;
         for job in read_dir(&jobs) {
-            let journal = std::fs::metadata(job.join("journal")).map_or(0, |m| m.len());
-            if journal == 0 {
-                continue;
-            }
-            for entry in read_dir(&job) {
-                let name = entry.file_name().unwrap_or_default().to_string_lossy();
-                if let Some(number) = name.strip_prefix("gen-") {
-                    highest = highest.max(number.parse().unwrap_or(0));
-                }
+            // Not the directories: between the rename and the journal's record a generation
+            // can be seen, and a kill then falls back to the one before.
+            if let Ok(journal) = Journal::read(&RawFs, &job) {
+                highest = highest.max(journal.highest());
             }
         }
         highest
