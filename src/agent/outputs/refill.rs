@@ -48,8 +48,8 @@ pub fn refill(
             if out.filled.contains(&id) {
                 continue;
             }
-            // One that is as long as it was is the undo's business.
-            if id != latest || size < record.size {
+            // One that is as long as it was is the undo's business, if that can reach it.
+            if id != latest || size < record.size || !is_at(&record.path, id) {
                 fill(job, record, &stream, fd, id == latest, size)?;
             }
             if id != latest {
@@ -59,6 +59,11 @@ pub fn refill(
         }
     }
     Ok(out)
+}
+
+/// Does the path lead to this inode?
+fn is_at(path: &[u8], id: Id) -> bool {
+    rustix::fs::lstat(path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (id.dev, id.ino))
 }
 
 /// The regular file, open for writing, that the new start has at a number.

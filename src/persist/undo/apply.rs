@@ -209,6 +209,8 @@ impl<'o, 'a> Undoer<'o, 'a> {
             // Its name is removed and its copy not yet put back: what was done to it in
             // between is gone with it. A directory's times are not worth more.
             None if info.path.is_none() || info.stat.is_dir() => Ok(None),
+            // An output in a directory that may not be searched: its stream has filled it.
+            None if self.options.inherited.contains(&info.stat.id) => Ok(None),
             None => self.lost(&info.path.clone().unwrap_or_default(), info.stat.id),
         }
     }
