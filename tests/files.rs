@@ -68,9 +68,10 @@ fn tree(base: &Path) -> BTreeMap<String, Entry> {
     found
 }
 
-/// SQLite puts random numbers into these; what they mean is in the database.
+/// SQLite puts random numbers into these, LMDB process ids and git times and inode
+/// numbers; what they mean is in the database.
 fn is_random(name: &str) -> bool {
-    ["-journal", "-wal", "-shm"]
+    ["-journal", "-wal", "-shm", "lock.mdb", ".git/index"]
         .iter()
         .any(|end| name.ends_with(end))
 }
@@ -148,6 +149,17 @@ fn sqlite(mode: &str, mapped: &str) -> Program {
     Program::guest("files_sqlite.py").arg(mode).arg(mapped)
 }
 
+/// Debian's own Python has these libraries.
+fn debian_python(script: &str, args: &[&str]) -> Program {
+    let script = build::readable(&build::guests_dir().join(script));
+    let mut all = vec![script.to_str().expect("a path")];
+    all.extend(args);
+    let mut program = Program::at("/usr/bin/python3".into(), &all);
+    program.status = 73;
+    program.counts_its_beginnings = true;
+    program
+}
+
 fn bash() -> Program {
     let script = build::readable(&build::guests_dir().join("files_bash.sh"));
     let mut program = Program::real("bash", &[script.to_str().expect("a path")]);
@@ -185,4 +197,8 @@ files! {
     sqlite_wal = sqlite("wal", "0");
     sqlite_mapped = sqlite("delete", "1000000");
     sqlite_wal_mapped = sqlite("wal", "1000000");
+    gdbm = debian_python("files_dbm.py", &["gdbm"]);
+    lmdb = debian_python("files_dbm.py", &["lmdb"]);
+    git_commits = debian_python("files_git.py", &[]);
+    cc1_output = build::cc1("big.s");
 }

@@ -214,13 +214,13 @@ fn play(files: &Path, store: &Path, name: &str, count: u64, faults: bool) {
 #[test]
 fn random_traces() {
     let tmp = std::env::temp_dir();
-    play(&tmp, &tmp, "plain", 20_000, false);
+    play(&tmp, &tmp, "plain", 60_000, false);
 }
 
 #[test]
 fn recoveries_that_are_cut_short() {
     let tmp = std::env::temp_dir();
-    play(&tmp, &tmp, "faults", 10_000, true);
+    play(&tmp, &tmp, "faults", 15_000, true);
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn a_store_on_another_file_system() {
         println!("NOT RUN: there is no second file system");
         return;
     }
-    play(&tmp, shm, "copies", 10_000, true);
+    play(&tmp, shm, "copies", 15_000, true);
 }
 
 #[test]

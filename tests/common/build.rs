@@ -1,6 +1,7 @@
 //! The library, the command and the guests: built once, only when something changed.
 
 use super::{Program, user};
+use std::fmt::Write as _;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
@@ -102,12 +103,27 @@ pub fn real(source: &str, args: &[&str]) -> Program {
     Program::at(path, args)
 }
 
-/// gcc's compiler proper, writing to standard output.
-pub fn cc1() -> Program {
+/// gcc's compiler proper at work on a large source, writing to `output` (`-`: standard output).
+pub fn cc1(output: &str) -> Program {
     let asked = Command::new("gcc").arg("-print-prog-name=cc1").output();
     let path = String::from_utf8(asked.expect("gcc").stdout).expect("a path");
-    let args = ["-quiet", "-O2", "big.c", "-o", "-"];
-    Program::at(PathBuf::from(path.trim()), &args)
+    let args = ["-quiet", "-O2", "big.c", "-o", output];
+    Program::at(PathBuf::from(path.trim()), &args).file("big.c", c_source())
+}
+
+/// A C program large enough to keep a compiler busy.
+fn c_source() -> Vec<u8> {
+    let mut source = String::from("double sink;\n");
+    for f in 0..700 {
+        let _ = writeln!(
+            source,
+            "double f{f}(double *p, int n) {{ double s = {f}; for (int i = 0; i < n; i++) {{ \
+             if (p[i] > s) s += p[i] * {f}.5; else s -= p[n - i - 1] / (s + {f}); \
+             switch (i % {}) {{ case 0: s *= 1.5; break; case 1: p[i] = s; break; case 2: s = -s; break; default: sink += s; }} }} return s; }}",
+            f % 5 + 3
+        );
+    }
+    source.into_bytes()
 }
 
 /// The Java class `Work`, compiled now, run by `java` with a small heap.

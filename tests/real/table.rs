@@ -28,21 +28,6 @@ fn text(lines: usize) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// A C program large enough to keep a compiler busy.
-fn c_source() -> Vec<u8> {
-    let mut source = String::from("double sink;\n");
-    for f in 0..700 {
-        let _ = writeln!(
-            source,
-            "double f{f}(double *p, int n) {{ double s = {f}; for (int i = 0; i < n; i++) {{ \
-             if (p[i] > s) s += p[i] * {f}.5; else s -= p[n - i - 1] / (s + {f}); \
-             switch (i % {}) {{ case 0: s *= 1.5; break; case 1: p[i] = s; break; case 2: s = -s; break; default: sink += s; }} }} return s; }}",
-            f % 5 + 3
-        );
-    }
-    source.into_bytes()
-}
-
 /// Numbers that take milliseconds each to factor.
 fn large_numbers() -> String {
     let number = |i| format!("1000000000000000000000000{}\n", 101 + 2 * i);
@@ -309,7 +294,7 @@ pub const ROWS: &[Row] = &[
     ),
     row!(bc, Program::real("bc", &["-ql"]).input(BC)),
     row!(dc, Program::real("dc", &["-e", FORTH_DC])),
-    row!(cc1, build::cc1().file("big.c", c_source())),
+    row!(cc1, build::cc1("-")),
     row!(xz, Program::real("xz", &["-T2", "--block-size=2MiB", "-c", "text"]).file("text", text(150_000))),
     row!(zstd, Program::real("zstd", &["-q", "-17", "-T2", "-c", "text"]).file("text", text(200_000))),
     row!(gzip, Program::real("gzip", &["-9", "-n", "-c", "text"]).file("text", text(500_000))),
