@@ -97,6 +97,20 @@ fn an_exception_from_the_exclusion() {
     expect(&mut trial, "log", false);
 }
 
+/// `ckpt_exclude`, and `ckpt_include` after it: the later rule wins.
+#[test]
+fn excluded_by_calls() {
+    for argument in ["exclude", "include"] {
+        let mut trial = trial(argument);
+        trial.program = trial.program.clone().arg(argument);
+        trial.bare();
+        live(&mut trial);
+        finish(&mut trial);
+        expect(&mut trial, "log", argument == "exclude");
+        expect(&mut trial, "held", false);
+    }
+}
+
 #[test]
 fn excluded_at_the_recovery() {
     let mut trial = trial("restore-exclude");

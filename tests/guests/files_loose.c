@@ -1,11 +1,26 @@
 /* Writes the round's number to `log` (opened each time), to `held` (open throughout) and to standard
- * output, and compares nothing: for tests of what is left out of a recovery. */
+ * output, and compares nothing: for tests of what is left out of a recovery. With the argument
+ * "exclude" it excludes log by a call, with "include" it takes that back by another. */
+#include "ckpt.h"
 #include "guest.h"
 
-int main(void)
+int main(int argc, char **argv)
 {
     guest_begin();
     char line[32];
+    if (argc > 1) {
+        char glob[4200], cwd[4096];
+        int bare = ckpt_hold() == -1;
+        CHECK(bare || ckpt_release() == 0);
+        CHECK(getcwd(cwd, sizeof cwd));
+        snprintf(glob, sizeof glob, "%s/lo?", cwd);
+        CHECK_EQ(ckpt_exclude(glob), bare ? -1 : 0);
+        snprintf(glob, sizeof glob, "%s/log", cwd);
+        if (!strcmp(argv[1], "include"))
+            CHECK_EQ(ckpt_include(glob), bare ? -1 : 0);
+        CHECK_EQ(ckpt_exclude("relative"), -1);
+        CHECK_EQ(errno, bare ? ENOSYS : EINVAL);
+    }
     int held = open("held", O_WRONLY | O_CREAT | O_TRUNC, 0644);
     CHECK(held >= 0);
     ROUNDS(round)
