@@ -432,6 +432,8 @@ impl Plan {
             vvar_start: self.vvar_start,
             vdso_start: self.vdso_start,
             vdso_end: self.vdso_end,
+            base: None,
+            dropped: Vec::new(),
         }
     }
 }
