@@ -234,7 +234,8 @@ impl<S: ImageSink> ImageWriter<S> {
     /// Writes manifest, checksums and, last, the header. `sync` makes the file
     /// durable before and after the header, so that a header on the disk means that
     /// all the rest is there.
-    pub fn finish(mut self, manifest: &Manifest, sync: bool) -> Result<Written, WriteError> {
+    /// Nothing can be written after it.
+    pub fn finish(&mut self, manifest: &Manifest, sync: bool) -> Result<Written, WriteError> {
         let region = codec::encode_manifest(manifest)?;
         let data_bytes = self.data_len();
         let table = std::mem::take(&mut self.sums).finish();
@@ -255,6 +256,7 @@ impl<S: ImageSink> ImageWriter<S> {
         if sync {
             self.sink.sync_data().map_err(WriteError::Sync)?;
         }
+        self.void = true;
         Ok(Written {
             bytes: header.total_len,
             data_bytes,
