@@ -61,6 +61,12 @@ impl<S: ImageSink> Pages<S> {
 
     /// Where the page lies, and how many that follow lie behind it.
     fn place(&mut self, addr: u64) -> Option<(u64, u64)> {
+        // A look ahead may have gone too far.
+        while let Some(e) = self.next.checked_sub(1).map(|k| &self.stored[k])
+            && e.addr + e.npages * PAGE > addr
+        {
+            self.next -= 1;
+        }
         while let Some(e) = self.stored.get(self.next)
             && e.addr + e.npages * PAGE <= addr
         {

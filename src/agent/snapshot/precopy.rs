@@ -159,7 +159,8 @@ mod tests {
             (0..300).for_each(|page| *((at + page * PAGE) as *mut u64) = page + 1);
             let gone = [0u64, 7, 8, 127, 128, 200, 299];
             for page in gone {
-                syscall!(libc::SYS_munmap, at + page * PAGE, PAGE);
+                // Out of reach, but not free for others.
+                syscall!(libc::SYS_mprotect, at + page * PAGE, PAGE, 0);
             }
             let mut wanted = Dirty::new();
             wanted.insert(at, at + 250 * PAGE, Change::Present);
