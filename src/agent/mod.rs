@@ -35,4 +35,5 @@ pub mod snapshot;
 pub mod start;
 pub mod state;
 pub mod stop;
+pub mod track;
 pub mod writer;
