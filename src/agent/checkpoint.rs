@@ -388,6 +388,7 @@ impl Worker {
             snapshot: taken.snapshot.into(),
             trigger: trigger.name().into(),
             files,
+            merged: None,
         };
         if !exit::enter_store() {
             return Err(ending());

@@ -274,7 +274,8 @@ mod tests {
             let mut pieces = Vec::new();
             let mut at = 0;
             while at < 120 {
-                let n = (1 + below(if below(2) == 0 { 2 } else { 12 })).min(120 - at);
+                let most = if below(2) == 0 { 2 } else { 12 };
+                let n = (1 + below(most)).min(120 - at);
                 let inside = vmas
                     .iter()
                     .any(|v| v.start <= at * PAGE && (at + n) * PAGE <= v.end);
