@@ -395,6 +395,7 @@ impl Worker {
             trigger: trigger.name().into(),
             files,
             phases: taken.phases,
+            merged: None,
         };
         if !exit::enter_store() {
             return Err(ending());

@@ -78,6 +78,7 @@ pub struct Written {
     pub header_crc: u32,
 }
 
+#[derive(Debug)]
 pub struct ImageWriter<S> {
     sink: S,
     generation: u64,
@@ -236,6 +237,22 @@ impl<S: ImageSink> ImageWriter<S> {
     /// all the rest is there.
     /// Nothing can be written after it.
     pub fn finish(&mut self, manifest: &Manifest, sync: bool) -> Result<Written, WriteError> {
+        self.end(manifest, sync)
+    }
+
+    /// The same without syncing, for a sink that collects what is written: the header is
+    /// its last write.
+    pub fn finish_with_sink(mut self, manifest: &Manifest) -> Result<(S, Written), WriteError> {
+        let written = self.end(manifest, false)?;
+        Ok((self.sink, written))
+    }
+
+    /// Where it writes to.
+    pub fn sink_mut(&mut self) -> &mut S {
+        &mut self.sink
+    }
+
+    fn end(&mut self, manifest: &Manifest, sync: bool) -> Result<Written, WriteError> {
         let region = codec::encode_manifest(manifest)?;
         let data_bytes = self.data_len();
         let table = std::mem::take(&mut self.sums).finish();

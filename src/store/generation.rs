@@ -43,6 +43,10 @@ pub struct GenerationRecord {
     /// The same.
     #[serde(skip)]
     pub phases: Phases,
+    /// Since its commit the increment has become complete. From a journal record of its
+    /// own ([`super::journal::Record::Merged`]).
+    #[serde(skip)]
+    pub merged: Option<Merged>,
 }
 
 /// How the stop is split, and what was done before it: microseconds.
@@ -63,6 +67,21 @@ pub struct Phases {
     pub precopied_pages: u64,
     /// Pages that were left for the stop.
     pub residue_pages: u64,
+}
+
+/// The complete images that have taken the place of an increment's: `member-<index>.full`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Merged {
+    pub generation: u64,
+    pub time_ns: u64,
+    /// By member.
+    pub members: Vec<MergedMember>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MergedMember {
+    pub bytes: u64,
+    pub header_crc: u32,
 }
 
 /// The files' half of a generation as it was when the generation was committed.
@@ -153,6 +172,16 @@ pub fn member_name(index: usize) -> String {
     format!("member-{index}.img")
 }
 
+/// The complete image that merging makes of an increment.
+pub fn full_name(index: usize) -> String {
+    format!("member-{index}.full")
+}
+
+/// While it is written.
+pub fn full_tmp_name(index: usize) -> String {
+    format!("member-{index}.full.tmp")
+}
+
 pub const MANIFEST_NAME: &str = "manifest";
 
 /// The last byte is the version of the record.
@@ -175,6 +204,39 @@ pub enum RecordError {
 }
 
 impl GenerationRecord {
+    /// The generation without which this one cannot be restored.
+    pub fn needs(&self) -> Option<u64> {
+        match (self.kind, &self.merged) {
+            (GenerationKind::Increment, None) => self.parent,
+            _ => None,
+        }
+    }
+
+    /// What it is by now.
+    pub fn kind_now(&self) -> GenerationKind {
+        match self.merged {
+            Some(_) => GenerationKind::Full,
+            None => self.kind,
+        }
+    }
+
+    /// Bytes in the store by now.
+    pub fn stored_now(&self) -> u64 {
+        match &self.merged {
+            Some(merged) => merged.members.iter().map(|m| m.bytes).sum(),
+            None => self.bytes_stored,
+        }
+    }
+
+    /// Is that the header checksum of an image that this member had at any time?
+    pub fn is_image(&self, member: usize, header_crc: u32) -> bool {
+        let merged = self.merged.as_ref().and_then(|m| m.members.get(member));
+        self.members
+            .get(member)
+            .is_some_and(|m| m.header_crc == header_crc)
+            || merged.is_some_and(|m| m.header_crc == header_crc)
+    }
+
     /// The payload of a record of [`RECORD_VERSION`].
     pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
         codec::encode(&(self, &self.files, &self.phases))
