@@ -1,14 +1,17 @@
 //! The order of a checkpoint (FIG. 6): helper thread.
 //!
-//! trigger -> files of the new generation -> stop -> collect -> snapshot (fork or
-//! copy) -> release -> write -> publish -> prune. A checkpoint that fails leaves the
-//! previous generation the latest and the program running.
+//! trigger -> files of the new generation -> pre-copy -> stop -> collect -> sweep ->
+//! snapshot (copy, fork or write) -> release -> write -> publish -> prune. A checkpoint
+//! that fails leaves the previous generation the latest and the program running, and what
+//! had changed is kept for the next one.
 
 pub mod files;
+pub mod increments;
 pub mod mapped;
 mod take;
 
 use crate::agent::collect::identity;
+use crate::agent::collect::memory::PAGE;
 use crate::agent::helper::Life;
 use crate::agent::outputs::keep::Streams;
 use crate::agent::settings::{self, Settings};
@@ -24,12 +27,13 @@ use crate::store::start::{Claimed, claim};
 use crate::store::{Job, JobKey, Pending, RawFs, history, report};
 use ckpt_sys::syscall;
 use files::Beginning;
+use increments::Increments;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use take::{HELD, take};
+use take::{HELD, Taken, take};
 
 /// Why there is no checkpoint this time.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +95,7 @@ pub struct Worker {
     report: report::Report,
     /// The `ckpt_checkpoint` that the latest image holds as taken; only compared.
     included: *const request::InsertedCall,
+    increments: Increments,
     /// Nonces of the command's requests that the next outcome answers.
     asked: Vec<u32>,
 }
@@ -144,6 +149,7 @@ impl Worker {
             last_generation: None,
             report: report::Report::default(),
             included: std::ptr::null(),
+            increments: increments::take_restored().unwrap_or_else(|| Increments::new(settings)),
             asked: Vec::new(),
         };
         if life == Life::Restored {
@@ -368,13 +374,8 @@ impl Worker {
         exit::leave_store();
         let pending = begun?;
         let generation = pending.generation;
-        let job_dir = self.job()?.job.dir.clone();
-        let mut beginning = Beginning::new(&job_dir, generation, &settings.config);
-        let taken = {
-            let file = pending.member(0).expect("created above");
-            take(settings, generation, file.as_fd(), &mut beginning)
-        };
-        let taken = match taken {
+        let taken = self.take(&pending);
+        let (beginning, taken) = match taken {
             Ok(taken) => taken,
             Err(error) => {
                 table::close_previous();
@@ -383,6 +384,7 @@ impl Worker {
             }
         };
         self.included = taken.call;
+        let bytes_logical = self.logical(&taken);
         let files = files::finish(&beginning, &mut self.streams, taken.outputs);
         let record = GenerationRecord {
             generation,
@@ -391,7 +393,11 @@ impl Worker {
             time_ns: taken.realtime_ns,
             host: taken.host.clone(),
             boot_id: taken.boot_id.clone(),
-            kind: GenerationKind::Full,
+            kind: if taken.increment {
+                GenerationKind::Increment
+            } else {
+                GenerationKind::Full
+            },
             members: vec![MemberRecord {
                 pid: AGENT.pid.load(Ordering::Relaxed),
                 cmdline: taken.cmdline.clone(),
@@ -401,13 +407,15 @@ impl Worker {
             }],
             stop_us: taken.stop_us,
             persist_us: (now_ns() - taken.stopped_ns) / 1000,
-            bytes_logical: taken.outcome.bytes_logical,
+            bytes_logical,
             bytes_stored: taken.outcome.bytes_stored,
             pages_dirty: taken.outcome.pages,
-            tracker: "full".into(),
+            tracker: self.increments.tracker.name().into(),
             snapshot: taken.snapshot.into(),
             trigger: trigger.name().into(),
             files,
+            phases: taken.phases,
+            merged: None,
         };
         if !exit::enter_store() {
             return Err(ending());
@@ -421,13 +429,81 @@ impl Worker {
         crate::agent::hooks::files::outside::look(&mut self.looked);
         exit::leave_store();
         published?;
-        let [park, collect, snapshot, release] = taken.phases;
+        self.increments.published(generation);
+        let p = &taken.phases;
+        self.remember(&record);
+        self.pace.measured(Cost {
+            stop: Duration::from_micros(taken.stop_us),
+            cpu: cpu_time().saturating_sub(cpu) + Duration::from_micros(taken.outcome.cpu_us),
+            persist: Duration::from_micros(record.persist_us),
+        });
+        log::line(format_args!(
+            "generation {generation}: {}, {} threads, {} pages ({} stored ahead in {} us, {} left), stop {} us (park {}, collect {}, scan {}, {} {}, release {}), persisted after {} us",
+            record.kind.name(),
+            taken.threads,
+            taken.outcome.pages,
+            p.precopied_pages,
+            p.precopy_us,
+            p.residue_pages,
+            taken.stop_us,
+            p.park_us,
+            p.collect_us,
+            p.scan_us,
+            taken.snapshot,
+            p.copy_us,
+            p.release_us,
+            record.persist_us,
+        ));
+        if let Err(error) = pruned {
+            log::line(format_args!("{error}"));
+        }
+        Ok(generation)
+    }
+
+    /// Everything from the pre-copy to the finished image.
+    fn take(&mut self, pending: &Pending<RawFs>) -> Result<(Beginning, Taken), CheckpointError> {
+        let settings = self.settings;
+        let generation = pending.generation;
+        let file = pending.member(0).expect("created by `begin`").as_fd();
+        let job = &self.job()?.job;
+        let job_dir = job.dir.clone();
+        let records: Vec<GenerationRecord> = job.generations().into_iter().cloned().collect();
+        let records: Vec<&GenerationRecord> = records.iter().collect();
+        let ahead = self
+            .increments
+            .ahead(file, generation, &records, settings)?;
+        let mut beginning = Beginning::new(&job_dir, generation, &settings.config);
+        let taken = take(settings, &mut self.increments, ahead, &mut beginning)?;
+        Ok((beginning, taken))
+    }
+
+    /// The memory that a generation stands for: what is mapped from images does not
+    /// count as resident, so an increment stands for no less than its base.
+    fn logical(&self, taken: &Taken) -> u64 {
+        let own = taken.outcome.pages * PAGE;
+        let base = self.last_generation.filter(|_| taken.increment);
+        let records = self.claimed.iter().flat_map(|c| c.job.generations());
+        let base = records
+            .filter(|r| Some(r.generation) == base)
+            .map(|r| r.bytes_logical);
+        base.fold(own, u64::max)
+    }
+
+    /// The generation's line in the job's history.
+    fn remember(&self, record: &GenerationRecord) {
+        let Some(claimed) = self.claimed.as_ref().filter(|_| exit::enter_store()) else {
+            return;
+        };
+        let chain = increments::chain_length(&claimed.job.generations(), record.generation);
+        let p = &record.phases;
         let entry = history::Entry {
-            generation,
+            generation: record.generation,
             time_ns: record.time_ns,
             kind: record.kind.name().into(),
+            chain: chain.unwrap_or(0),
             stop_us: record.stop_us,
-            parts_us: [park, collect, 0, snapshot, release],
+            parts_us: [p.park_us, p.collect_us, p.scan_us, p.copy_us, p.release_us],
+            precopy_us: p.precopy_us,
             persist_us: record.persist_us,
             pages: record.pages_dirty,
             bytes_stored: record.bytes_stored,
@@ -435,36 +511,12 @@ impl Worker {
             snapshot: record.snapshot.clone(),
             tracker: record.tracker.clone(),
             trigger: record.trigger.clone(),
-            ..history::Entry::default()
         };
-        if exit::enter_store() {
-            let noted = history::append(&fs, &job_dir, &entry);
-            exit::leave_store();
-            if let Err(error) = noted {
-                log::line(format_args!("{error}"));
-            }
-        }
-        self.pace.measured(Cost {
-            stop: Duration::from_micros(taken.stop_us),
-            cpu: cpu_time().saturating_sub(cpu) + Duration::from_micros(taken.outcome.cpu_us),
-            persist: Duration::from_micros(record.persist_us),
-        });
-        log::line(format_args!(
-            "generation {generation}: {} threads, {} pages, stop {} us (park {}, collect {}, {} {}, release {}), persisted after {} us",
-            taken.threads,
-            taken.outcome.pages,
-            taken.stop_us,
-            taken.phases[0],
-            taken.phases[1],
-            taken.snapshot,
-            taken.phases[2],
-            taken.phases[3],
-            record.persist_us,
-        ));
-        if let Err(error) = pruned {
+        let noted = history::append(&RawFs, &claimed.job.dir, &entry);
+        exit::leave_store();
+        if let Err(error) = noted {
             log::line(format_args!("{error}"));
         }
-        Ok(generation)
     }
 
     /// Answers the `ckpt` command.
@@ -483,7 +535,7 @@ impl Worker {
             interval_ns(self.settings, &self.pace).map_or(0, |ns| ns / 1_000_000);
         self.report.recovered_from = self.settings.restored.as_ref().map(|r| r.1);
         self.report.net = crate::agent::callsites::summary::get();
-        self.report.tracker = "full".into();
+        self.report.tracker = self.increments.tracker.name().into();
         self.report.files_incomplete = table::incomplete_reason();
         let root = PathBuf::from(std::ffi::OsStr::from_bytes(&self.settings.store_root));
         if let Err(error) = self.report.write(&RawFs, &root) {

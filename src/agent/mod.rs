@@ -35,4 +35,4 @@ pub mod snapshot;
 pub mod start;
 pub mod state;
 pub mod stop;
-pub mod writer;
+pub mod track;

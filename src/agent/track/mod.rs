@@ -1,0 +1,79 @@
+//! Trackers: which pages were written since when (US 5,802,267, dirty page list).
+//!
+//! The helper thread owns the tracker in use and drives it; only the `mprotect` tracker
+//! has a part that runs elsewhere, the fault handler.
+//!
+//! | file | owns |
+//! |---|---|
+//! | [`dirty`] | the sets of page runs that sweeps yield |
+//! | `uffd`  | userfaultfd, write protection resolved by the kernel, PAGEMAP_SCAN |
+//! | `mprotect`  | write protection and SIGSEGV |
+//! | `softdirty`  | the soft-dirty bit of the page tables |
+//! | [`full`] | no tracking: everything that exists |
+//! | [`pagemap`] | the system call that finds pages in the page tables |
+//! | [`probe`] | what works here |
+
+pub mod blank;
+pub mod dirty;
+pub mod full;
+#[cfg(test)]
+mod model;
+pub mod pagemap;
+pub mod probe;
+pub mod softdirty;
+pub mod uffd;
+
+pub use dirty::{Change, Dirty, Run};
+pub use probe::Probe;
+
+use crate::agent::collect::memory::Piece;
+use crate::agent::log;
+use crate::config::TrackerChoice;
+
+/// Why there is nothing to be known of the pages: this checkpoint must be full, and
+/// whatever was seen before says nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum TrackError {
+    #[error("open {path}: errno {errno}")]
+    Open { path: &'static str, errno: i32 },
+    #[error("{call}: errno {errno}")]
+    Call { call: &'static str, errno: i32 },
+}
+
+/// Watches which pages of the program are written. Helper thread only.
+pub trait Tracker {
+    fn name(&self) -> &'static str;
+
+    /// Can it be swept while the program runs (for pre-copy)?
+    fn live(&self) -> bool;
+
+    /// May a generation stand on another one with what it reports?
+    fn increments(&self) -> bool {
+        true
+    }
+
+    /// Begins to watch all of `pieces` that it can. Nothing becomes clean by it: what is
+    /// new is reported whole by the next sweep. Idempotent; cheap when nothing is new.
+    fn arm(&mut self, pieces: &[Piece]) -> Result<(), TrackError>;
+
+    /// Adds to `seen` all pages of `pieces` written (or discarded, or new) since they were
+    /// last swept; they are watched anew from here on. Over-reports, never under-reports:
+    /// memory that is not (or no longer) watched is reported whole. A sweep whose result
+    /// is thrown away makes the present contents the ones to compare with. After an error
+    /// the set is of no use: the next generation must be full.
+    fn sweep(&mut self, pieces: &[Piece], seen: &mut Dirty) -> Result<(), TrackError>;
+}
+
+/// The tracker to be used: the one asked for, or the best that works here. One that was
+/// asked for was tried by the constructor; should it fail now, checkpoints are full.
+pub fn choose(choice: TrackerChoice, probe: &Probe) -> Box<dyn Tracker> {
+    let made: Result<Box<dyn Tracker>, TrackError> = match probe.taken(choice) {
+        TrackerChoice::Uffd => uffd::Uffd::new().map(|t| Box::new(t) as _),
+        TrackerChoice::SoftDirty => softdirty::SoftDirty::new().map(|t| Box::new(t) as _),
+        _ => full::Full::new().map(|t| Box::new(t) as _),
+    };
+    made.unwrap_or_else(|error| {
+        log::line(format_args!("no pages are tracked: {error}"));
+        Box::new(full::Blind)
+    })
+}
