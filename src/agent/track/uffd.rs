@@ -68,11 +68,12 @@ const UNREGISTERED: Query = Query {
     protect: false,
 };
 
-/// Asks for written pages that are not the mapped file's, and protects them.
+/// Asks for written pages that are not the mapped file's, and protects them. A hole counts
+/// as written as well, and to protect one fills page tables.
 const WRITTEN: Query = Query {
     inverted: is::FILE,
     all: is::FILE | is::WRITTEN,
-    any: 0,
+    any: is::PRESENT | is::SWAPPED,
     tell: is::PFNZERO | is::WRITTEN,
     protect: true,
 };
