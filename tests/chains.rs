@@ -51,7 +51,7 @@ mod restored {
                 use super::*;
                 #[test]
                 fn lazy() {
-                    survives(stringify!($name), LAZY_FORK, 5);
+                    survives(stringify!($name), LAZY_FORK, 3);
                 }
                 #[test]
                 fn eager() {
