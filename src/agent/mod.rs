@@ -36,4 +36,3 @@ pub mod start;
 pub mod state;
 pub mod stop;
 pub mod track;
-pub mod writer;

@@ -8,11 +8,13 @@
 
 use crate::agent::callsites::restart::{self, Clock};
 use crate::agent::checkpoint::files;
+use crate::agent::checkpoint::increments::prepare_restored;
 use crate::agent::checkpoint::mapped::{self, Mapping};
 use crate::agent::collect::signals::{put_back, put_back_own};
 use crate::agent::collect::threads::{SCHED_ATTR_SIZE, SCHED_FLAG_RESET_ON_FORK, SchedAttr};
 use crate::agent::hooks;
 use crate::agent::region::{self, Region};
+use crate::agent::snapshot::copy;
 use crate::agent::state::AGENT;
 use crate::agent::{exit, heap, helper, log, request, settings, side, start, state, stop};
 use crate::image::codec;
@@ -223,6 +225,7 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         stop::reset_after_restore();
         request::reset_after_restore();
         side::reset_after_restore();
+        copy::reset_after_restore();
         RESUMED.store(0, Ordering::SeqCst);
         let restorer = &*(args.restorer as *const RestorerArgs);
         wait_at_least(&restorer.ready, expected_threads(restorer));
@@ -234,6 +237,9 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
             Ok(payload) => {
                 rebuild(restorer, payload);
                 begin_table(payload);
+                if let Some(settings) = settings::get() {
+                    prepare_restored(settings, payload.generation);
+                }
                 if payload.threads.iter().any(|t| !t.pending.is_empty()) {
                     PENDING.store(payload, Ordering::SeqCst);
                 }

@@ -116,6 +116,27 @@ fn summary(job: &Job<RawFs>, found: &Found<RawFs>) {
     line("stored", output::size(record.stored_now()));
     line("dirty pages", record.pages_dirty.to_string());
     line("stop", output::micros(record.stop_us));
+    let p = &record.phases;
+    let split = [
+        ("park", p.park_us),
+        ("collect", p.collect_us),
+        ("scan", p.scan_us),
+        (&record.snapshot, p.copy_us),
+        ("release", p.release_us),
+    ];
+    let split: Vec<String> = split
+        .iter()
+        .map(|(name, us)| format!("{name} {}", output::micros(*us)))
+        .collect();
+    line("of it", split.join(", "));
+    line(
+        "before it",
+        format!(
+            "{} pages stored in {}",
+            p.precopied_pages,
+            output::micros(p.precopy_us)
+        ),
+    );
     line("until durable", output::micros(record.persist_us));
     line(
         "tracker, snapshot",

@@ -232,25 +232,15 @@ impl<S: ImageSink> ImageWriter<S> {
         Ok(start)
     }
 
-    /// Writes manifest, checksums and, last, the header. `sync` makes the file
-    /// durable before and after the header, so that a header on the disk means that
-    /// all the rest is there.
-    pub fn finish(self, manifest: &Manifest, sync: bool) -> Result<Written, WriteError> {
-        Ok(self.end(manifest, sync)?.1)
-    }
-
-    /// The same without syncing, for a sink that collects what is written: the header is
-    /// its last write.
-    pub fn finish_with_sink(self, manifest: &Manifest) -> Result<(S, Written), WriteError> {
-        self.end(manifest, false)
-    }
-
     /// Where it writes to.
     pub fn sink_mut(&mut self) -> &mut S {
         &mut self.sink
     }
 
-    fn end(mut self, manifest: &Manifest, sync: bool) -> Result<(S, Written), WriteError> {
+    /// Writes manifest, checksums and, last, the header. `sync` makes the file
+    /// durable before and after the header, so that a header on the disk means that
+    /// all the rest is there. Nothing can be written after it.
+    pub fn finish(&mut self, manifest: &Manifest, sync: bool) -> Result<Written, WriteError> {
         let region = codec::encode_manifest(manifest)?;
         let data_bytes = self.data_len();
         let table = std::mem::take(&mut self.sums).finish();
@@ -271,13 +261,13 @@ impl<S: ImageSink> ImageWriter<S> {
         if sync {
             self.sink.sync_data().map_err(WriteError::Sync)?;
         }
-        let written = Written {
+        self.void = true;
+        Ok(Written {
             bytes: header.total_len,
             data_bytes,
             manifest_bytes: region.len() as u64,
             header_crc: header.crc,
-        };
-        Ok((self.sink, written))
+        })
     }
 
     fn put_bytes(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
