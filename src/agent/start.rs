@@ -11,6 +11,7 @@ use crate::agent::collect::process::credentials;
 use crate::agent::recover;
 use crate::agent::settings::{self, Settings};
 use crate::agent::state::{self, AGENT};
+use crate::agent::track::Probe;
 use crate::agent::{exit, helper, hooks, log, refusal, request, stop};
 use crate::config::{Config, RestoreMethod};
 use crate::persist::exclude;
@@ -112,6 +113,12 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
     // SAFETY: one thread.
     unsafe { settings::publish(Box::new(settings)) };
 
+    // One that was asked for by name must work; what is best is found when it is needed.
+    if let Some((name, why)) = Probe::for_name(config.tracker).objection(config.tracker) {
+        give_up(format_args!(
+            "CKPT_TRACKER={name} cannot be used here: {why}"
+        ));
+    }
     // A recovery replaces all memory: it needs none of what follows.
     recover::try_recover(&config, &root, &key);
     exclude_files(

@@ -2,6 +2,8 @@
 
 use super::output::{self, Table};
 use super::{Cli, FAILED, Outcome, elf, exec, probe, select};
+use crate::agent::track::probe::{self as tracker, Probe as Trackers};
+use crate::config::{Config, TrackerChoice};
 use nix::sys::resource::{Resource, getrlimit};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -59,10 +61,11 @@ pub fn run(cli: &Cli, _args: &Args) -> Outcome {
     let mut found = Findings::default();
     system(&mut found);
     let set_tid = probe::set_tid();
-    kernel(&mut found, &set_tid);
+    let trackers = Trackers::run();
+    kernel(&mut found, &set_tid, &trackers);
     limits(&mut found);
     let store = store(cli, &mut found);
-    let plan = plan(&set_tid, store.as_deref());
+    let plan = plan(&set_tid, store.as_deref(), &trackers);
 
     let bad = found.0.iter().any(|f| f.state == State::Bad);
     if cli.json {
@@ -138,15 +141,8 @@ fn system(found: &mut Findings) {
     found.add("processor", State::Good, detail);
 }
 
-fn kernel(found: &mut Findings, set_tid: &probe::Probe) {
+fn kernel(found: &mut Findings, set_tid: &probe::Probe, trackers: &Trackers) {
     use State::{Bad, Good, Limited};
-    found.probe(
-        "userfaultfd",
-        &probe::userfaultfd(),
-        Limited,
-        "asynchronous write protection",
-        "dirty pages cannot be found this way",
-    );
     found.probe(
         "PAGEMAP_SCAN",
         &probe::pagemap_scan(),
@@ -154,10 +150,25 @@ fn kernel(found: &mut Findings, set_tid: &probe::Probe) {
         "present pages are found quickly",
         "present pages are found by reading pagemap; Linux 6.7 has it",
     );
-    match probe::soft_dirty() {
-        true => found.add("soft-dirty", Good, "compiled in"),
-        false => found.add("soft-dirty", Limited, "not compiled into this kernel"),
-    }
+    let mut tracker = |subject, result: &Result<(), String>, good: &str| match result {
+        Ok(()) => found.add(subject, Good, good),
+        Err(why) => found.add(subject, Limited, format!("cannot be used: {why}")),
+    };
+    tracker(
+        "tracker uffd",
+        &trackers.uffd,
+        "userfaultfd: written pages are noted by the kernel",
+    );
+    tracker(
+        "tracker soft-dirty",
+        &trackers.soft_dirty,
+        "written pages are noted by the kernel",
+    );
+    tracker(
+        "tracker mprotect",
+        &trackers.mprotect,
+        "write protection and SIGSEGV",
+    );
     found.probe(
         "chosen process ids",
         set_tid,
@@ -302,7 +313,11 @@ fn store(cli: &Cli, found: &mut Findings) -> Option<PathBuf> {
 }
 
 /// `(what, choice, why)`.
-fn plan(set_tid: &probe::Probe, store: Option<&Path>) -> Vec<(&'static str, String, String)> {
+fn plan(
+    set_tid: &probe::Probe,
+    store: Option<&Path>,
+    trackers: &Trackers,
+) -> Vec<(&'static str, String, String)> {
     let mut plan = Vec::new();
     let mut add = |what, choice: &str, why: String| plan.push((what, choice.to_owned(), why));
     match set_tid {
@@ -329,11 +344,17 @@ fn plan(set_tid: &probe::Probe, store: Option<&Path>) -> Vec<(&'static str, Stri
             "CKPT_RESTORE=eager reads instead".into(),
         ),
     }
-    add(
-        "checkpoints",
-        "full",
-        "every checkpoint holds all of memory".into(),
-    );
+    let asked = std::env::var("CKPT_TRACKER").unwrap_or_else(|_| "auto".to_owned());
+    let pairs = [(&b"CKPT_TRACKER"[..], asked.as_bytes())];
+    let choice = Config::from_env(pairs).map_or(TrackerChoice::Auto, |config| config.tracker);
+    let taken = trackers.taken(choice);
+    let why = match (choice, trackers.objection(choice), taken) {
+        (_, Some((name, why)), _) => format!("CKPT_TRACKER={name} cannot be used: {why}"),
+        (TrackerChoice::Auto, _, TrackerChoice::Full) => "no tracker works here".to_owned(),
+        (TrackerChoice::Auto, ..) => "the best that works here".to_owned(),
+        _ => format!("CKPT_TRACKER={asked}"),
+    };
+    add("tracker", tracker::name(taken), why);
     plan
 }
 

@@ -14,25 +14,6 @@ fn result(value: libc::c_long) -> std::io::Result<libc::c_long> {
     Ok(value)
 }
 
-/// userfaultfd for faults of user mode, with asynchronous write protection.
-pub fn userfaultfd() -> Probe {
-    const UFFD_USER_MODE_ONLY: libc::c_int = 1;
-    const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
-    const UFFD_API: u64 = 0xaa;
-    const WP_UNPOPULATED: u64 = 1 << 13;
-    const WP_ASYNC: u64 = 1 << 15;
-    // SAFETY: the call takes flags only and makes a descriptor, which is ours.
-    let fd = unsafe {
-        let flags = libc::O_CLOEXEC | UFFD_USER_MODE_ONLY;
-        let fd = result(libc::syscall(libc::SYS_userfaultfd, flags))?;
-        OwnedFd::from_raw_fd(fd as i32)
-    };
-    let mut api = [UFFD_API, WP_UNPOPULATED | WP_ASYNC, 0];
-    // SAFETY: `api` is a struct uffdio_api: three 64-bit words.
-    result(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, api.as_mut_ptr()) }.into())?;
-    Ok(())
-}
-
 /// The PAGEMAP_SCAN ioctl of /proc/self/pagemap.
 pub fn pagemap_scan() -> Probe {
     const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
@@ -59,19 +40,6 @@ pub fn pagemap_scan() -> Probe {
     // SAFETY: `arg` is a struct pm_scan_arg of 96 bytes, `regions` is what it names.
     result(unsafe { libc::ioctl(file.as_raw_fd(), PAGEMAP_SCAN, arg.as_mut_ptr()) }.into())?;
     Ok(())
-}
-
-/// The soft-dirty bit: a page that was just written carries it where it exists.
-pub fn soft_dirty() -> bool {
-    use std::os::unix::fs::FileExt;
-    let fresh = vec![1u8; 8192];
-    let page = (fresh.as_ptr() as u64).div_ceil(4096);
-    let mut entry = [0; 8];
-    let Ok(file) = File::open("/proc/self/pagemap") else {
-        return false;
-    };
-    let read = file.read_exact_at(&mut entry, page * 8);
-    read.is_ok() && u64::from_ne_bytes(entry) >> 55 & 1 == 1
 }
 
 /// clone3 with a chosen pid: a child with a free number that ends at once.

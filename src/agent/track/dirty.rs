@@ -146,13 +146,10 @@ impl Dirty {
         // What is left of the old run at hand.
         let mut rest: Option<Run> = None;
         for &new in &later.runs {
-            loop {
-                let Some(run) = rest.take().or_else(|| {
-                    next += 1;
-                    old.get(next - 1).copied()
-                }) else {
-                    break;
-                };
+            while let Some(run) = rest.take().or_else(|| {
+                next += 1;
+                old.get(next - 1).copied()
+            }) {
                 push(
                     &mut out,
                     Run {

@@ -13,10 +13,15 @@
 //! | [`pagemap`] | the system call that finds pages in the page tables |
 //! | [`probe`] | what works here |
 
+pub mod blank;
 pub mod dirty;
 pub mod full;
+#[cfg(test)]
+mod model;
 pub mod pagemap;
 pub mod probe;
+pub mod softdirty;
+pub mod uffd;
 
 pub use dirty::{Change, Dirty, Run};
 pub use probe::Probe;
@@ -62,12 +67,13 @@ pub trait Tracker {
 /// The tracker to be used: the one asked for, or the best that works here. One that was
 /// asked for was tried by the constructor; should it fail now, checkpoints are full.
 pub fn choose(choice: TrackerChoice, probe: &Probe) -> Box<dyn Tracker> {
-    let _ = (choice, probe);
-    match full::Full::new() {
-        Ok(full) => Box::new(full),
-        Err(error) => {
-            log::line(format_args!("tracker full: {error}"));
-            Box::new(full::Blind)
-        }
-    }
+    let made: Result<Box<dyn Tracker>, TrackError> = match probe.taken(choice) {
+        TrackerChoice::Uffd => uffd::Uffd::new().map(|t| Box::new(t) as _),
+        TrackerChoice::SoftDirty => softdirty::SoftDirty::new().map(|t| Box::new(t) as _),
+        _ => full::Full::new().map(|t| Box::new(t) as _),
+    };
+    made.unwrap_or_else(|error| {
+        log::line(format_args!("no pages are tracked: {error}"));
+        Box::new(full::Blind)
+    })
 }

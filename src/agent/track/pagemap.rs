@@ -2,6 +2,7 @@
 //! protects the ones found against writing in the same walk. Helper thread.
 
 use super::TrackError;
+use crate::agent::collect::memory::PAGE;
 use crate::agent::procfs::OwnFd;
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
@@ -73,6 +74,9 @@ const REGIONS: usize = 512;
 pub struct PageMap {
     fd: OwnFd,
     regions: Vec<PageRegion>,
+    /// The kernel has no PAGEMAP_SCAN (before 6.7): the map is read word by word, which
+    /// tells no [`is::PFNZERO`], [`is::WRITTEN`] and [`is::WPALLOWED`].
+    by_words: bool,
 }
 
 const PATH: &str = "/proc/thread-self/pagemap";
@@ -84,7 +88,19 @@ impl PageMap {
         Ok(PageMap {
             fd,
             regions: vec![PageRegion::default(); REGIONS],
+            by_words: false,
         })
+    }
+
+    /// Does the kernel have the system call?
+    pub fn scans(&mut self) -> bool {
+        let here = &raw const *self as u64 & !4095;
+        let query = Query {
+            any: is::PRESENT,
+            tell: is::PRESENT,
+            ..Query::default()
+        };
+        self.scan(here, here + 4096, query, |_, _, _| {}).is_ok() && !self.by_words
     }
 
     /// Calls `f(start, end, categories)` for the runs of `start..end` that match, ascending.
@@ -100,7 +116,7 @@ impl PageMap {
             errno,
         };
         let mut at = start;
-        while at < end {
+        while at < end && !self.by_words {
             let mut arg = PmScanArg {
                 size: size_of::<PmScanArg>() as u64,
                 flags: if query.protect {
@@ -123,7 +139,12 @@ impl PageMap {
                 check(unsafe { syscall!(libc::SYS_ioctl, self.fd.raw(), PAGEMAP_SCAN, &mut arg) });
             let n = match result {
                 Ok(n) => n,
-                Err(libc::EINTR) => 0,
+                Err(libc::ENOTTY | libc::EINVAL | libc::ENOSYS)
+                    if at == start && !query.protect =>
+                {
+                    self.by_words = true;
+                    break;
+                }
                 Err(errno) => return Err(fail(errno)),
             };
             for region in &self.regions[..n.min(REGIONS)] {
@@ -134,6 +155,150 @@ impl PageMap {
             }
             at = arg.walk_end;
         }
+        if self.by_words {
+            return self.scan_words(start, end, query, f);
+        }
         Ok(())
+    }
+
+    fn scan_words(
+        &mut self,
+        start: u64,
+        end: u64,
+        query: Query,
+        mut f: impl FnMut(u64, u64, u64),
+    ) -> Result<(), TrackError> {
+        let fail = |errno| TrackError::Call {
+            call: "read pagemap",
+            errno,
+        };
+        let mut words = vec![0u64; 8192];
+        let mut at = start;
+        let mut run: Option<(u64, u64)> = None;
+        while at < end {
+            let want = ((end - at) / PAGE).min(words.len() as u64);
+            // SAFETY: a buffer of that many words.
+            let n = check(unsafe {
+                let from = at / PAGE * 8;
+                syscall!(
+                    libc::SYS_pread64,
+                    self.fd.raw(),
+                    words.as_mut_ptr(),
+                    want * 8,
+                    from
+                )
+            })
+            .map_err(fail)?;
+            if n < 8 {
+                return Err(fail(libc::EIO));
+            }
+            for &word in &words[..n / 8] {
+                let what = categories(word);
+                let found = query.matches(what).then_some(what & query.tell);
+                if let Some((from, told)) = run
+                    && found != Some(told)
+                {
+                    f(from, at, told);
+                    run = None;
+                }
+                if let Some(told) = found {
+                    run.get_or_insert((at, told));
+                }
+                at += PAGE;
+            }
+        }
+        if let Some((from, told)) = run {
+            f(from, at, told);
+        }
+        Ok(())
+    }
+}
+
+/// proc_pid_pagemap(5): bit 63 present, 62 swapped, 61 file or shared memory, 55 soft-dirty.
+fn categories(word: u64) -> u64 {
+    let bit = |k: u32, category: u64| if word >> k & 1 != 0 { category } else { 0 };
+    bit(63, is::PRESENT) | bit(62, is::SWAPPED) | bit(61, is::FILE) | bit(55, is::SOFT_DIRTY)
+}
+
+impl Query {
+    /// Does a page of these categories match?
+    fn matches(&self, what: u64) -> bool {
+        let what = what ^ self.inverted;
+        what & self.all == self.all && (self.any == 0 || what & self.any != 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_tell_what_the_scan_tells() {
+        let mut map = PageMap::open().unwrap();
+        if !map.scans() {
+            return;
+        }
+        // SAFETY: a fresh mapping of this test.
+        let base = unsafe {
+            let (prot, flags) = (
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            );
+            check(syscall!(
+                libc::SYS_mmap,
+                0,
+                64 * PAGE,
+                prot,
+                flags,
+                -1i32,
+                0
+            ))
+            .unwrap() as u64
+        };
+        for page in [3, 4, 5, 9, 63] {
+            // SAFETY: inside the mapping.
+            unsafe { ((base + page * PAGE) as *mut u8).write_volatile(1) };
+        }
+        for query in [
+            Query {
+                any: is::PRESENT | is::SWAPPED,
+                tell: is::PRESENT,
+                ..Query::default()
+            },
+            Query {
+                inverted: is::PRESENT | is::SWAPPED,
+                all: is::PRESENT | is::SWAPPED,
+                tell: is::PRESENT,
+                ..Query::default()
+            },
+        ] {
+            let mut both = [Vec::new(), Vec::new()];
+            for (by_words, out) in [false, true].into_iter().zip(&mut both) {
+                map.by_words = by_words;
+                map.scan(base, base + 64 * PAGE, query, |from, to, what| {
+                    out.push(((from - base) / PAGE, (to - base) / PAGE, what));
+                })
+                .unwrap();
+            }
+            assert_eq!(both[0], both[1]);
+            assert!(both[0].len() >= 3);
+        }
+        // SAFETY: mapped above.
+        unsafe { syscall!(libc::SYS_munmap, base, 64 * PAGE) };
+    }
+
+    #[test]
+    fn the_soft_dirty_bit_is_bit_55() {
+        assert_eq!(categories(1 << 55 | 1 << 63), is::PRESENT | is::SOFT_DIRTY);
+        assert_eq!(categories(1 << 61 | 1 << 62), is::SWAPPED | is::FILE);
+        let query = Query {
+            inverted: is::FILE,
+            all: is::FILE | is::SOFT_DIRTY,
+            any: is::PRESENT | is::SWAPPED,
+            ..Query::default()
+        };
+        assert!(query.matches(is::PRESENT | is::SOFT_DIRTY));
+        assert!(!query.matches(is::PRESENT | is::SOFT_DIRTY | is::FILE));
+        assert!(!query.matches(is::PRESENT) && !query.matches(is::SOFT_DIRTY));
     }
 }

@@ -1,6 +1,7 @@
 //! What works here: each tracker is tried, not guessed from the kernel's version.
 //! Helper thread, constructor (only what was asked for by name), `ckpt doctor`.
 
+use super::{softdirty, uffd};
 use crate::config::TrackerChoice;
 
 /// What each tracker says: `Err` holds why it cannot be used.
@@ -11,21 +12,56 @@ pub struct Probe {
     pub mprotect: Result<(), String>,
 }
 
+const NOT_TRIED: &str = "not tried";
+
 impl Probe {
     /// Tries all of them.
     pub fn run() -> Probe {
-        let not_yet = || Err("not tried".to_owned());
         Probe {
-            uffd: not_yet(),
-            soft_dirty: not_yet(),
-            mprotect: not_yet(),
+            uffd: uffd::probe(),
+            soft_dirty: softdirty::probe(),
+            mprotect: mprotect(),
         }
     }
 
-    /// Tries as many as `choice` needs.
+    /// Tries no more than `choice` needs: the best first.
     pub fn for_choice(choice: TrackerChoice) -> Probe {
-        let _ = choice;
-        Probe::run()
+        let mut probe = Probe {
+            uffd: Err(NOT_TRIED.into()),
+            soft_dirty: Err(NOT_TRIED.into()),
+            mprotect: Err(NOT_TRIED.into()),
+        };
+        let auto = choice == TrackerChoice::Auto;
+        if auto || choice == TrackerChoice::Uffd {
+            probe.uffd = uffd::probe();
+        }
+        if (auto && probe.uffd.is_err()) || choice == TrackerChoice::SoftDirty {
+            probe.soft_dirty = softdirty::probe();
+        }
+        let none = probe.uffd.is_err() && probe.soft_dirty.is_err();
+        if (auto && none) || choice == TrackerChoice::Mprotect {
+            probe.mprotect = mprotect();
+        }
+        probe
+    }
+
+    /// As [`Probe::for_choice`], but nothing is tried for `auto`: for the constructor.
+    pub fn for_name(choice: TrackerChoice) -> Probe {
+        match choice {
+            TrackerChoice::Auto => Probe::for_choice(TrackerChoice::Full),
+            named => Probe::for_choice(named),
+        }
+    }
+
+    /// Why the tracker that was asked for by name cannot be used.
+    pub fn objection(&self, choice: TrackerChoice) -> Option<(&'static str, &str)> {
+        let (name, result) = match choice {
+            TrackerChoice::Auto | TrackerChoice::Full => return None,
+            TrackerChoice::Uffd => ("uffd", &self.uffd),
+            TrackerChoice::SoftDirty => ("soft-dirty", &self.soft_dirty),
+            TrackerChoice::Mprotect => ("mprotect", &self.mprotect),
+        };
+        result.as_ref().err().map(|why| (name, why.as_str()))
     }
 
     /// The tracker that `choice` comes to here.
@@ -47,5 +83,49 @@ impl Probe {
             asked if usable(asked) => asked,
             _ => TrackerChoice::Full,
         }
+    }
+}
+
+/// Nothing is asked of the kernel but what every kernel has.
+fn mprotect() -> Result<(), String> {
+    Err("not built yet".to_owned())
+}
+
+/// The name of a choice.
+pub fn name(choice: TrackerChoice) -> &'static str {
+    match choice {
+        TrackerChoice::Auto => "auto",
+        TrackerChoice::Uffd => "uffd",
+        TrackerChoice::SoftDirty => "soft-dirty",
+        TrackerChoice::Mprotect => "mprotect",
+        TrackerChoice::Full => "full",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use TrackerChoice::*;
+
+    #[test]
+    fn the_best_that_works_is_taken() {
+        let no = || Err::<(), _>("no".to_owned());
+        let mut probe = Probe {
+            uffd: Ok(()),
+            soft_dirty: no(),
+            mprotect: Ok(()),
+        };
+        assert_eq!(probe.taken(Auto), Uffd);
+        assert_eq!(probe.taken(Mprotect), Mprotect);
+        assert_eq!(probe.taken(SoftDirty), Full);
+        assert_eq!(probe.objection(SoftDirty), Some(("soft-dirty", "no")));
+        assert_eq!(probe.objection(Auto), None);
+        probe.uffd = no();
+        assert_eq!(probe.taken(Auto), Mprotect);
+        probe.soft_dirty = Ok(());
+        assert_eq!(probe.taken(Auto), SoftDirty);
+        (probe.soft_dirty, probe.mprotect) = (no(), no());
+        assert_eq!(probe.taken(Auto), Full);
+        assert_eq!(probe.taken(Full), Full);
     }
 }

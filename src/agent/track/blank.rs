@@ -1,0 +1,149 @@
+//! What the trackers share: ranges, which pieces can be watched at all, and blank pages.
+//!
+//! A *blank* page is one that has no anonymous page: there is none, or it is the mapped
+//! file's own. Trackers see writes; that a page was discarded shows only here: it was not
+//! blank and is now. Helper thread, pure but for [`whole`].
+
+use super::pagemap::{PageMap, Query, is};
+use super::{Change, Dirty, TrackError};
+use crate::agent::collect::memory::{How, Piece};
+use crate::image::state::{VmaKind, vma_flag};
+
+pub type Range = (u64, u64);
+
+/// Adds a range at or behind the end of the last one.
+pub fn push(ranges: &mut Vec<Range>, (start, end): Range) {
+    match ranges.last_mut() {
+        _ if start >= end => {}
+        Some(last) if last.1 >= start => last.1 = last.1.max(end),
+        _ => ranges.push((start, end)),
+    }
+}
+
+/// The parts of `a` that are not in `b` (both ascending, disjoint).
+pub fn without(a: &[Range], b: &[Range], mut f: impl FnMut(u64, u64)) {
+    let mut next = 0;
+    for &(start, end) in a {
+        let mut at = start;
+        while next < b.len() && b[next].1 <= at {
+            next += 1;
+        }
+        for &(from, to) in b[next..].iter().take_while(|r| r.0 < end) {
+            if from > at {
+                f(at, from);
+            }
+            at = at.max(to);
+        }
+        if at < end {
+            f(at, end);
+        }
+    }
+}
+
+pub fn subtract(a: &mut Vec<Range>, b: &[Range]) {
+    if !a.is_empty() && !b.is_empty() {
+        let mut out = Vec::with_capacity(a.len());
+        without(a, b, |start, end| push(&mut out, (start, end)));
+        *a = out;
+    }
+}
+
+/// Can the kernel watch this piece?
+pub fn watchable(piece: &Piece) -> bool {
+    let content = matches!(piece.how, How::Scan | How::All | How::Readable);
+    content && piece.vma.flags & vma_flag::HUGETLB == 0
+}
+
+/// Is what has no page of its own in this piece content of the image (a mapped image, a
+/// deleted file)? Elsewhere it is nothing.
+pub fn blank_is_content(piece: &Piece) -> bool {
+    !matches!(piece.how, How::Scan)
+}
+
+pub fn is_of_file(piece: &Piece) -> bool {
+    blank_is_content(piece) || matches!(piece.vma.kind, VmaKind::FilePrivate { .. })
+}
+
+/// Calls `f` with the parts of `start..end` that lie in watchable pieces. `next` is the
+/// place in `pieces`, moved on by calls with ascending ranges.
+pub fn clip<'p>(
+    pieces: &'p [Piece],
+    next: &mut usize,
+    (start, end): Range,
+    mut f: impl FnMut(&'p Piece, u64, u64),
+) {
+    while *next < pieces.len() && pieces[*next].vma.end <= start {
+        *next += 1;
+    }
+    for piece in pieces[*next..].iter().take_while(|p| p.vma.start < end) {
+        if watchable(piece) {
+            f(piece, piece.vma.start.max(start), piece.vma.end.min(end));
+        }
+    }
+}
+
+/// Watchable pieces with nothing but such pieces and holes between them: one walk each.
+pub fn groups(pieces: &[Piece]) -> Vec<Range> {
+    let mut groups: Vec<Range> = Vec::new();
+    let mut broken = true;
+    for piece in pieces {
+        if !watchable(piece) {
+            broken = true;
+            continue;
+        }
+        match groups.last_mut() {
+            Some(last) if !broken => last.1 = piece.vma.end,
+            _ => groups.push((piece.vma.start, piece.vma.end)),
+        }
+        broken = false;
+    }
+    groups
+}
+
+/// Asks for pages that exist.
+const EXISTING: Query = Query {
+    inverted: is::PFNZERO,
+    all: is::PFNZERO,
+    any: is::PRESENT | is::SWAPPED,
+    tell: is::FILE | is::PRESENT,
+    protect: false,
+};
+
+/// Everything in a part of a piece, whether written or not.
+pub fn whole(
+    pagemap: &mut PageMap,
+    piece: &Piece,
+    (start, end): Range,
+    seen: &mut Dirty,
+) -> Result<(), TrackError> {
+    if blank_is_content(piece) {
+        seen.insert(start, end, Change::Present);
+        return Ok(());
+    }
+    let of_file = is_of_file(piece);
+    let mut at = start;
+    pagemap.scan(start, end, EXISTING, |from, to, what| {
+        if of_file && what & is::PRESENT != 0 && what & is::FILE != 0 {
+            return;
+        }
+        seen.insert(at, from, Change::Absent);
+        seen.insert(from, to, Change::Present);
+        at = to;
+    })?;
+    seen.insert(at, end, Change::Absent);
+    Ok(())
+}
+
+/// What became blank: in `now` and not in `before`.
+pub fn newly_blank(pieces: &[Piece], now: &[Range], before: &[Range], seen: &mut Dirty) {
+    let mut next = 0;
+    without(now, before, |start, end| {
+        clip(pieces, &mut next, (start, end), |piece, from, to| {
+            let change = match blank_is_content(piece) {
+                true => Change::Present,
+                false => Change::Absent,
+            };
+            seen.insert(from, to, change);
+        });
+    });
+}

@@ -1,0 +1,466 @@
+//! The `uffd` tracker: userfaultfd write protection that the kernel itself resolves
+//! (WP_ASYNC, Linux 6.7), read and renewed by PAGEMAP_SCAN. Helper thread.
+//!
+//! The descriptor is in the helper's own table, so no close_range of the program hits it.
+//! Nothing is ever protected by UFFDIO_WRITEPROTECT: that would fill the page tables of a
+//! reservation with markers. A range is registered, and its pages are protected as they
+//! are reported, only those that exist.
+//!
+//! What a sweep asks the page tables:
+//! * which pages of *blank* memory there are: no page at all, or the mapped file's own. A
+//!   page that was not blank before was discarded. And which mappings are not registered:
+//!   new, moved, grown heap. Those are registered and reported whole;
+//! * which anonymous pages are written; these are protected in the same walk.
+//!
+//! Both walks skip holes whole page tables at a time. While the program runs, a change
+//! between the two walks is reported by the next sweep.
+
+use super::blank::{
+    Range, clip, groups, is_of_file, newly_blank, push, subtract, watchable, whole,
+};
+use super::pagemap::{PageMap, Query, is};
+use super::{Change, Dirty, TrackError, Tracker};
+use crate::agent::collect::memory::{How, PAGE, Piece};
+use crate::agent::procfs::OwnFd;
+use ckpt_sys::raw::check;
+use ckpt_sys::syscall;
+
+const UFFD_USER_MODE_ONLY: i32 = 1;
+/// _IOWR(0xAA, 0x3F, struct uffdio_api)
+const UFFDIO_API: u64 = 0xc018_aa3f;
+/// _IOWR(0xAA, 0x00, struct uffdio_register)
+const UFFDIO_REGISTER: u64 = 0xc020_aa00;
+const REGISTER_MODE_WP: u64 = 2;
+/// Without it the kernel does not let PAGEMAP_SCAN protect anonymous memory.
+const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
+const FEATURE_WP_ASYNC: u64 = 1 << 15;
+
+/// Opens a descriptor with the features that are needed.
+fn open() -> Result<OwnFd, TrackError> {
+    let fail = |call| move |errno| TrackError::Call { call, errno };
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | UFFD_USER_MODE_ONLY;
+    // SAFETY: no pointers.
+    let fd =
+        check(unsafe { syscall!(libc::SYS_userfaultfd, flags) }).map_err(fail("userfaultfd"))?;
+    let fd = OwnFd::from_raw(fd as i32);
+    let mut api = [0xAA, FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED, 0];
+    // SAFETY: struct uffdio_api is three words.
+    check(unsafe { syscall!(libc::SYS_ioctl, fd.raw(), UFFDIO_API, &mut api) })
+        .map_err(fail("userfaultfd with WP_ASYNC"))?;
+    Ok(fd)
+}
+
+/// Asks for blank pages, and for all pages of mappings that are not registered.
+const BLANK: Query = Query {
+    inverted: is::PRESENT | is::WPALLOWED,
+    all: 0,
+    any: is::PRESENT | is::WPALLOWED | is::FILE,
+    tell: is::PRESENT | is::SWAPPED | is::FILE | is::WPALLOWED,
+    protect: false,
+};
+
+/// Asks for mappings that are not registered.
+const UNREGISTERED: Query = Query {
+    inverted: is::WPALLOWED,
+    all: is::WPALLOWED,
+    any: 0,
+    tell: is::WPALLOWED,
+    protect: false,
+};
+
+/// Asks for written pages that are not the mapped file's, and protects them.
+const WRITTEN: Query = Query {
+    inverted: is::FILE,
+    all: is::FILE | is::WRITTEN,
+    any: 0,
+    tell: is::PFNZERO | is::WRITTEN,
+    protect: true,
+};
+
+/// Watches by userfaultfd.
+pub struct Uffd {
+    fd: OwnFd,
+    pagemap: PageMap,
+    /// Registered since the last sweep: reported whole by the next one.
+    fresh: Vec<Range>,
+    /// Blank pages as of the last sweep.
+    blank: Vec<Range>,
+}
+
+impl Uffd {
+    pub fn new() -> Result<Uffd, TrackError> {
+        Ok(Uffd {
+            fd: open()?,
+            pagemap: PageMap::open()?,
+            fresh: Vec::new(),
+            blank: Vec::new(),
+        })
+    }
+
+    fn register_range(&self, (start, end): Range) -> Result<(), i32> {
+        let mut arg = [start, end - start, REGISTER_MODE_WP, 0];
+        // SAFETY: struct uffdio_register is four words.
+        check(unsafe { syscall!(libc::SYS_ioctl, self.fd.raw(), UFFDIO_REGISTER, &mut arg) })
+            .map(|_| ())
+    }
+
+    /// Registers the pieces that `found` (ascending) touches. Those that cannot be stay
+    /// unregistered, so every sweep finds them anew and reports them whole.
+    fn register(&mut self, pieces: &[Piece], found: &[Range]) {
+        let mut whole: Vec<Range> = Vec::new();
+        let mut next = 0;
+        for &range in found {
+            clip(pieces, &mut next, range, |piece, _, _| {
+                if whole.last().is_none_or(|last| last.1 <= piece.vma.start) {
+                    push(&mut whole, (piece.vma.start, piece.vma.end));
+                }
+            });
+        }
+        let mut next = 0;
+        for &range in &whole {
+            if self.register_range(range).is_ok() {
+                continue;
+            }
+            // One ioctl takes many mappings, but none of them when one is not possible.
+            clip(pieces, &mut next, range, |piece, _, _| {
+                let _ = self.register_range((piece.vma.start, piece.vma.end));
+            });
+        }
+        subtract(&mut self.blank, &whole);
+        self.fresh.extend(whole);
+        self.fresh.sort_unstable();
+        let mut joined = Vec::with_capacity(self.fresh.len());
+        for &range in &self.fresh {
+            push(&mut joined, range);
+        }
+        self.fresh = joined;
+    }
+}
+
+impl Tracker for Uffd {
+    fn name(&self) -> &'static str {
+        "uffd"
+    }
+
+    fn live(&self) -> bool {
+        true
+    }
+
+    fn arm(&mut self, pieces: &[Piece]) -> Result<(), TrackError> {
+        let mut found = Vec::new();
+        for (start, end) in groups(pieces) {
+            self.pagemap.scan(start, end, UNREGISTERED, |from, to, _| {
+                push(&mut found, (from, to))
+            })?;
+        }
+        self.register(pieces, &found);
+        Ok(())
+    }
+
+    fn sweep(&mut self, pieces: &[Piece], seen: &mut Dirty) -> Result<(), TrackError> {
+        let groups = groups(pieces);
+        let mut now = Dirty::new();
+        let (mut blank, mut found): (Vec<Range>, Vec<Range>) = (Vec::new(), Vec::new());
+        let mut next = 0;
+        for &(start, end) in &groups {
+            self.pagemap.scan(start, end, BLANK, |from, to, what| {
+                let exists = what & (is::PRESENT | is::SWAPPED) != 0;
+                let of_file = what & is::PRESENT != 0 && what & is::FILE != 0;
+                if what & is::WPALLOWED == 0 {
+                    push(&mut found, (from, to));
+                }
+                clip(pieces, &mut next, (from, to), |piece, from, to| {
+                    if !exists || (of_file && is_of_file(piece)) {
+                        push(&mut blank, (from, to));
+                    } else if what & is::PRESENT == 0 && is_of_file(piece) {
+                        // Swapped out, or the kernel's marker that a protected page was
+                        // discarded here: the two look alike.
+                        now.insert(from, to, Change::Present);
+                    }
+                });
+            })?;
+        }
+        self.register(pieces, &found);
+        newly_blank(pieces, &blank, &self.blank, &mut now);
+        self.blank = blank;
+        let mut next = 0;
+        for (start, end) in std::mem::take(&mut self.fresh) {
+            let mut parts = Vec::new();
+            clip(pieces, &mut next, (start, end), |piece, from, to| {
+                parts.push((piece, from, to));
+            });
+            let mut fresh = Dirty::new();
+            for (piece, from, to) in parts {
+                whole(&mut self.pagemap, piece, (from, to), &mut fresh)?;
+            }
+            now.unite(&fresh);
+        }
+        for piece in pieces.iter().filter(|p| !watchable(p)) {
+            if matches!(piece.how, How::Scan | How::All | How::Readable) {
+                let range = (piece.vma.start, piece.vma.end);
+                whole(&mut self.pagemap, piece, range, &mut now)?;
+            }
+        }
+        seen.unite(&now);
+        // Not clipped: what was protected here must be reported, also where a mapping has
+        // grown since `pieces` were read.
+        let mut written = Dirty::new();
+        for (start, end) in groups {
+            self.pagemap.scan(start, end, WRITTEN, |from, to, what| {
+                let change = match what & is::PFNZERO {
+                    0 => Change::Present,
+                    _ => Change::Absent,
+                };
+                written.insert(from, to, change);
+            })?;
+        }
+        seen.unite(&written);
+        Ok(())
+    }
+}
+
+/// Does it work in this process? Really watches a page.
+pub fn probe() -> Result<(), String> {
+    let mut uffd = Uffd::new().map_err(|error| error.to_string())?;
+    // SAFETY: a fresh page of our own.
+    let addr = unsafe {
+        let (prot, flags) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+        );
+        check(syscall!(libc::SYS_mmap, 0, PAGE, prot, flags, -1i32, 0))
+            .map_err(|errno| format!("mmap: errno {errno}"))? as u64
+    };
+    let result = watch_a_page(&mut uffd, addr);
+    // SAFETY: mapped above.
+    unsafe { syscall!(libc::SYS_munmap, addr, PAGE) };
+    result
+}
+
+fn watch_a_page(uffd: &mut Uffd, addr: u64) -> Result<(), String> {
+    let word = addr as *mut u64;
+    let range = (addr, addr + PAGE);
+    // SAFETY: the page is ours.
+    unsafe { word.write_volatile(1) };
+    uffd.register_range(range)
+        .map_err(|errno| format!("UFFDIO_REGISTER: errno {errno}"))?;
+    let mut pages = || {
+        let mut n = 0;
+        let scanned = uffd.pagemap.scan(range.0, range.1, WRITTEN, |from, to, _| {
+            n += (to - from) / PAGE;
+        });
+        scanned.map(|()| n).map_err(|error| error.to_string())
+    };
+    let (first, idle) = (pages()?, pages()?);
+    // SAFETY: as above.
+    unsafe { word.write_volatile(2) };
+    match (first, idle, pages()?) {
+        (1, 0, 1) => Ok(()),
+        counts => Err(format!("a watched page was seen {counts:?} times")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::Model;
+    use super::*;
+    use crate::agent::collect::memory;
+
+    fn tracker() -> Option<Uffd> {
+        match probe() {
+            Ok(()) => Some(Uffd::new().unwrap()),
+            Err(why) => {
+                eprintln!("not here: {why}");
+                None
+            }
+        }
+    }
+
+    /// What the process maps inside a range.
+    fn pieces(start: u64, end: u64) -> Vec<Piece> {
+        let own = memory::Own {
+            store: b"/nonexistent/",
+            is_cache: |_| false,
+        };
+        let mut pieces = memory::collect(&own).unwrap().pieces;
+        pieces.retain(|p| p.vma.start >= start && p.vma.end <= end);
+        pieces
+    }
+
+    fn map(len: u64, extra: i32) -> u64 {
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | extra;
+        // SAFETY: a fresh mapping.
+        unsafe { check(syscall!(libc::SYS_mmap, 0, len, prot, flags, -1i32, 0)).unwrap() as u64 }
+    }
+
+    fn poke(addr: u64) {
+        // SAFETY: memory of the test.
+        unsafe { (addr as *mut u64).write_volatile(1 + addr) };
+    }
+
+    #[test]
+    fn a_copy_kept_by_sweeps_equals_the_memory() {
+        for seed in 1..=6 {
+            let Some(mut uffd) = tracker() else { return };
+            let mut model = Model::new(&mut uffd, 0x1234_5678_9abc + seed);
+            model.run(60);
+            // Nothing is reported that was not touched (whole mappings were, when new).
+            assert!(
+                model.reported <= model.changed + model.changed / 4,
+                "{} reported, {} touched",
+                model.reported,
+                model.changed
+            );
+        }
+    }
+
+    #[test]
+    fn only_what_was_written_is_reported() {
+        let Some(mut uffd) = tracker() else { return };
+        let len = 4096 * PAGE;
+        let base = map(len + 2 * PAGE, 0) + PAGE;
+        for page in 0..4096 {
+            poke(base + page * PAGE);
+        }
+        // Cut off from neighbours.
+        for guard in [base - PAGE, base + len] {
+            // SAFETY: pages of this mapping.
+            unsafe { syscall!(libc::SYS_mprotect, guard, PAGE, 0) };
+        }
+        let sweep = |uffd: &mut Uffd| {
+            let mut seen = Dirty::new();
+            uffd.sweep(&pieces(base, base + len), &mut seen).unwrap();
+            seen
+        };
+        assert_eq!(sweep(&mut uffd).present_pages(), 4096);
+        assert!(sweep(&mut uffd).is_empty());
+        let written: Vec<u64> = (0..40).map(|k| k * 97).collect();
+        for &page in &written {
+            poke(base + page * PAGE);
+        }
+        let seen = sweep(&mut uffd);
+        assert_eq!((seen.present_pages(), seen.absent_pages()), (40, 0));
+        assert!(
+            written
+                .iter()
+                .all(|&p| seen.at(base + p * PAGE) == Some(Change::Present))
+        );
+        // A whole page table is discarded, and one page; each is told once.
+        let table = base.next_multiple_of(512 * PAGE);
+        // SAFETY: memory of the test.
+        unsafe {
+            syscall!(libc::SYS_madvise, table, 512 * PAGE, libc::MADV_DONTNEED);
+            syscall!(
+                libc::SYS_madvise,
+                base + 3 * PAGE,
+                PAGE,
+                libc::MADV_DONTNEED
+            );
+        }
+        let seen = sweep(&mut uffd);
+        assert_eq!(seen.present_pages(), 0);
+        assert_eq!(seen.absent_pages(), 513);
+        assert!(sweep(&mut uffd).is_empty());
+    }
+
+    #[test]
+    fn a_reservation_costs_nothing() {
+        let Some(mut uffd) = tracker() else { return };
+        let len = 1u64 << 40;
+        let base = map(len, 0);
+        poke(base + (len >> 1));
+        let tables = || {
+            let text = crate::agent::procfs::read_file(b"/proc/self/status").unwrap();
+            let field = crate::agent::procfs::field(&text, "VmPTE")
+                .unwrap()
+                .to_vec();
+            crate::agent::procfs::number(&field).unwrap()
+        };
+        let all = pieces(base & !((1 << 30) - 1), base + len + (1 << 30));
+        let mut seen = Dirty::new();
+        let before = tables();
+        let started = std::time::Instant::now();
+        for _ in 0..10 {
+            uffd.arm(&all).unwrap();
+            uffd.sweep(&all, &mut seen).unwrap();
+        }
+        assert_eq!(seen.at(base + (len >> 1)), Some(Change::Present));
+        assert_eq!(seen.at(base), Some(Change::Absent));
+        assert!(tables() - before < 64, "page tables grew");
+        assert!(started.elapsed().as_millis() < 500);
+        // SAFETY: mapped above.
+        unsafe { syscall!(libc::SYS_munmap, base, len) };
+    }
+
+    #[test]
+    fn huge_pages_are_tracked_in_small_ones() {
+        let Some(mut uffd) = tracker() else { return };
+        const HUGE: u64 = 512 * PAGE;
+        let base = map(6 * HUGE, 0).next_multiple_of(HUGE);
+        // SAFETY: memory of the test.
+        unsafe { syscall!(libc::SYS_madvise, base, 4 * HUGE, libc::MADV_HUGEPAGE) };
+        for page in 0..4 * 512 {
+            poke(base + page * PAGE);
+        }
+        let mut all = pieces(base, base + 4 * HUGE);
+        all.retain(|p| p.vma.end <= base + 4 * HUGE);
+        let mut seen = Dirty::new();
+        uffd.sweep(&all, &mut seen).unwrap();
+        assert_eq!(seen.present_pages(), 4 * 512);
+        seen.clear();
+        poke(base + HUGE + 5 * PAGE);
+        uffd.sweep(&all, &mut seen).unwrap();
+        assert!(seen.at(base + HUGE + 5 * PAGE) == Some(Change::Present));
+        assert!(seen.present_pages() <= 512, "{}", seen.present_pages());
+    }
+
+    #[test]
+    fn writes_from_many_threads_while_it_is_swept() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let Some(mut uffd) = tracker() else { return };
+        let len = 2048 * PAGE;
+        let base = map(len + 2 * PAGE, 0) + PAGE;
+        for guard in [base - PAGE, base + len] {
+            // SAFETY: pages of this mapping.
+            unsafe { syscall!(libc::SYS_mprotect, guard, PAGE, 0) };
+        }
+        let stop = AtomicBool::new(false);
+        let all = pieces(base, base + len);
+        let mut copy = vec![0u64; 2048];
+        let read = |page: u64| {
+            // SAFETY: memory of the test.
+            unsafe { ((base + page * PAGE) as *const u64).read_volatile() }
+        };
+        std::thread::scope(|scope| {
+            for thread in 0..3u64 {
+                let stop = &stop;
+                scope.spawn(move || {
+                    let mut n = thread + 1;
+                    while !stop.load(Ordering::Relaxed) {
+                        n = n.wrapping_mul(6364136223846793005).wrapping_add(99);
+                        let page = (n >> 33) % 2048;
+                        // SAFETY: memory of the test.
+                        unsafe { ((base + page * PAGE) as *mut u64).write_volatile(n) };
+                    }
+                });
+            }
+            for _ in 0..300 {
+                let mut seen = Dirty::new();
+                uffd.sweep(&all, &mut seen).unwrap();
+                for (page, kept) in copy.iter_mut().enumerate() {
+                    if seen.at(base + page as u64 * PAGE).is_some() {
+                        *kept = read(page as u64);
+                    }
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        let mut seen = Dirty::new();
+        uffd.sweep(&all, &mut seen).unwrap();
+        for (page, kept) in copy.iter().enumerate() {
+            let told = seen.at(base + page as u64 * PAGE).is_some();
+            assert!(told || *kept == read(page as u64), "page {page}");
+        }
+    }
+}
