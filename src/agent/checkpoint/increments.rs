@@ -77,7 +77,7 @@ fn chain_length(records: &[&GenerationRecord], generation: u64) -> Option<u32> {
     let mut length = 0;
     loop {
         let record = records.iter().find(|r| r.generation == at)?;
-        match (record.kind, record.parent) {
+        match (record.kind_now(), record.parent) {
             (GenerationKind::Full, _) => return Some(length),
             (GenerationKind::Increment, Some(parent)) if parent < at => at = parent,
             _ => return None,
