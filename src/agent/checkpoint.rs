@@ -416,8 +416,8 @@ impl Worker {
             snapshot: taken.snapshot.into(),
             trigger: trigger.name().into(),
             files,
-            merged: None,
             phases: taken.phases,
+            merged: None,
         };
         if !exit::enter_store() {
             return Err(ending());

@@ -93,7 +93,9 @@ struct Queue(Vec<(u64, Vec<u8>)>);
 impl ImageSink for Queue {
     fn write_at(&mut self, pieces: &[IoSlice<'_>], offset: u64) -> Io<usize> {
         let mut bytes = Vec::with_capacity(pieces.iter().map(|piece| piece.len()).sum());
-        pieces.iter().for_each(|piece| bytes.extend_from_slice(piece));
+        pieces
+            .iter()
+            .for_each(|piece| bytes.extend_from_slice(piece));
         let len = bytes.len();
         self.0.push((offset, bytes));
         Ok(len)

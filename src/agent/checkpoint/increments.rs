@@ -7,7 +7,7 @@
 //! Helper thread; [`prepare_restored`] before the threads of a restored program run.
 
 use super::{CheckpointError, store_error};
-use crate::agent::collect::memory::{self, Plan};
+use crate::agent::collect::memory::{self, How, Piece, Plan};
 use crate::agent::settings::Settings;
 use crate::agent::snapshot::choose::{self, Costs, Method, Room};
 use crate::agent::snapshot::copy::Buffer;
@@ -71,13 +71,20 @@ pub fn with_own<R>(settings: &Settings, f: impl FnOnce(&memory::Own<'_>) -> R) -
     })
 }
 
+/// What a round of pre-copy can deal with: all private memory of the map.
+fn stored_ranges(plan: &Plan) -> Vec<(u64, u64)> {
+    let private = |piece: &&Piece| !matches!(piece.how, How::Nothing | How::Copied);
+    let pieces = plan.pieces.iter().filter(private);
+    pieces.map(|p| (p.vma.start, p.vma.end)).collect()
+}
+
 /// How many increments a generation consists of.
 fn chain_length(records: &[&GenerationRecord], generation: u64) -> Option<u32> {
     let mut at = generation;
     let mut length = 0;
     loop {
         let record = records.iter().find(|r| r.generation == at)?;
-        match (record.kind_now(), record.parent) {
+        match (record.kind_now(), record.needs()) {
             (GenerationKind::Full, _) => return Some(length),
             (GenerationKind::Increment, Some(parent)) if parent < at => at = parent,
             _ => return None,
@@ -210,6 +217,10 @@ impl Increments {
                     rest,
                 )?;
                 rounds += 1;
+                // A mapping may have grown between the look at the map and the sweep.
+                let mut elsewhere = wanted;
+                elsewhere.remove(&stored_ranges(&plan));
+                ahead.pending.unite(&elsewhere);
                 match memory::collect(own) {
                     Ok(now) => plan = now,
                     Err(_) => break,
