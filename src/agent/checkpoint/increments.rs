@@ -409,9 +409,9 @@ static RESTORED: AtomicPtr<Increments> = AtomicPtr::new(std::ptr::null_mut());
 
 /// In the restored helper, before it changes anything but a few words of the library's own
 /// data: what is written from now on has changed since `generation`.
-pub fn prepare_restored(choice: TrackerChoice, store_root: &[u8], generation: u64) {
-    let mut increments = Box::new(Increments::new(choice));
-    increments.stand_on(store_root, generation);
+pub fn prepare_restored(settings: &Settings, generation: u64) {
+    let mut increments = Box::new(Increments::new(settings.config.tracker));
+    increments.stand_on(&settings.store_root, generation);
     RESTORED.store(Box::into_raw(increments), Ordering::SeqCst);
 }
 
