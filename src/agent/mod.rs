@@ -21,6 +21,7 @@ pub mod heap;
 pub mod helper;
 pub mod hooks;
 pub mod log;
+pub mod merge;
 pub mod outputs;
 pub mod procfs;
 pub mod recover;

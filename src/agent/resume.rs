@@ -235,11 +235,13 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         PENDING.store(std::ptr::null_mut(), Ordering::SeqCst);
         match &mut payload {
             Ok(payload) => {
+                // First: what this thread changes in the image's memory from here on is
+                // a change since the generation like any other.
+                if let Some(settings) = settings::restored(payload) {
+                    prepare_restored(&settings, payload.generation);
+                }
                 rebuild(restorer, payload);
                 begin_table(payload);
-                if let Some(settings) = settings::get() {
-                    prepare_restored(settings, payload.generation);
-                }
                 if payload.threads.iter().any(|t| !t.pending.is_empty()) {
                     PENDING.store(payload, Ordering::SeqCst);
                 }

@@ -232,27 +232,15 @@ impl<S: ImageSink> ImageWriter<S> {
         Ok(start)
     }
 
-    /// Writes manifest, checksums and, last, the header. `sync` makes the file
-    /// durable before and after the header, so that a header on the disk means that
-    /// all the rest is there.
-    /// Nothing can be written after it.
-    pub fn finish(&mut self, manifest: &Manifest, sync: bool) -> Result<Written, WriteError> {
-        self.end(manifest, sync)
-    }
-
-    /// The same without syncing, for a sink that collects what is written: the header is
-    /// its last write.
-    pub fn finish_with_sink(mut self, manifest: &Manifest) -> Result<(S, Written), WriteError> {
-        let written = self.end(manifest, false)?;
-        Ok((self.sink, written))
-    }
-
     /// Where it writes to.
     pub fn sink_mut(&mut self) -> &mut S {
         &mut self.sink
     }
 
-    fn end(&mut self, manifest: &Manifest, sync: bool) -> Result<Written, WriteError> {
+    /// Writes manifest, checksums and, last, the header. `sync` makes the file
+    /// durable before and after the header, so that a header on the disk means that
+    /// all the rest is there. Nothing can be written after it.
+    pub fn finish(&mut self, manifest: &Manifest, sync: bool) -> Result<Written, WriteError> {
         let region = codec::encode_manifest(manifest)?;
         let data_bytes = self.data_len();
         let table = std::mem::take(&mut self.sums).finish();
