@@ -132,7 +132,8 @@ impl Worker {
             last_generation: None,
             report: report::Report::default(),
             included: std::ptr::null(),
-            increments: increments::take_restored().unwrap_or_else(|| Increments::new(settings)),
+            increments: increments::take_restored()
+                .unwrap_or_else(|| Increments::new(settings.config.tracker)),
             merger: Merger::new(),
             asked: Vec::new(),
         };

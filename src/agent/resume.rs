@@ -17,6 +17,7 @@ use crate::agent::region::{self, Region};
 use crate::agent::snapshot::copy;
 use crate::agent::state::AGENT;
 use crate::agent::{exit, heap, helper, log, request, settings, side, start, state, stop};
+use crate::config::Config;
 use crate::image::codec;
 use crate::image::state::{
     Manifest, PendingSignal, PosixTimer, ProcessState, SchedState, ThreadState, TimerState,
@@ -235,11 +236,9 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         PENDING.store(std::ptr::null_mut(), Ordering::SeqCst);
         match &mut payload {
             Ok(payload) => {
-                // First: what this thread changes in the image's memory from here on is
-                // a change since the generation like any other.
-                if let Some(settings) = settings::restored(payload) {
-                    prepare_restored(&settings, payload.generation);
-                }
+                let pairs = payload.env.iter().map(|(n, v)| (&n[..], &v[..]));
+                let tracker = Config::from_env(pairs).unwrap_or_default().tracker;
+                prepare_restored(tracker, &payload.store_root, payload.generation);
                 rebuild(restorer, payload);
                 begin_table(payload);
                 if payload.threads.iter().any(|t| !t.pending.is_empty()) {

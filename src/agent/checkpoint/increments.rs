@@ -13,10 +13,11 @@ use crate::agent::snapshot::choose::{self, Costs, Method, Room};
 use crate::agent::snapshot::copy::Buffer;
 use crate::agent::snapshot::precopy::{self, Live};
 use crate::agent::snapshot::{PageScanner, Pages, SnapshotError, scan};
+use crate::agent::state::AGENT;
 use crate::agent::stop::now_ns;
-use crate::agent::track::{self, Dirty, Probe, Tracker};
+use crate::agent::track::{self, Change, Dirty, Probe, Tracker};
 use crate::agent::{callsites, hooks, log, procfs};
-use crate::config::SnapshotChoice;
+use crate::config::{SnapshotChoice, TrackerChoice};
 use crate::image::state::Base;
 use crate::image::writer::{ImageSink, ImageWriter};
 use crate::store::generation::{GenerationKind, GenerationRecord};
@@ -60,8 +61,8 @@ pub struct Ahead<S> {
 }
 
 /// Which ranges are the library's own.
-pub fn with_own<R>(settings: &Settings, f: impl FnOnce(&memory::Own<'_>) -> R) -> R {
-    let mut store = settings.store_root.clone();
+pub fn with_own<R>(store_root: &[u8], f: impl FnOnce(&memory::Own<'_>) -> R) -> R {
+    let mut store = store_root.to_vec();
     store.extend_from_slice(b"/jobs");
     let mut store = procfs::real_path(&store).unwrap_or(store);
     store.push(b'/');
@@ -76,6 +77,39 @@ fn stored_ranges(plan: &Plan) -> Vec<(u64, u64)> {
     let private = |piece: &&Piece| !matches!(piece.how, How::Nothing | How::Copied);
     let pieces = plan.pieces.iter().filter(private);
     pieces.map(|p| (p.vma.start, p.vma.end)).collect()
+}
+
+/// The library's writable data: the mappings side by side around the agent's block.
+fn own_data(pieces: &[Piece]) -> Vec<(u64, u64)> {
+    let here = &raw const AGENT as u64;
+    let Some(middle) = pieces
+        .iter()
+        .position(|p| p.vma.start <= here && here < p.vma.end)
+    else {
+        return Vec::new();
+    };
+    let writable = |p: &Piece| p.vma.prot & libc::PROT_WRITE as u32 != 0;
+    let joined = |a: &Piece, b: &Piece| a.vma.end == b.vma.start && writable(a) && writable(b);
+    let (mut first, mut last) = (middle, middle);
+    while first > 0 && joined(&pieces[first - 1], &pieces[first]) {
+        first -= 1;
+    }
+    while last + 1 < pieces.len() && joined(&pieces[last], &pieces[last + 1]) {
+        last += 1;
+    }
+    // The kernel may have joined large neighbours to it.
+    const REACH: u64 = 4 << 20;
+    let all = pieces[first..=last].iter();
+    all.map(|p| {
+        (
+            p.vma
+                .start
+                .max(here.saturating_sub(REACH) & !(memory::PAGE - 1)),
+            p.vma.end.min((here + REACH) & !(memory::PAGE - 1)),
+        )
+    })
+    .filter(|(start, end)| start < end)
+    .collect()
 }
 
 /// How many increments a generation consists of.
@@ -94,8 +128,7 @@ fn chain_length(records: &[&GenerationRecord], generation: u64) -> Option<u32> {
 }
 
 impl Increments {
-    pub fn new(settings: &Settings) -> Increments {
-        let choice = settings.config.tracker;
+    pub fn new(choice: TrackerChoice) -> Increments {
         Increments {
             tracker: track::choose(choice, &Probe::for_choice(choice)),
             dirty: Dirty::new(),
@@ -112,17 +145,21 @@ impl Increments {
     }
 
     /// The present contents are those of `generation`, as far as the tracker can tell later.
-    fn stand_on(&mut self, settings: &Settings, generation: u64) {
+    fn stand_on(&mut self, store_root: &[u8], generation: u64) {
         if !self.tracker.increments() {
             return;
         }
-        let Ok(plan) = with_own(settings, memory::collect) else {
+        let Ok(plan) = with_own(store_root, memory::collect) else {
             return;
         };
         let mut unchanged = Dirty::new();
         match self.tracker.sweep(&plan.pieces, &mut unchanged) {
             Ok(()) => self.base = Some(generation),
             Err(error) => log::line(format_args!("tracker: {error}")),
+        }
+        // The restored helper has changed a few words of the library's data already.
+        for range in own_data(&plan.pieces) {
+            self.dirty.insert(range.0, range.1, Change::Present);
         }
     }
 
@@ -178,7 +215,7 @@ impl Increments {
             precopy_us: 0,
             precopied: 0,
         };
-        with_own(settings, |own| {
+        with_own(&settings.store_root, |own| {
             // A map that cannot be saved is refused at the stop, in words.
             if let Ok(plan) = memory::collect(own) {
                 self.precopy(&mut ahead, plan, own)?;
@@ -370,11 +407,11 @@ impl Increments {
 
 static RESTORED: AtomicPtr<Increments> = AtomicPtr::new(std::ptr::null_mut());
 
-/// In the restored helper, before the program's threads run: what they write from now on
-/// has changed since `generation`.
-pub fn prepare_restored(settings: &Settings, generation: u64) {
-    let mut increments = Box::new(Increments::new(settings));
-    increments.stand_on(settings, generation);
+/// In the restored helper, before it changes anything but a few words of the library's own
+/// data: what is written from now on has changed since `generation`.
+pub fn prepare_restored(choice: TrackerChoice, store_root: &[u8], generation: u64) {
+    let mut increments = Box::new(Increments::new(choice));
+    increments.stand_on(store_root, generation);
     RESTORED.store(Box::into_raw(increments), Ordering::SeqCst);
 }
 

@@ -123,8 +123,7 @@ pub(super) fn take<S: ImageSink>(
         table.install(&mapped);
     }
     let t4 = now_ns();
-    stop::release(stopped);
-    let t5 = now_ns();
+    let t5 = stop::release(stopped);
     increments.keep(&shot.ahead.pending);
     phases.copy_us = (t4 - t3) / 1000;
     phases.release_us = (t5 - t4) / 1000;
@@ -323,7 +322,7 @@ fn collect(
         job: job.to_owned(),
     };
     let descriptors = descriptors::collect(&target, &mut side).map_err(refused)?;
-    let mut plan = with_own(settings, memory::collect).map_err(refused)?;
+    let mut plan = with_own(&settings.store_root, memory::collect).map_err(refused)?;
     let net = AGENT.net_installed.load(Ordering::Relaxed);
     let known = net && increments.flags(&mut plan);
     if !known && (!net || hooks::memory::special_advice_seen()) {
