@@ -21,6 +21,7 @@ use crate::config::{SnapshotChoice, TrackerChoice};
 use crate::image::state::Base;
 use crate::image::writer::{ImageSink, ImageWriter};
 use crate::store::generation::{GenerationKind, GenerationRecord};
+use ckpt_sys::syscall;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// A residue of no more pages than this is not worth another round while the program
@@ -43,6 +44,8 @@ pub struct Increments {
     known_advice: u32,
     /// Pages that were left for the latest stop.
     residue: u64,
+    /// Only a child may write, whose limits are its own.
+    by_child: bool,
     /// Checkpoints for which pre-copy is left out, since the program was faster.
     skip: u32,
 }
@@ -70,6 +73,16 @@ pub fn with_own<R>(store_root: &[u8], f: impl FnOnce(&memory::Own<'_>) -> R) -> 
         store: &store,
         is_cache: callsites::cache::is_cache_path,
     })
+}
+
+/// Does RLIMIT_FSIZE hold for this process? It is not meant for our images, but what this
+/// process writes is held to it.
+fn file_size_is_limited() -> bool {
+    let mut limit = [0u64; 2];
+    let get = std::ptr::null::<u64>();
+    // SAFETY: valid structs.
+    unsafe { syscall!(libc::SYS_prlimit64, 0, libc::RLIMIT_FSIZE, get, &mut limit) };
+    limit[0] != libc::RLIM_INFINITY
 }
 
 /// What a round of pre-copy can deal with: all private memory of the map.
@@ -140,6 +153,7 @@ impl Increments {
             known: Plan::default(),
             known_advice: 0,
             residue: 0,
+            by_child: false,
             skip: 0,
         }
     }
@@ -203,6 +217,7 @@ impl Increments {
     ) -> Result<Ahead<S>, CheckpointError> {
         let started = now_ns();
         let base = self.base(records, settings.config.chain);
+        self.by_child = file_size_is_limited();
         if base.is_none() {
             self.base = None;
         }
@@ -235,7 +250,7 @@ impl Increments {
         mut plan: Plan,
         own: &memory::Own<'_>,
     ) -> Result<(), SnapshotError> {
-        if self.tracker.live() && self.sweep_ahead(ahead, &plan)? {
+        if self.tracker.live() && !self.by_child && self.sweep_ahead(ahead, &plan)? {
             let mut left = ahead.pending.present_pages();
             let mut before = u64::MAX;
             let mut rounds = 0;
@@ -394,6 +409,9 @@ impl Increments {
     }
 
     pub fn method<S>(&self, ahead: &Ahead<S>, choice: SnapshotChoice) -> Method {
+        if self.by_child {
+            return Method::Fork;
+        }
         let warm = self.buffer.warm_pages();
         choose::choose(choice, self.residue, warm, &self.costs, &ahead.room)
     }

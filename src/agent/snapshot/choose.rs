@@ -121,30 +121,53 @@ impl Room {
     }
 }
 
-/// Bytes that this process's control group (version 2, and what stands above it) may
-/// still take. Memory of the page cache can be had again.
+/// Bytes that this process's control group, and what stands above it, may still take.
 fn cgroup_left() -> Option<u64> {
     let text = procfs::read_file(b"/proc/self/cgroup").ok()?;
-    let line = text
-        .split(|&b| b == b'\n')
-        .find_map(|line| line.strip_prefix(b"0::/"))?;
-    let mut path = b"/sys/fs/cgroup/".to_vec();
-    path.extend_from_slice(line);
     let mut least: Option<u64> = None;
-    while path.len() >= b"/sys/fs/cgroup".len() {
+    for line in text.split(|&b| b == b'\n') {
+        let left = if let Some(path) = line.strip_prefix(b"0::/") {
+            let names: Names = (b"memory.max", b"memory.current", b"inactive_file ");
+            left_below(b"/sys/fs/cgroup", path, names)
+        } else if let Some(at) = line.windows(9).position(|w| w == b":memory:/") {
+            let names: Names = (
+                b"memory.limit_in_bytes",
+                b"memory.usage_in_bytes",
+                b"total_inactive_file ",
+            );
+            left_below(b"/sys/fs/cgroup/memory", &line[at + 9..], names)
+        } else {
+            None
+        };
+        if let Some(left) = left {
+            least = Some(least.map_or(left, |l| l.min(left)));
+        }
+    }
+    least
+}
+
+/// Of a group: its limit, what is used, and the line of `memory.stat` with what of that
+/// can be had again.
+type Names = (&'static [u8], &'static [u8], &'static [u8]);
+
+/// The least that is left in the group at `path` and those above it.
+fn left_below(root: &[u8], path: &[u8], (limit, used, cache): Names) -> Option<u64> {
+    let mut path = [root, b"/", path].concat();
+    let mut least: Option<u64> = None;
+    while path.len() >= root.len() {
         let read = |name: &[u8]| {
             let file = [&path[..], b"/", name].concat();
             procfs::read_file(&file).ok()
         };
         let number = |name: &[u8]| procfs::number(&read(name)?).map(|n| n.max(0) as u64);
-        if let (Some(max), Some(now)) = (number(b"memory.max"), number(b"memory.current")) {
-            let cache = read(b"memory.stat").map_or(0, |stat| {
+        if let (Some(max), Some(now)) = (number(limit), number(used)) {
+            let again = read(b"memory.stat").map_or(0, |stat| {
                 let line = stat
                     .split(|&b| b == b'\n')
-                    .find_map(|line| line.strip_prefix(b"inactive_file "));
+                    .find_map(|line| line.strip_prefix(cache));
                 line.and_then(procfs::number).unwrap_or(0).max(0) as u64
             });
-            let left = max.saturating_sub(now.saturating_sub(cache));
+            let left = max.saturating_sub(now.saturating_sub(again));
             least = Some(least.map_or(left, |l| l.min(left)));
         }
         let cut = path.iter().rposition(|&b| b == b'/')?;
