@@ -14,7 +14,7 @@ use crate::agent::collect::threads::{SCHED_ATTR_SIZE, SCHED_FLAG_RESET_ON_FORK, 
 use crate::agent::hooks;
 use crate::agent::region::{self, Region};
 use crate::agent::state::AGENT;
-use crate::agent::{exit, heap, helper, log, request, settings, side, start, state, stop};
+use crate::agent::{exit, heap, helper, log, request, settings, side, start, state, stop, track};
 use crate::image::codec;
 use crate::image::state::{
     Manifest, PendingSignal, PosixTimer, ProcessState, SchedState, ThreadState, TimerState,
@@ -209,6 +209,7 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         stop::reset_after_restore();
         request::reset_after_restore();
         side::reset_after_restore();
+        track::forget();
         RESUMED.store(0, Ordering::SeqCst);
         let restorer = &*(args.restorer as *const RestorerArgs);
         wait_at_least(&restorer.ready, expected_threads(restorer));
