@@ -36,6 +36,8 @@ pub struct Config {
     pub return_value: i32,
     /// Generations kept; > 0.
     pub keep: u32,
+    /// Increments that may stand on a complete generation; 0 = none.
+    pub chain: u32,
     pub keep_on_exit: KeepOnExit,
     /// The user's signal that asks for a checkpoint.
     pub trigger: Option<i32>,
@@ -74,6 +76,7 @@ impl Default for Config {
             resume: Resume::Auto,
             return_value: 1,
             keep: 2,
+            chain: 16,
             keep_on_exit: KeepOnExit::Failure,
             trigger: None,
             sync: Sync::Kill,
@@ -301,6 +304,7 @@ mod tests {
         assert_eq!(one("CKPT_RESUME", "id:7").resume, Resume::Id(7));
         assert_eq!(one("CKPT_RETURN_VALUE", "9").return_value, 9);
         assert_eq!(one("CKPT_KEEP", "5").keep, 5);
+        assert_eq!(one("CKPT_CHAIN", "0").chain, 0);
         assert_eq!(
             one("CKPT_KEEP_ON_EXIT", "always").keep_on_exit,
             KeepOnExit::Always

@@ -210,6 +210,27 @@ static void play(struct restorer_args *a)
             }
             continue;
         }
+        if (op->flags & OP_READV_FULL) {
+            u64(*part)[2] = (u64(*)[2])v[1]; /* struct iovec */
+            u64 left = v[2];
+            while (left) {
+                r = sc(op->nr, v[0], (u64)part, left, v[3], 0, 0);
+                if (r <= 0)
+                    die(a, 100 + i, op->nr, r, part[0][0]);
+                v[3] += r;
+                while (r) {
+                    u64 n = part[0][1] < (u64)r ? part[0][1] : (u64)r;
+                    part[0][0] += n;
+                    part[0][1] -= n;
+                    r -= n;
+                    if (!part[0][1]) {
+                        part++;
+                        left--;
+                    }
+                }
+            }
+            continue;
+        }
         r = sc(op->nr, v[0], v[1], v[2], v[3], v[4], v[5]);
         if (op->flags & OP_KEEP_FD)
             fd = r;

@@ -14,6 +14,7 @@ pub const OP_KEEP_FD: u32 = 1;
 pub const OP_MAY_FAIL: u32 = 2;
 pub const OP_READ_FULL: u32 = 4;
 pub const OP_FIXED_RESULT: u32 = 8;
+pub const OP_READV_FULL: u32 = 16;
 
 /// Flag bits for "argument `index` is the current descriptor".
 pub const fn op_fd_arg(index: u32) -> u32 {

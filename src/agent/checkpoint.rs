@@ -1,15 +1,19 @@
 //! The order of a checkpoint (FIG. 6): helper thread.
 //!
-//! trigger -> files of the new generation -> stop -> collect -> snapshot (fork or
-//! copy) -> release -> write -> publish -> prune. A checkpoint that fails leaves the
-//! previous generation the latest and the program running.
+//! trigger -> files of the new generation -> pre-copy -> stop -> collect -> sweep ->
+//! snapshot (copy, fork or write) -> release -> write -> publish -> prune. A checkpoint
+//! that fails leaves the previous generation the latest and the program running, and what
+//! had changed is kept for the next one.
 
 pub mod files;
+pub mod increments;
 pub mod mapped;
 mod take;
 
 use crate::agent::collect::identity;
+use crate::agent::collect::memory::PAGE;
 use crate::agent::helper::Life;
+use crate::agent::merge::Merger;
 use crate::agent::outputs::keep::Streams;
 use crate::agent::settings::{self, Settings};
 use crate::agent::state::AGENT;
@@ -22,11 +26,12 @@ use crate::store::lock::{JobLock, Owner};
 use crate::store::start::{Claimed, claim};
 use crate::store::{Job, JobKey, Pending, RawFs, report};
 use files::Beginning;
+use increments::Increments;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use take::{HELD, take};
+use take::{HELD, Taken, take};
 
 /// Why there is no checkpoint this time.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +91,8 @@ pub struct Worker {
     report: report::Report,
     /// The `ckpt_checkpoint` that the latest image holds as taken; only compared.
     included: *const request::InsertedCall,
+    increments: Increments,
+    merger: Merger,
     /// Nonces of the command's requests that the next outcome answers.
     asked: Vec<u32>,
 }
@@ -125,6 +132,9 @@ impl Worker {
             last_generation: None,
             report: report::Report::default(),
             included: std::ptr::null(),
+            increments: increments::take_restored()
+                .unwrap_or_else(|| Increments::new(settings.config.tracker)),
+            merger: Merger::new(),
             asked: Vec::new(),
         };
         if life == Life::Restored {
@@ -166,7 +176,8 @@ impl Worker {
     /// One round: waits, does what is wanted. False when the helper shall end.
     pub fn step(&mut self) -> bool {
         let now = now_ns();
-        let next = [self.due_ns, self.retry_ns].into_iter().flatten();
+        let merge = self.merger.due();
+        let next = [self.due_ns, self.retry_ns, merge].into_iter().flatten();
         let next = next.fold(self.look_ns, u64::min);
         let wanted = request::wait(Some(next.saturating_sub(now)));
         if refusal::RETIRE.load(Ordering::SeqCst) {
@@ -201,7 +212,25 @@ impl Worker {
             }
             self.write_report();
         }
+        self.merge();
         true
+    }
+
+    /// A slice of the merge under way.
+    fn merge(&mut self) {
+        let longest = self.settings.config.chain;
+        let due = self.merger.due().is_some_and(|due| now_ns() >= due);
+        if let Some(claimed) = self.claimed.as_mut().filter(|_| due)
+            && exit::enter_store()
+        {
+            if self.merger.slice(&mut claimed.job, longest) {
+                let (keep, now) = (self.settings.config.keep, identity::realtime_ns());
+                if let Err(error) = claimed.job.prune(keep, self.last_generation, now) {
+                    log::line(format_args!("{error}"));
+                }
+            }
+            exit::leave_store();
+        }
     }
 
     fn checkpoint(&mut self, trigger: Trigger) {
@@ -348,13 +377,8 @@ impl Worker {
         exit::leave_store();
         let pending = begun?;
         let generation = pending.generation;
-        let job_dir = self.job()?.job.dir.clone();
-        let mut beginning = Beginning::new(&job_dir, generation, &settings.config);
-        let taken = {
-            let file = pending.member(0).expect("created above");
-            take(settings, generation, file.as_fd(), &mut beginning)
-        };
-        let taken = match taken {
+        let taken = self.take(&pending);
+        let (beginning, taken) = match taken {
             Ok(taken) => taken,
             Err(error) => {
                 table::close_previous();
@@ -363,6 +387,7 @@ impl Worker {
             }
         };
         self.included = taken.call;
+        let bytes_logical = self.logical(&taken);
         let files = files::finish(&beginning, &mut self.streams, taken.outputs);
         let record = GenerationRecord {
             generation,
@@ -371,7 +396,11 @@ impl Worker {
             time_ns: taken.realtime_ns,
             host: taken.host.clone(),
             boot_id: taken.boot_id.clone(),
-            kind: GenerationKind::Full,
+            kind: if taken.increment {
+                GenerationKind::Increment
+            } else {
+                GenerationKind::Full
+            },
             members: vec![MemberRecord {
                 pid: AGENT.pid.load(Ordering::Relaxed),
                 cmdline: taken.cmdline.clone(),
@@ -381,13 +410,15 @@ impl Worker {
             }],
             stop_us: taken.stop_us,
             persist_us: (now_ns() - taken.stopped_ns) / 1000,
-            bytes_logical: taken.outcome.bytes_logical,
+            bytes_logical,
             bytes_stored: taken.outcome.bytes_stored,
             pages_dirty: taken.outcome.pages,
-            tracker: "full".into(),
+            tracker: self.increments.tracker.name().into(),
             snapshot: taken.snapshot.into(),
             trigger: trigger.name().into(),
             files,
+            phases: taken.phases,
+            merged: None,
         };
         if !exit::enter_store() {
             return Err(ending());
@@ -401,22 +432,62 @@ impl Worker {
         crate::agent::hooks::files::outside::look(&mut self.looked);
         exit::leave_store();
         published?;
+        self.increments.published(generation);
+        if let Some(claimed) = self.claimed.as_ref().filter(|_| exit::enter_store()) {
+            self.merger.look(&claimed.job, settings.config.chain);
+            exit::leave_store();
+        }
+        let p = &taken.phases;
         log::line(format_args!(
-            "generation {generation}: {} threads, {} pages, stop {} us (park {}, collect {}, {} {}, release {}), persisted after {} us",
+            "generation {generation}: {}, {} threads, {} pages ({} stored ahead in {} us, {} left), stop {} us (park {}, collect {}, scan {}, {} {}, release {}), persisted after {} us",
+            record.kind.name(),
             taken.threads,
             taken.outcome.pages,
+            p.precopied_pages,
+            p.precopy_us,
+            p.residue_pages,
             taken.stop_us,
-            taken.phases[0],
-            taken.phases[1],
+            p.park_us,
+            p.collect_us,
+            p.scan_us,
             taken.snapshot,
-            taken.phases[2],
-            taken.phases[3],
+            p.copy_us,
+            p.release_us,
             record.persist_us,
         ));
         if let Err(error) = pruned {
             log::line(format_args!("{error}"));
         }
         Ok(generation)
+    }
+
+    /// Everything from the pre-copy to the finished image.
+    fn take(&mut self, pending: &Pending<RawFs>) -> Result<(Beginning, Taken), CheckpointError> {
+        let settings = self.settings;
+        let generation = pending.generation;
+        let file = pending.member(0).expect("created by `begin`").as_fd();
+        let job = &self.job()?.job;
+        let job_dir = job.dir.clone();
+        let records: Vec<GenerationRecord> = job.generations().into_iter().cloned().collect();
+        let records: Vec<&GenerationRecord> = records.iter().collect();
+        let ahead = self
+            .increments
+            .ahead(file, generation, &records, settings)?;
+        let mut beginning = Beginning::new(&job_dir, generation, &settings.config);
+        let taken = take(settings, &mut self.increments, ahead, &mut beginning)?;
+        Ok((beginning, taken))
+    }
+
+    /// The memory that a generation stands for: what is mapped from images does not
+    /// count as resident, so an increment stands for no less than its base.
+    fn logical(&self, taken: &Taken) -> u64 {
+        let own = taken.outcome.pages * PAGE;
+        let base = self.last_generation.filter(|_| taken.increment);
+        let records = self.claimed.iter().flat_map(|c| c.job.generations());
+        let base = records
+            .filter(|r| Some(r.generation) == base)
+            .map(|r| r.bytes_logical);
+        base.fold(own, u64::max)
     }
 
     /// Answers the `ckpt` command.
@@ -434,7 +505,7 @@ impl Worker {
         self.report.interval_ms = interval_ns(self.settings).map_or(0, |ns| ns / 1_000_000);
         self.report.recovered_from = self.settings.restored.as_ref().map(|r| r.1);
         self.report.net = crate::agent::callsites::summary::get();
-        self.report.tracker = "full".into();
+        self.report.tracker = self.increments.tracker.name().into();
         self.report.files_incomplete = table::incomplete_reason();
         let root = PathBuf::from(std::ffi::OsStr::from_bytes(&self.settings.store_root));
         if let Err(error) = self.report.write(&RawFs, &root) {

@@ -101,13 +101,7 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
         lazy: start::lazy(config),
         files,
     };
-    match restore::restore(
-        member.image,
-        member.file,
-        Some(lock.into_fd()),
-        options,
-        payload,
-    ) {
+    match restore::restore(member, Some(lock.into_fd()), options, payload) {
         Ok(never) => match never {},
         Err(error) => start::give_up(format_args!(
             "cannot restore job {name}, generation {generation}: {error}"

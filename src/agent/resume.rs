@@ -8,11 +8,13 @@
 
 use crate::agent::callsites::restart::{self, Clock};
 use crate::agent::checkpoint::files;
+use crate::agent::checkpoint::increments::prepare_restored;
 use crate::agent::checkpoint::mapped::{self, Mapping};
 use crate::agent::collect::signals::{put_back, put_back_own};
 use crate::agent::collect::threads::{SCHED_ATTR_SIZE, SCHED_FLAG_RESET_ON_FORK, SchedAttr};
 use crate::agent::hooks;
 use crate::agent::region::{self, Region};
+use crate::agent::snapshot::copy;
 use crate::agent::state::AGENT;
 use crate::agent::{exit, heap, helper, log, request, settings, side, start, state, stop, track};
 use crate::image::codec;
@@ -73,6 +75,16 @@ pub struct ThreadRest {
     pub pending: Vec<PendingSignal>,
 }
 
+/// An image file that memory is mapped from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageFile {
+    /// As stat(2) has them.
+    pub dev: u64,
+    pub ino: u64,
+    /// An address where it is mapped.
+    pub example: u64,
+}
+
 /// What the restored process must know besides its memory.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Payload {
@@ -80,10 +92,10 @@ pub struct Payload {
     pub pending: Vec<PendingSignal>,
     pub timers: TimerState,
     pub process: ProcessState,
-    /// Ranges that are mappings of the image file (start, end, `vma_flag`s), and which
-    /// file that is.
+    /// Ranges that are mappings of image files (start, end, `vma_flag`s), and which
+    /// files those are.
     pub mapped: Vec<(u64, u64, u32)>,
-    pub image_file: (u64, u64),
+    pub image_files: Vec<ImageFile>,
     /// The environment of the new start, as far as the library reads it.
     pub env: Vec<(Vec<u8>, Vec<u8>)>,
     /// Where the generation came from: the job's directory and its number.
@@ -118,13 +130,17 @@ impl Payload {
         self.shared = mapped::of(manifest.memory.vmas.iter());
     }
 
-    /// Remembers which file the lazy ranges map.
-    pub fn set_image_file(&mut self, fd: i32) {
+    /// Remembers a file that lazy ranges map.
+    pub fn add_image_file(&mut self, fd: i32, example: u64) {
         // SAFETY: all-zero is a valid stat buffer; the kernel fills it.
         unsafe {
             let mut st: libc::stat = std::mem::zeroed();
             if syscall!(libc::SYS_fstat, fd, &mut st) == 0 {
-                self.image_file = (st.st_dev, st.st_ino);
+                self.image_files.push(ImageFile {
+                    dev: st.st_dev,
+                    ino: st.st_ino,
+                    example,
+                });
             }
         }
     }
@@ -209,6 +225,7 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         stop::reset_after_restore();
         request::reset_after_restore();
         side::reset_after_restore();
+        copy::reset_after_restore();
         track::forget();
         RESUMED.store(0, Ordering::SeqCst);
         let restorer = &*(args.restorer as *const RestorerArgs);
@@ -219,6 +236,11 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         PENDING.store(std::ptr::null_mut(), Ordering::SeqCst);
         match &mut payload {
             Ok(payload) => {
+                // First: what this thread changes in the image's memory from here on is
+                // a change since the generation like any other.
+                if let Some(settings) = settings::restored(payload) {
+                    prepare_restored(&settings, payload.generation);
+                }
                 rebuild(restorer, payload);
                 begin_table(payload);
                 if payload.threads.iter().any(|t| !t.pending.is_empty()) {
@@ -328,7 +350,7 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
                 old_pid: pid,
                 new_pid: real_pid,
                 mapped: &payload.mapped,
-                image_file: payload.image_file,
+                image_files: &payload.image_files,
                 pgid: payload.process.pgid,
                 sid: payload.process.sid,
             });

@@ -739,8 +739,8 @@ fn wait_parked(stopped: &mut Stopped) -> Result<(), StopError> {
     }
 }
 
-/// Lets all stopped threads go on.
-pub fn release(stopped: Stopped) {
+/// Lets all stopped threads go on; returns when they could.
+pub fn release(stopped: Stopped) -> u64 {
     STOP.word.store(0, Ordering::SeqCst);
     // SAFETY: a futex word of ours.
     unsafe {
@@ -754,18 +754,20 @@ pub fn release(stopped: Stopped) {
             0
         )
     };
+    let released = now_ns();
     // The slots may only go when no handler is left that could write to one (a late
     // thread of a stop that was given up). They leave as soon as they see the word.
     for _ in 0..2000 {
         if STOP.inside.load(Ordering::SeqCst) == 0 {
             drop(stopped);
-            return;
+            return released;
         }
         let pause = [0u64, 500_000];
         // SAFETY: a valid timespec.
         unsafe { syscall!(libc::SYS_nanosleep, &pause, 0) };
     }
     std::mem::forget(stopped);
+    released
 }
 
 /// Lets the threads go after a panic in the helper: no list, no memory.

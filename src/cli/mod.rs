@@ -16,6 +16,7 @@ mod elf;
 mod exec;
 mod list;
 mod manual;
+mod merge;
 mod output;
 mod probe;
 mod prune;
@@ -64,6 +65,7 @@ enum Verb {
     Status(status::Args),
     Verify(verify::Args),
     Prune(prune::Args),
+    Merge(merge::Args),
     Doctor(doctor::Args),
     #[command(hide = true)]
     GenMan(manual::ManArgs),
@@ -127,6 +129,7 @@ pub fn main(args: Vec<OsString>, sigpipe_ignored: bool) -> ExitCode {
         Verb::Status(args) => status::run(&cli, args),
         Verb::Verify(args) => verify::run(&cli, args),
         Verb::Prune(args) => prune::run(&cli, args),
+        Verb::Merge(args) => merge::run(&cli, args),
         Verb::Doctor(args) => doctor::run(&cli, args),
         Verb::GenMan(args) => manual::man(args),
         Verb::Completions(args) => manual::completions(args),

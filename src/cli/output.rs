@@ -197,6 +197,7 @@ pub fn obstacle(job: &Job<RawFs>, record: &GenerationRecord) -> Option<Obstacle>
 /// One generation, with whether it can be restored here.
 pub fn generation_json(job: &Job<RawFs>, record: &GenerationRecord) -> Value {
     let damage = obstacle(job, record);
+    let phases = &record.phases;
     let members: Vec<Value> = record
         .members
         .iter()
@@ -216,12 +217,24 @@ pub fn generation_json(job: &Job<RawFs>, record: &GenerationRecord) -> Value {
         "id": record.id,
         "parent": record.parent,
         "time": time(record.time_ns),
-        "kind": record.kind.name(),
+        "kind": record.kind_now().name(),
+        "merged": record.merged.is_some(),
+        "needs": record.needs(),
         "members": members,
         "stop_us": record.stop_us,
+        "phases": {
+            "park_us": phases.park_us,
+            "collect_us": phases.collect_us,
+            "scan_us": phases.scan_us,
+            "copy_us": phases.copy_us,
+            "release_us": phases.release_us,
+            "precopy_us": phases.precopy_us,
+            "precopied_pages": phases.precopied_pages,
+            "residue_pages": phases.residue_pages,
+        },
         "persist_us": record.persist_us,
         "bytes_logical": record.bytes_logical,
-        "bytes_stored": record.bytes_stored,
+        "bytes_stored": record.stored_now(),
         "pages_dirty": record.pages_dirty,
         "tracker": record.tracker,
         "snapshot": record.snapshot,

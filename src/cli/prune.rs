@@ -89,9 +89,7 @@ fn prune(args: &Args, keep: u32, job: Job<RawFs>) -> anyhow::Result<Vec<Removal>
         if !records.iter().any(|record| record.generation == n) {
             bail!("there is no generation {n} in job {name}");
         }
-        let orphan = records.iter().find(|record| {
-            record.parent == Some(n) && record.kind == crate::store::GenerationKind::Increment
-        });
+        let orphan = records.iter().find(|record| record.needs() == Some(n));
         if let Some(record) = orphan {
             bail!("generation {} needs generation {n}", record.generation);
         }
@@ -105,7 +103,7 @@ fn prune(args: &Args, keep: u32, job: Job<RawFs>) -> anyhow::Result<Vec<Removal>
         .map(|record| Removal {
             job: name.clone(),
             generation: record.generation,
-            bytes: record.bytes_stored,
+            bytes: record.stored_now(),
         })
         .collect();
     if let Some(lock) = lock {

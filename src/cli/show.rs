@@ -106,11 +106,37 @@ fn summary(job: &Job<RawFs>, found: &Found<RawFs>) {
     }
     let (time, age) = (output::time(record.time_ns), output::age(record.time_ns));
     line("taken", format!("{time} ({age}) by {}", record.trigger));
-    line("kind", record.kind.name().to_owned());
+    let kind = match (&record.merged, record.needs()) {
+        (Some(merged), _) => format!("full (merged {})", output::age(merged.time_ns)),
+        (None, Some(needed)) => format!("increment, stands on generation {needed}"),
+        (None, None) => record.kind.name().to_owned(),
+    };
+    line("kind", kind);
     line("memory", output::size(record.bytes_logical));
-    line("stored", output::size(record.bytes_stored));
+    line("stored", output::size(record.stored_now()));
     line("dirty pages", record.pages_dirty.to_string());
     line("stop", output::micros(record.stop_us));
+    let p = &record.phases;
+    let split = [
+        ("park", p.park_us),
+        ("collect", p.collect_us),
+        ("scan", p.scan_us),
+        (&record.snapshot, p.copy_us),
+        ("release", p.release_us),
+    ];
+    let split: Vec<String> = split
+        .iter()
+        .map(|(name, us)| format!("{name} {}", output::micros(*us)))
+        .collect();
+    line("of it", split.join(", "));
+    line(
+        "before it",
+        format!(
+            "{} pages stored in {}",
+            p.precopied_pages,
+            output::micros(p.precopy_us)
+        ),
+    );
     line("until durable", output::micros(record.persist_us));
     line(
         "tracker, snapshot",
@@ -148,6 +174,9 @@ fn summary(job: &Job<RawFs>, found: &Found<RawFs>) {
             ),
         );
         line("image", member.path.display().to_string());
+        for link in &member.older {
+            line("stands on", link.path.display().to_string());
+        }
     }
     table.print_body();
 }

@@ -6,6 +6,7 @@
 use super::output::{self, Table};
 use super::{Cli, FAILED, Outcome, select};
 use crate::persist::table;
+use crate::store::find::Verify;
 use crate::store::{Job, RawFs};
 use anyhow::bail;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -39,7 +40,13 @@ pub fn run(cli: &Cli, args: &Args) -> Outcome {
     if let (Some(n), true) = (args.generation, work.is_empty()) {
         bail!("there is no generation {n}");
     }
-    let total = work.iter().map(|(_, g)| g.bytes_stored).sum();
+    let total = work.iter().map(|(_, g)| g.stored_now()).sum();
+    // Each image is read once: what an increment stands on was read before it.
+    let verify = match args.generation {
+        Some(_) => Verify::Chain,
+        None => Verify::Own,
+    };
+    let mut bad: Vec<(String, u64)> = Vec::new();
     let bar = progress_bar(total);
     let mut table = Table::new(&["JOB", ">GEN/TABLE", ">SIZE", "STATE"]);
     let mut results = Vec::new();
@@ -47,18 +54,29 @@ pub fn run(cli: &Cli, args: &Args) -> Outcome {
     for (job, generation) in work {
         let before = bar.position();
         let mut seen = 0;
-        let opened = job.open_with_progress(generation, true, |done, _| {
-            // `done` starts again with each member.
+        let opened = job.open_with_progress(generation, verify, |done, _| {
+            // `done` starts again with each image.
             bar.inc(done.saturating_sub(if done > seen { seen } else { 0 }));
             seen = done;
         });
-        bar.set_position(before + generation.bytes_stored);
-        let reason = opened.err().map(|damage| damage.to_string());
-        damaged += usize::from(reason.is_some());
+        bar.set_position(before + generation.stored_now());
+        let reason = match opened {
+            Err(damage) => Some(damage.to_string()),
+            Ok(found) => {
+                let mut links = found.members.iter().flat_map(|m| &m.older);
+                let broken = links.find(|l| bad.contains(&(job.name(), l.generation)));
+                broken
+                    .map(|l| format!("it stands on generation {}, which is damaged", l.generation))
+            }
+        };
+        if reason.is_some() {
+            bad.push((job.name(), generation.generation));
+            damaged += 1;
+        }
         table.row(vec![
             job.name(),
             generation.generation.to_string(),
-            output::size(generation.bytes_stored),
+            output::size(generation.stored_now()),
             reason
                 .clone()
                 .map_or("ok".to_owned(), |r| format!("damaged: {r}")),
@@ -66,7 +84,7 @@ pub fn run(cli: &Cli, args: &Args) -> Outcome {
         results.push(json!({
             "job": job.name(),
             "generation": generation.generation,
-            "bytes": generation.bytes_stored,
+            "bytes": generation.stored_now(),
             "ok": reason.is_none(),
             "reason": reason,
         }));

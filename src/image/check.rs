@@ -16,6 +16,10 @@ pub enum CheckError {
     Extent { what: &'static str, index: usize },
     #[error("page data at {0:#x} belongs to no memory area")]
     Stray(u64),
+    #[error("an increment of generation {0} stands on generation {1}")]
+    Base(u64, u64),
+    #[error("dropped run {0} is unaligned, out of order, or of pages that are in the image")]
+    Dropped(usize),
     #[error("memory area {0} names shared object {1}, which does not exist")]
     SharedObject(usize, u32),
     #[error("descriptor {0} is out of order or names an open file that does not exist")]
@@ -42,6 +46,7 @@ pub fn check_manifest(manifest: &Manifest, header: &ParsedHeader) -> Result<(), 
     }
     check_extents("memory", &memory.extents, header)?;
     check_cover(manifest)?;
+    check_increment(manifest, header)?;
     for object in &memory.shared {
         check_extents("shared object", &object.extents, header)?;
     }
@@ -90,6 +95,37 @@ fn check_extents(
             Some(addr_end) if sound => next_addr = addr_end,
             _ => return Err(CheckError::Extent { what, index }),
         }
+    }
+    Ok(())
+}
+
+/// An increment stands on an older generation; what it drops it does not hold.
+fn check_increment(manifest: &Manifest, header: &ParsedHeader) -> Result<(), CheckError> {
+    let memory = &manifest.memory;
+    match memory.base {
+        Some(base) if base.generation >= header.generation => {
+            return Err(CheckError::Base(header.generation, base.generation));
+        }
+        None if !memory.dropped.is_empty() => return Err(CheckError::Dropped(0)),
+        _ => {}
+    }
+    let mut extents = memory.extents.iter().peekable();
+    let mut next = 0;
+    for (index, &(addr, npages)) in memory.dropped.iter().enumerate() {
+        let end = npages
+            .checked_mul(PAGE)
+            .and_then(|len| addr.checked_add(len))
+            .filter(|_| npages > 0 && addr % PAGE == 0 && addr >= next)
+            .ok_or(CheckError::Dropped(index))?;
+        // Extents are checked already: they ascend and do not overflow.
+        while extents
+            .next_if(|e| e.addr + e.npages * PAGE <= addr)
+            .is_some()
+        {}
+        if extents.peek().is_some_and(|e| e.addr < end) {
+            return Err(CheckError::Dropped(index));
+        }
+        next = end;
     }
     Ok(())
 }
@@ -167,6 +203,44 @@ pub(crate) mod tests {
         check_manifest(&manifest, &header()).unwrap();
         change(&mut manifest);
         check_manifest(&manifest, &header()).unwrap_err()
+    }
+
+    #[test]
+    fn wrong_increments_are_refused() {
+        let base = |generation| {
+            Some(Base {
+                generation,
+                header_crc: 1,
+            })
+        };
+        let mut manifest = sample_manifest(PAGE);
+        manifest.memory.base = base(0);
+        manifest.memory.dropped = vec![(0x10000, 1), (0x13000, 9)];
+        check_manifest(&manifest, &header()).unwrap();
+        assert_eq!(refused(|m| m.memory.base = base(1)), CheckError::Base(1, 1));
+        assert_eq!(
+            refused(|m| m.memory.dropped = vec![(0x10000, 1)]),
+            CheckError::Dropped(0)
+        );
+        for wrong in [
+            (0x10000, 2),
+            (0x12000, 1),
+            (0x13001, 1),
+            (0x13000, 0),
+            (0x13000, u64::MAX),
+            (0xffff_ffff_ffff_f000, 2),
+        ] {
+            let change = |m: &mut Manifest| {
+                m.memory.base = base(0);
+                m.memory.dropped = vec![wrong];
+            };
+            assert_eq!(refused(change), CheckError::Dropped(0), "{wrong:x?}");
+        }
+        let unsorted = |m: &mut Manifest| {
+            m.memory.base = base(0);
+            m.memory.dropped = vec![(0x14000, 1), (0x13000, 1)];
+        };
+        assert_eq!(refused(unsorted), CheckError::Dropped(1));
     }
 
     #[test]

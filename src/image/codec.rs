@@ -8,8 +8,9 @@
 //! `tag u32, version u32, length u64`, the payload, zeroes up to a multiple of 8.
 //! A reader refuses a tag it does not know unless the tag has [`OPTIONAL`] set.
 
-use super::state::Manifest;
-use serde::{Serialize, de::DeserializeOwned};
+use super::PAGE;
+use super::state::{Base, Manifest};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// No manifest or record is larger.
 pub const LIMIT: usize = 256 << 20;
@@ -21,6 +22,51 @@ pub const OPTIONAL: u32 = 1 << 31;
 const TAG_MANIFEST: u32 = 1;
 /// Its version: goes up with every change of the structs in `state`.
 pub const MANIFEST_VERSION: u32 = 1;
+
+/// The section that makes an image an increment: [`Increment`]. It must be understood,
+/// so a program that knows no increments refuses the image; a complete image has none,
+/// and is read by that program as before.
+const TAG_INCREMENT: u32 = 2;
+const INCREMENT_VERSION: u32 = 1;
+
+/// What an increment has beside [`Manifest`].
+#[derive(Serialize, Deserialize)]
+struct Increment {
+    base: Base,
+    /// Distance from the end of the run before, and length, in pages.
+    dropped: Vec<(u64, u64)>,
+}
+
+impl Increment {
+    fn of(base: Base, dropped: &[(u64, u64)]) -> Increment {
+        let mut end = 0;
+        let dropped = dropped
+            .iter()
+            .map(|&(addr, npages)| {
+                let page = addr / PAGE;
+                let gap = page.wrapping_sub(end);
+                end = page.wrapping_add(npages);
+                (gap, npages)
+            })
+            .collect();
+        Increment { base, dropped }
+    }
+
+    /// A run that leaves the address space is an error.
+    fn dropped(&self) -> Result<Vec<(u64, u64)>, CodecError> {
+        let mut end = 0u64;
+        let mut runs = Vec::with_capacity(self.dropped.len());
+        for &(gap, npages) in &self.dropped {
+            let page = end.checked_add(gap).ok_or(CodecError::Section)?;
+            end = page.checked_add(npages).ok_or(CodecError::Section)?;
+            if end > u64::MAX / PAGE {
+                return Err(CodecError::Section);
+            }
+            runs.push((page * PAGE, npages));
+        }
+        Ok(runs)
+    }
+}
 
 const SECTION_HEAD: usize = 16;
 
@@ -64,6 +110,10 @@ pub fn encode_manifest(manifest: &Manifest) -> Result<Vec<u8>, CodecError> {
     let payload = encode(manifest)?;
     let mut region = Vec::with_capacity(SECTION_HEAD + payload.len() + 8);
     push_section(&mut region, TAG_MANIFEST, MANIFEST_VERSION, &payload);
+    if let Some(base) = manifest.memory.base {
+        let payload = encode(&Increment::of(base, &manifest.memory.dropped))?;
+        push_section(&mut region, TAG_INCREMENT, INCREMENT_VERSION, &payload);
+    }
     Ok(region)
 }
 
@@ -78,7 +128,8 @@ fn push_section(region: &mut Vec<u8>, tag: u32, version: u32, payload: &[u8]) {
 /// Decodes a manifest region.
 pub fn decode_manifest(region: &[u8]) -> Result<Manifest, CodecError> {
     let mut rest = region;
-    let mut manifest = None;
+    let mut manifest: Option<Manifest> = None;
+    let mut increment: Option<Increment> = None;
     while !rest.is_empty() {
         let head = rest
             .first_chunk::<SECTION_HEAD>()
@@ -98,12 +149,20 @@ pub fn decode_manifest(region: &[u8]) -> Result<Manifest, CodecError> {
             (TAG_MANIFEST, MANIFEST_VERSION) if manifest.is_none() => {
                 manifest = Some(decode(payload)?);
             }
+            (TAG_INCREMENT, INCREMENT_VERSION) if increment.is_none() => {
+                increment = Some(decode(payload)?);
+            }
             _ if tag & OPTIONAL != 0 => {}
             _ => return Err(CodecError::Unknown { tag, version }),
         }
         rest = &rest[SECTION_HEAD + padded..];
     }
-    manifest.ok_or(CodecError::Missing)
+    let mut manifest = manifest.ok_or(CodecError::Missing)?;
+    if let Some(increment) = increment {
+        manifest.memory.dropped = increment.dropped()?;
+        manifest.memory.base = Some(increment.base);
+    }
+    Ok(manifest)
 }
 
 #[cfg(test)]
@@ -117,6 +176,32 @@ mod tests {
         let region = encode_manifest(&manifest).unwrap();
         assert_eq!(region.len() % 8, 0);
         assert_eq!(decode_manifest(&region).unwrap(), manifest);
+    }
+
+    #[test]
+    fn an_increment_round_trips_and_is_a_section_that_must_be_known() {
+        let mut manifest = Manifest::default();
+        let full = encode_manifest(&manifest).unwrap();
+        manifest.memory.base = Some(Base {
+            generation: 7,
+            header_crc: 0xdead_beef,
+        });
+        manifest.memory.dropped = vec![(0x1000, 1), (0x3000, 2), (0x7fff_0000_0000, 4)];
+        let region = encode_manifest(&manifest).unwrap();
+        assert_eq!(decode_manifest(&region).unwrap(), manifest);
+        // Whoever does not know the section must not take the rest for a whole image.
+        assert_eq!(region[full.len()..][..4], TAG_INCREMENT.to_le_bytes());
+        assert_eq!(TAG_INCREMENT & OPTIONAL, 0);
+        let mut twice = region.clone();
+        twice.extend_from_slice(&region[full.len()..]);
+        assert!(decode_manifest(&twice).is_err());
+        for gap in [1 << 52, u64::MAX] {
+            let far = Increment {
+                base: manifest.memory.base.unwrap(),
+                dropped: vec![(gap, 1), (1, u64::MAX)],
+            };
+            assert!(far.dropped().is_err());
+        }
     }
 
     #[test]

@@ -13,8 +13,12 @@
 //! | `sums` | the checksum table of the page data | target and command |
 //! | `writer` | the streaming writer | target: helper thread or forked writer |
 //! | `reader` | opening and verifying | target: constructor; command |
+//! | `blocks` | page data compared with its checksums | helper (merging), constructor, command |
+//! | `chain` | what a generation that stands on others consists of | constructor, helper, command |
 //! | `check` | does a decoded manifest make sense | with the reader |
 
+pub mod blocks;
+pub mod chain;
 pub mod check;
 pub mod codec;
 pub mod header;
@@ -23,6 +27,7 @@ pub mod state;
 pub mod sums;
 pub mod writer;
 
+pub use blocks::Blocks;
 pub use reader::{Image, ImageError, ReadAt};
 pub use writer::{ImageWriter, WriteError, Written};
 

@@ -4,6 +4,7 @@
 //! Runs in the constructor of a recovering target (raw system calls only), in the
 //! command, and on plain bytes in tests and under the fuzzer.
 
+use super::blocks::Blocks;
 use super::check::{CheckError, check_manifest};
 use super::codec::{self, CodecError};
 use super::header::{HEADER_LEN, Header, HeaderError, ParsedHeader};
@@ -135,23 +136,23 @@ impl Image {
         source: &impl ReadAt,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<(), ImageError> {
-        let total = self.header.data_len;
+        let mut blocks = Blocks::new(self.header, self.sums.clone());
+        let total = blocks.len();
         let mut buffer = vec![0u8; SUM_BLOCK.min(total) as usize];
         let mut done = 0;
         while done < total {
             let now = SUM_BLOCK.min(total - done);
-            let offset = self.header.data_offset + done;
             let block = &mut buffer[..now as usize];
-            source
-                .read_exact_at(block, offset)
-                .map_err(ImageError::Read)?;
-            if !self.sums.matches(done / SUM_BLOCK, block) {
-                return Err(ImageError::Data { offset, bytes: now });
-            }
+            blocks.read(source, block, self.header.data_offset + done)?;
             done += now;
             progress(done, total);
         }
         Ok(())
+    }
+
+    /// The page data alone, without the manifest.
+    pub fn into_blocks(self) -> Blocks {
+        Blocks::new(self.header, self.sums)
     }
 }
 

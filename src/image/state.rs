@@ -113,6 +113,22 @@ pub struct MemoryState {
     pub vvar_start: u64,
     pub vdso_start: u64,
     pub vdso_end: u64,
+    /// The generation whose pages count where this one says nothing; `None` = this
+    /// image is complete. With `dropped` in a section of its own (`codec`).
+    #[serde(skip)]
+    pub base: Option<Base>,
+    /// `(address, pages)` for which the base no longer counts and which this image does
+    /// not hold. Ascending, disjoint, also from `extents`; empty without a base.
+    #[serde(skip)]
+    pub dropped: Vec<(u64, u64)>,
+}
+
+/// The image that an increment stands on (docs/INCREMENTS.md).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    pub generation: u64,
+    /// The header checksum of its image at the time (`MemberRecord::header_crc`).
+    pub header_crc: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,8 +1,9 @@
 //! The checksum table: one crc32c for each 64 KiB of the data region (the last
 //! block may be shorter), 4 bytes little-endian each.
 //!
-//! Pure code; the running side is used by the writer while the data is still in
-//! the processor's cache.
+//! Pure code; the writing side is used while the data is still in the processor's cache.
+
+use super::PAGE;
 
 /// Bytes of page data that one checksum covers.
 pub const SUM_BLOCK: u64 = 64 * 1024;
@@ -12,50 +13,74 @@ pub fn table_len(data_len: u64) -> u64 {
     data_len.div_ceil(SUM_BLOCK) * 4
 }
 
-/// Checksums of a stream of page data.
-#[derive(Debug, Default)]
-pub struct RunningSums {
-    done: Vec<u32>,
-    current: u32,
-    filled: u64,
-}
+/// Checksums of page data as it is written: one for each page, so that a page can be
+/// written again in its place; joined to blocks in the end.
+#[derive(Debug, Default, Clone)]
+pub struct PageSums(Vec<u32>);
 
-impl RunningSums {
+impl PageSums {
     /// Reserves for an expected amount of data, so that the writer rarely allocates.
-    pub fn with_expected(data_len: u64) -> RunningSums {
-        let blocks = data_len.div_ceil(SUM_BLOCK).min(1 << 24) as usize;
-        RunningSums {
-            done: Vec::with_capacity(blocks),
-            current: 0,
-            filled: 0,
-        }
+    pub fn with_expected(data_len: u64) -> PageSums {
+        let pages = (data_len / PAGE).min(1 << 28) as usize;
+        PageSums(Vec::with_capacity(pages))
     }
 
-    pub fn update(&mut self, mut data: &[u8]) {
-        while !data.is_empty() {
-            let room = (SUM_BLOCK - self.filled) as usize;
-            let (now, rest) = data.split_at(room.min(data.len()));
-            self.current = crc32c::crc32c_append(self.current, now);
-            self.filled += now.len() as u64;
-            if self.filled == SUM_BLOCK {
-                self.done.push(self.current);
-                self.current = 0;
-                self.filled = 0;
+    /// The pages from number `first` on hold `data` (whole pages). Pages that were never
+    /// set count as zero pages.
+    pub fn set(&mut self, first: u64, data: &[u8]) {
+        for (k, page) in data.chunks_exact(PAGE as usize).enumerate() {
+            let index = first as usize + k;
+            let sum = crc32c::crc32c(page);
+            if index == self.0.len() {
+                self.0.push(sum);
+            } else {
+                if index > self.0.len() {
+                    self.0.resize(index + 1, zero_page());
+                }
+                self.0[index] = sum;
             }
-            data = rest;
         }
     }
 
     /// The table as it stands in the file.
-    pub fn finish(mut self) -> Vec<u8> {
-        if self.filled > 0 {
-            self.done.push(self.current);
-        }
-        let mut bytes = Vec::with_capacity(self.done.len() * 4);
-        for sum in &self.done {
+    pub fn finish(self) -> Vec<u8> {
+        let per_block = (SUM_BLOCK / PAGE) as usize;
+        let shift = Shift::by_a_page();
+        let mut bytes = Vec::with_capacity(self.0.len().div_ceil(per_block) * 4);
+        for block in self.0.chunks(per_block) {
+            let sum = block.iter().fold(0, |sum, &page| shift.apply(sum) ^ page);
             bytes.extend_from_slice(&sum.to_le_bytes());
         }
         bytes
+    }
+}
+
+fn zero_page() -> u32 {
+    crc32c::crc32c(&[0; PAGE as usize])
+}
+
+/// What a checksum becomes when a page is appended, but for that page's own: linear in
+/// its bits, so four tables give it.
+struct Shift([[u32; 256]; 4]);
+
+impl Shift {
+    fn by_a_page() -> Shift {
+        let mut tables = [[0u32; 256]; 4];
+        for (k, table) in tables.iter_mut().enumerate() {
+            for bit in 0..8 {
+                let sum = 1u32 << (8 * k + bit);
+                let moved = crc32c::crc32c_combine(sum, 0, PAGE as usize);
+                for value in (0..256).filter(|value| value & (1 << bit) != 0) {
+                    table[value] ^= moved;
+                }
+            }
+        }
+        Shift(tables)
+    }
+
+    fn apply(&self, sum: u32) -> u32 {
+        let bytes = sum.to_le_bytes();
+        (0..4).fold(0, |moved, k| moved ^ self.0[k][bytes[k] as usize])
     }
 }
 
@@ -89,16 +114,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_give_the_same_sums_as_the_whole() {
-        let data: Vec<u8> = (0..200_000u32).map(|i| (i * 7 % 251) as u8).collect();
-        let mut whole = RunningSums::default();
-        whole.update(&data);
-        let mut pieces = RunningSums::with_expected(data.len() as u64);
-        for piece in data.chunks(4097) {
-            pieces.update(piece);
-        }
-        let table = whole.finish();
-        assert_eq!(table, pieces.finish());
+    fn pages_in_any_order_give_the_sums_of_the_whole() {
+        let data: Vec<u8> = (0..53 * 4096u32).map(|i| (i * 7 % 251) as u8).collect();
+        let mut pages = PageSums::with_expected(data.len() as u64);
+        // A page is written over, one comes late.
+        pages.set(0, &data[4096..40960]);
+        pages.set(0, &data[..20480]);
+        pages.set(6, &data[6 * 4096..]);
+        pages.set(5, &data[5 * 4096..6 * 4096]);
+        let table = pages.finish();
         assert_eq!(table.len() as u64, table_len(data.len() as u64));
         let sums = Sums::new(table);
         for (i, block) in data.chunks(SUM_BLOCK as usize).enumerate() {
@@ -106,5 +130,10 @@ mod tests {
         }
         assert!(!sums.matches(0, &data[1..]));
         assert!(!sums.matches(sums.blocks(), b""));
+        let mut gap = PageSums::default();
+        gap.set(3, &data[..4096]);
+        let mut whole = vec![0u8; 3 * 4096];
+        whole.extend_from_slice(&data[..4096]);
+        assert!(Sums::new(gap.finish()).matches(0, &whole));
     }
 }

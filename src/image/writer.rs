@@ -5,15 +5,16 @@
 //! calls only (rustix's linux_raw backend: no errno, no libc function), and
 //! allocates only for the checksum table and the manifest.
 //!
-//! Page data goes straight from the program's memory to the file; each chunk is
-//! checksummed just before it is written, while it is in the cache.
+//! Page data goes straight from the program's memory (or a bounce buffer) to the file;
+//! each chunk is checksummed just before it is written, while it is in the cache. A page
+//! may be written a second time in its place, until the image is finished.
 //!
 //! An error makes the image void: the writer refuses all further work, nothing is
 //! tried a second time, the caller throws the file away.
 
 use super::header::{HEADER_LEN, Header};
 use super::state::Manifest;
-use super::sums::RunningSums;
+use super::sums::PageSums;
 use super::{PAGE, codec};
 use crate::errno::{Errno, Io};
 use rustix::fd::{AsFd, BorrowedFd};
@@ -77,12 +78,13 @@ pub struct Written {
     pub header_crc: u32,
 }
 
+#[derive(Debug)]
 pub struct ImageWriter<S> {
     sink: S,
     generation: u64,
     /// Where the next page goes.
     end: u64,
-    sums: RunningSums,
+    sums: PageSums,
     void: bool,
 }
 
@@ -98,7 +100,7 @@ impl<S: ImageSink> ImageWriter<S> {
             sink,
             generation,
             end: HEADER_LEN,
-            sums: RunningSums::with_expected(data_len),
+            sums: PageSums::with_expected(data_len),
             void: false,
         }
     }
@@ -125,7 +127,8 @@ impl<S: ImageSink> ImageWriter<S> {
             let mut rest: &[u8] = page_run;
             while !rest.is_empty() {
                 let (now, later) = rest.split_at(rest.len().min(CHUNK - bytes));
-                self.sums.update(now);
+                let page = (self.end + bytes as u64 - HEADER_LEN) / PAGE;
+                self.sums.set(page, now);
                 batch[pieces] = IoSlice::new(now);
                 pieces += 1;
                 bytes += now.len();
@@ -140,6 +143,21 @@ impl<S: ImageSink> ImageWriter<S> {
             self.put(&batch[..pieces], bytes)?;
         }
         Ok(start)
+    }
+
+    /// Writes pages again that are in the file already, from `offset` on.
+    pub fn rewrite_pages(&mut self, offset: u64, pages: &[u8]) -> Result<(), WriteError> {
+        let whole = offset.is_multiple_of(PAGE) && (pages.len() as u64).is_multiple_of(PAGE);
+        if !whole || offset < HEADER_LEN || offset + pages.len() as u64 > self.end {
+            return Err(WriteError::Unaligned);
+        }
+        let mut at = offset;
+        for chunk in pages.chunks(CHUNK) {
+            self.sums.set((at - HEADER_LEN) / PAGE, chunk);
+            self.put_at(&[IoSlice::new(chunk)], chunk.len(), at)?;
+            at += chunk.len() as u64;
+        }
+        Ok(())
     }
 
     /// Writes runs of the program's memory, given as `(address, pages)`.
@@ -214,10 +232,15 @@ impl<S: ImageSink> ImageWriter<S> {
         Ok(start)
     }
 
+    /// Where it writes to.
+    pub fn sink_mut(&mut self) -> &mut S {
+        &mut self.sink
+    }
+
     /// Writes manifest, checksums and, last, the header. `sync` makes the file
     /// durable before and after the header, so that a header on the disk means that
-    /// all the rest is there.
-    pub fn finish(mut self, manifest: &Manifest, sync: bool) -> Result<Written, WriteError> {
+    /// all the rest is there. Nothing can be written after it.
+    pub fn finish(&mut self, manifest: &Manifest, sync: bool) -> Result<Written, WriteError> {
         let region = codec::encode_manifest(manifest)?;
         let data_bytes = self.data_len();
         let table = std::mem::take(&mut self.sums).finish();
@@ -238,6 +261,7 @@ impl<S: ImageSink> ImageWriter<S> {
         if sync {
             self.sink.sync_data().map_err(WriteError::Sync)?;
         }
+        self.void = true;
         Ok(Written {
             bytes: header.total_len,
             data_bytes,
@@ -253,16 +277,19 @@ impl<S: ImageSink> ImageWriter<S> {
         Ok(())
     }
 
-    /// One write; anything but complete success voids the image.
     fn put(&mut self, pieces: &[IoSlice<'_>], bytes: usize) -> Result<(), WriteError> {
+        self.put_at(pieces, bytes, self.end)?;
+        self.end += bytes as u64;
+        Ok(())
+    }
+
+    /// One write; anything but complete success voids the image.
+    fn put_at(&mut self, pieces: &[IoSlice<'_>], bytes: usize, at: u64) -> Result<(), WriteError> {
         if self.void {
             return Err(WriteError::Void);
         }
         self.void = true;
-        let written = self
-            .sink
-            .write_at(pieces, self.end)
-            .map_err(WriteError::Write)?;
+        let written = self.sink.write_at(pieces, at).map_err(WriteError::Write)?;
         if written != bytes {
             return Err(WriteError::Short {
                 asked: bytes as u64,
@@ -270,7 +297,6 @@ impl<S: ImageSink> ImageWriter<S> {
             });
         }
         self.void = false;
-        self.end += bytes as u64;
         Ok(())
     }
 }
@@ -336,6 +362,25 @@ pub(crate) mod tests {
         assert_eq!(image.header.generation, 5);
         assert_eq!(image.header.crc, written.header_crc);
         image.verify_data(&bytes, |_, _| {}).unwrap();
+    }
+
+    #[test]
+    fn pages_can_be_written_again() {
+        let mut sink = MemorySink::default();
+        let mut writer = ImageWriter::new(&mut sink, 5);
+        let mut pages: Vec<u8> = (0..40 * 4096u32).map(|i| (i / 4096) as u8).collect();
+        writer.write_pages(&[IoSlice::new(&pages)]).unwrap();
+        pages[17 * 4096..19 * 4096].fill(99);
+        let (at, new) = (4096 * 18, &pages[17 * 4096..19 * 4096]);
+        writer.rewrite_pages(at, new).unwrap();
+        for (wrong, len) in [(0, 4096), (4097, 4096), (4096 * 41, 4096), (4096, 100)] {
+            assert!(writer.rewrite_pages(wrong, &pages[..len]).is_err());
+        }
+        writer.finish(&Manifest::default(), true).unwrap();
+        let bytes = sink.bytes.as_slice();
+        let image = super::super::Image::read(&bytes).unwrap();
+        image.verify_data(&bytes, |_, _| {}).unwrap();
+        assert_eq!(&bytes[4096..][..pages.len()], &pages[..]);
     }
 
     #[test]

@@ -4,10 +4,13 @@
 //! Runs in the constructor of a starting target and in the command.
 
 use super::fs::{FileOf, Fs};
-use super::generation::{GenerationRecord, RecordError, member_name};
+use super::generation::{GenerationKind, GenerationRecord, RecordError, full_name, member_name};
 use super::job::Job;
 use super::{Context, StoreError};
 use crate::config::Resume;
+use crate::errno::Errno;
+use crate::image::chain::{self, ChainError, Sourced};
+use crate::image::state::{Base, MemoryState};
 use crate::image::{Image, ImageError};
 use std::path::PathBuf;
 
@@ -24,6 +27,50 @@ pub struct FoundMember<F: Fs> {
     pub path: PathBuf,
     pub file: F::File,
     pub image: Image,
+    /// The images that this one stands on, each on the next; none for a complete image.
+    pub older: Vec<Link<F>>,
+}
+
+/// An older image of a chain.
+#[derive(Debug)]
+pub struct Link<F: Fs> {
+    pub generation: u64,
+    pub path: PathBuf,
+    pub file: F::File,
+    pub image: Image,
+}
+
+impl<F: Fs> FoundMember<F> {
+    /// The files and images of the chain, newest first, as `Sourced::file` counts them.
+    pub fn chain(&self) -> impl Iterator<Item = (&F::File, &Image)> {
+        let older = self.older.iter().map(|link| (&link.file, &link.image));
+        std::iter::once((&self.file, &self.image)).chain(older)
+    }
+
+    /// Where each page of the member's memory lies.
+    pub fn compose(&self) -> Result<Vec<Sourced>, ChainError> {
+        let chain: Vec<&MemoryState> = self
+            .chain()
+            .map(|(_, image)| &image.manifest.memory)
+            .collect();
+        chain::compose(&chain)
+    }
+}
+
+/// Which page data is compared with its checksums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verify {
+    None,
+    /// That of the generation's own images.
+    Own,
+    /// That of every image it stands on as well.
+    Chain,
+}
+
+impl Verify {
+    pub fn all_if(wanted: bool) -> Verify {
+        if wanted { Verify::Chain } else { Verify::None }
+    }
 }
 
 /// A generation that was passed over.
@@ -49,8 +96,19 @@ pub enum Damage {
     OtherImage(PathBuf),
     #[error(transparent)]
     Record(#[from] RecordError),
-    #[error("it needs its parent, generation {0}, which is gone")]
-    NoParent(u64),
+    #[error("it stands on generation {0}, which is gone")]
+    NoBase(u64),
+    #[error("it stands on another generation {0} than the one that is there")]
+    OtherBase(u64),
+    #[error("it stands on generation {generation}: {damage}")]
+    Base {
+        generation: u64,
+        damage: Box<Damage>,
+    },
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    #[error("its image is {0}, its record says otherwise")]
+    Kind(&'static str),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -149,45 +207,190 @@ impl<F: Fs> Job<F> {
         record: &GenerationRecord,
         verify_data: bool,
     ) -> Result<Found<F>, Damage> {
-        self.open_with_progress(record, verify_data, |_, _| {})
+        self.open_with_progress(record, Verify::all_if(verify_data), |_, _| {})
     }
 
-    /// The same, with `progress(done, total)` over the page data in bytes.
+    /// The same, with `progress(done, total)` over the page data of each image in bytes.
     pub fn open_with_progress(
         &self,
         record: &GenerationRecord,
-        verify_data: bool,
+        verify: Verify,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Found<F>, Damage> {
-        let dir = self.generation_dir(record.generation);
         let mut members = Vec::new();
-        for (index, member) in record.members.iter().enumerate() {
-            let path = dir.join(member_name(index));
-            let file = self.fs.open(&path).on("open", &path)?;
-            let source = FileOf(&self.fs, &file);
-            let damage = |error| Damage::Image {
-                path: path.clone(),
-                error,
-            };
-            let image = Image::read(&source).map_err(damage)?;
-            if image.header.crc != member.header_crc
-                || image.header.total_len != member.bytes
-                || image.header.generation != record.generation
-            {
-                return Err(Damage::OtherImage(path));
+        for index in 0..record.members.len() {
+            let own = self.open_image(record, index)?;
+            if verify != Verify::None {
+                own.verify(&self.fs, &mut progress)?;
             }
-            if verify_data {
-                image.verify_data(&source, &mut progress).map_err(damage)?;
+            let mut base = own.image.manifest.memory.base;
+            match (record.needs(), &base) {
+                (None, None) => {}
+                // The record of its merging is lost, the complete image is not.
+                (Some(_), None) if own.complete => {}
+                (Some(needed), Some(base)) if base.generation == needed => {}
+                (_, Some(_)) => return Err(Damage::Kind("an increment")),
+                (_, None) => return Err(Damage::Kind("complete")),
             }
-            members.push(FoundMember { path, file, image });
+            let mut older: Vec<Link<F>> = Vec::new();
+            while let Some(next) = base {
+                let link = self.open_base(next, index)?;
+                if verify == Verify::Chain {
+                    let generation = next.generation;
+                    let verified = link.verify(&self.fs, &mut progress);
+                    verified.map_err(|damage| Damage::of_base(generation, damage))?;
+                }
+                base = link.image.manifest.memory.base;
+                older.push(Link {
+                    generation: next.generation,
+                    path: link.path,
+                    file: link.file,
+                    image: link.image,
+                });
+            }
+            members.push(FoundMember {
+                path: own.path,
+                file: own.file,
+                image: own.image,
+                older,
+            });
         }
-        if GenerationRecord::read(&self.fs, &dir)? != *record {
-            return Err(Damage::Record(RecordError::Damaged));
-        }
+        self.check_directory(record)?;
         Ok(Found {
             record: record.clone(),
             members,
         })
+    }
+
+    /// The generation's own copy of its record says the same.
+    fn check_directory(&self, record: &GenerationRecord) -> Result<(), Damage> {
+        let dir = self.generation_dir(record.generation);
+        let mut there = GenerationRecord::read(&self.fs, &dir)?;
+        // That came later.
+        there.merged.clone_from(&record.merged);
+        if there != *record {
+            return Err(Damage::Record(RecordError::Damaged));
+        }
+        Ok(())
+    }
+
+    /// An image that another one stands on.
+    fn open_base(&self, base: Base, index: usize) -> Result<Opened<F>, Damage> {
+        let generation = base.generation;
+        let record = self
+            .record_of(generation)
+            .ok_or(Damage::NoBase(generation))?;
+        let opened = self
+            .open_image(&record, index)
+            .map_err(|damage| Damage::of_base(generation, damage))?;
+        let fits =
+            record.is_image(index, base.header_crc) || opened.image.header.crc == base.header_crc;
+        if !fits {
+            return Err(Damage::OtherBase(generation));
+        }
+        Ok(opened)
+    }
+
+    /// As the journal, or where that is damaged the directory, knows it.
+    fn record_of(&self, generation: u64) -> Option<GenerationRecord> {
+        let known = self.journal.generations();
+        if let Some(record) = known.into_iter().find(|r| r.generation == generation) {
+            return Some(record.clone());
+        }
+        let lost = self.journal.is_damaged() || self.journal.records().is_empty();
+        let record = GenerationRecord::read(&self.fs, &self.generation_dir(generation));
+        record
+            .ok()
+            .filter(|record| lost && record.generation == generation)
+    }
+
+    /// The image of a member: the complete one when it has been merged.
+    fn open_image(&self, record: &GenerationRecord, index: usize) -> Result<Opened<F>, Damage> {
+        let dir = self.generation_dir(record.generation);
+        let member = record.members.get(index).ok_or(RecordError::Damaged)?;
+        let merged = record.merged.as_ref().and_then(|m| m.members.get(index));
+        let original = || {
+            let path = dir.join(member_name(index));
+            let opened = self.open_file(path, record.generation, false)?;
+            let header = &opened.image.header;
+            if (header.crc, header.total_len) != (member.header_crc, member.bytes) {
+                return Err(Damage::OtherImage(opened.path));
+            }
+            Ok(opened)
+        };
+        let complete = || self.open_file(dir.join(full_name(index)), record.generation, true);
+        match merged {
+            Some(merged) => {
+                let opened = complete()?;
+                let header = &opened.image.header;
+                if (header.crc, header.total_len) != (merged.header_crc, merged.bytes) {
+                    return Err(Damage::OtherImage(opened.path));
+                }
+                Ok(opened)
+            }
+            None => original().or_else(|damage| {
+                // An image that another has taken the place of is only removed behind the record
+                // of that: where the record is lost, the file (durable before it got its
+                // name) speaks for itself.
+                let gone = matches!(&damage, Damage::Io(error) if error.errno == Errno::ENOENT);
+                match record.kind {
+                    GenerationKind::Increment if gone => complete().map_err(|_| damage),
+                    _ => Err(damage),
+                }
+            }),
+        }
+    }
+
+    fn open_file(
+        &self,
+        path: PathBuf,
+        generation: u64,
+        complete: bool,
+    ) -> Result<Opened<F>, Damage> {
+        let file = self.fs.open(&path).on("open", &path)?;
+        let image = match Image::read(&FileOf(&self.fs, &file)) {
+            Ok(image) => image,
+            Err(error) => return Err(Damage::Image { path, error }),
+        };
+        let whole = !complete || image.manifest.memory.base.is_none();
+        if image.header.generation != generation || !whole {
+            return Err(Damage::OtherImage(path));
+        }
+        Ok(Opened {
+            path,
+            file,
+            image,
+            complete,
+        })
+    }
+}
+
+/// An open image, metadata verified.
+struct Opened<F: Fs> {
+    path: PathBuf,
+    file: F::File,
+    image: Image,
+    /// It was made by merging.
+    complete: bool,
+}
+
+impl<F: Fs> Opened<F> {
+    fn verify(&self, fs: &F, progress: &mut impl FnMut(u64, u64)) -> Result<(), Damage> {
+        let source = FileOf(fs, &self.file);
+        let verified = self.image.verify_data(&source, progress);
+        verified.map_err(|error| Damage::Image {
+            path: self.path.clone(),
+            error,
+        })
+    }
+}
+
+impl Damage {
+    fn of_base(generation: u64, damage: Damage) -> Damage {
+        Damage::Base {
+            generation,
+            damage: Box::new(damage),
+        }
     }
 }
 

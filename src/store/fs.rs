@@ -12,6 +12,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 use std::ffi::OsStr;
 use std::io::IoSlice;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -42,6 +43,9 @@ pub trait Fs {
     fn unlink(&self, path: &Path) -> Io<()>;
     fn rmdir(&self, path: &Path) -> Io<()>;
     fn list(&self, path: &Path) -> Io<Vec<Entry>>;
+
+    /// Asks the kernel to begin writing that part to the disk, without waiting for it.
+    fn start_writing(&self, _file: &Self::File, _offset: u64, _len: u64) {}
 
     /// Writes all of `bytes`; a short write is ENOSPC, as it nearly always is.
     fn write_all(&self, file: &Self::File, bytes: &[u8], offset: u64) -> Io<()> {
@@ -170,6 +174,20 @@ impl Fs for RawFs {
 
     fn sync_data(&self, file: &OwnedFd) -> Io<()> {
         file.as_fd().sync_data()
+    }
+
+    fn start_writing(&self, file: &OwnedFd, offset: u64, len: u64) {
+        // Not durability: a file system that cannot do it loses nothing.
+        // SAFETY: no pointers.
+        unsafe {
+            ckpt_sys::syscall!(
+                libc::SYS_sync_file_range,
+                file.as_raw_fd(),
+                offset,
+                len,
+                libc::SYNC_FILE_RANGE_WRITE
+            );
+        }
     }
 
     fn sync_dir(&self, path: &Path) -> Io<()> {

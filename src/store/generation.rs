@@ -40,6 +40,48 @@ pub struct GenerationRecord {
     /// Encoded behind the rest, see [`GenerationRecord::encode`].
     #[serde(skip)]
     pub files: FilesRecord,
+    /// Since its commit the increment has become complete. From a journal record of its
+    /// own ([`super::journal::Record::Merged`]).
+    #[serde(skip)]
+    pub merged: Option<Merged>,
+    /// Encoded as well.
+    #[serde(skip)]
+    pub phases: Phases,
+}
+
+/// The complete images that have taken the place of an increment's: `member-<index>.full`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Merged {
+    pub generation: u64,
+    pub time_ns: u64,
+    /// By member.
+    pub members: Vec<MergedMember>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MergedMember {
+    pub bytes: u64,
+    pub header_crc: u32,
+}
+
+/// How the stop is split, and what was done before it: microseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Phases {
+    /// From the first signal until the last thread is parked.
+    pub park_us: u64,
+    /// Kernel state.
+    pub collect_us: u64,
+    /// Finding the dirty pages.
+    pub scan_us: u64,
+    /// Copy, fork or write, as `snapshot` says.
+    pub copy_us: u64,
+    pub release_us: u64,
+    /// Before the stop, while the program ran.
+    pub precopy_us: u64,
+    /// Pages stored in that time, those stored again included.
+    pub precopied_pages: u64,
+    /// Pages that were left for the stop.
+    pub residue_pages: u64,
 }
 
 /// The files' half of a generation as it was when the generation was committed.
@@ -130,12 +172,22 @@ pub fn member_name(index: usize) -> String {
     format!("member-{index}.img")
 }
 
+/// The complete image that merging makes of an increment.
+pub fn full_name(index: usize) -> String {
+    format!("member-{index}.full")
+}
+
+/// While it is written.
+pub fn full_tmp_name(index: usize) -> String {
+    format!("member-{index}.full.tmp")
+}
+
 pub const MANIFEST_NAME: &str = "manifest";
 
 /// The last byte is the version of the record.
 const MANIFEST_MAGIC: [u8; 7] = *b"CKPTGEN";
-/// Version 1 has no [`FilesRecord`].
-pub const RECORD_VERSION: u16 = 2;
+/// Version 1 has no [`FilesRecord`], version 2 no [`Phases`].
+pub const RECORD_VERSION: u16 = 3;
 /// A record is a few hundred bytes plus command lines.
 const MANIFEST_MOST: u64 = 16 << 20;
 
@@ -152,18 +204,59 @@ pub enum RecordError {
 }
 
 impl GenerationRecord {
+    /// The generation without which this one cannot be restored.
+    pub fn needs(&self) -> Option<u64> {
+        match (self.kind, &self.merged) {
+            (GenerationKind::Increment, None) => self.parent,
+            _ => None,
+        }
+    }
+
+    /// What it is by now.
+    pub fn kind_now(&self) -> GenerationKind {
+        match self.merged {
+            Some(_) => GenerationKind::Full,
+            None => self.kind,
+        }
+    }
+
+    /// Bytes in the store by now.
+    pub fn stored_now(&self) -> u64 {
+        match &self.merged {
+            Some(merged) => merged.members.iter().map(|m| m.bytes).sum(),
+            None => self.bytes_stored,
+        }
+    }
+
+    /// Is that the header checksum of an image that this member had at any time?
+    pub fn is_image(&self, member: usize, header_crc: u32) -> bool {
+        let merged = self.merged.as_ref().and_then(|m| m.members.get(member));
+        self.members
+            .get(member)
+            .is_some_and(|m| m.header_crc == header_crc)
+            || merged.is_some_and(|m| m.header_crc == header_crc)
+    }
+
     /// The payload of a record of [`RECORD_VERSION`].
     pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
-        codec::encode(&(self, &self.files))
+        codec::encode(&(self, &self.files, &self.phases))
     }
 
     /// Decodes the payload of a record; `None` for a version that is not known here.
     pub fn decode(payload: &[u8], version: u16) -> Option<Result<GenerationRecord, CodecError>> {
         match version {
             1 => Some(codec::decode(payload)),
-            RECORD_VERSION => {
+            2 => {
                 let both = codec::decode::<(GenerationRecord, FilesRecord)>(payload);
                 Some(both.map(|(record, files)| GenerationRecord { files, ..record }))
+            }
+            RECORD_VERSION => {
+                let all = codec::decode::<(GenerationRecord, FilesRecord, Phases)>(payload);
+                Some(all.map(|(record, files, phases)| GenerationRecord {
+                    files,
+                    phases,
+                    ..record
+                }))
             }
             _ => None,
         }
@@ -211,6 +304,37 @@ mod tests {
         for wrong in ["gen-42", "gen-00004x", "gen-", "lock", "gen-000042.tmpx"] {
             assert_eq!(parse_dir_name(wrong.as_bytes()), None);
         }
+    }
+
+    #[test]
+    fn older_versions_are_still_read() {
+        let record = GenerationRecord {
+            generation: 7,
+            files: FilesRecord {
+                table: 3,
+                ..Default::default()
+            },
+            phases: Phases {
+                park_us: 5,
+                residue_pages: 6,
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        let decode = |payload: &[u8], version| {
+            let decoded = GenerationRecord::decode(payload, version);
+            decoded.map(|record| record.unwrap())
+        };
+        let now = record.encode().unwrap();
+        assert_eq!(decode(&now, RECORD_VERSION), Some(record.clone()));
+        let second = codec::encode(&(&record, &record.files)).unwrap();
+        let mut expected = record.clone();
+        expected.phases = Phases::default();
+        assert_eq!(decode(&second, 2), Some(expected.clone()));
+        let first = codec::encode(&record).unwrap();
+        expected.files = FilesRecord::default();
+        assert_eq!(decode(&first, 1), Some(expected));
+        assert_eq!(decode(&now, RECORD_VERSION + 1), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! Written by the holder of the job's lock only; read by anyone.
 
 use super::fs::Fs;
-use super::generation::{GenerationRecord, RECORD_VERSION};
+use super::generation::{GenerationRecord, Merged, RECORD_VERSION};
 use super::{Context, StoreError};
 use crate::errno::Errno;
 use crate::image::codec::{self, CodecError};
@@ -38,6 +38,8 @@ pub enum Record {
     Removed(Removed),
     /// A checkpoint was refused or failed.
     Refused(Refused),
+    /// An increment is complete from here on.
+    Merged(Merged),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +57,7 @@ pub struct Refused {
 const COMMITTED: u16 = 1;
 const REMOVED: u16 = 2;
 const REFUSED: u16 = 3;
+const MERGED: u16 = 4;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JournalError {
@@ -95,7 +98,7 @@ impl Journal {
         while at < bytes.len() {
             match parse_record(&bytes[at..]) {
                 Some((record, len)) => {
-                    journal.records.extend(record);
+                    record.into_iter().for_each(|record| journal.add(record));
                     at += len;
                     journal.end = at as u64;
                 }
@@ -106,6 +109,19 @@ impl Journal {
             }
         }
         journal
+    }
+
+    fn add(&mut self, record: Record) {
+        if let Record::Merged(merged) = &record {
+            let committed = self.records.iter_mut().rev().find_map(|r| match r {
+                Record::Committed(g) if g.generation == merged.generation => Some(g),
+                _ => None,
+            });
+            if let Some(generation) = committed {
+                generation.merged = Some(merged.clone());
+            }
+        }
+        self.records.push(record);
     }
 
     pub fn records(&self) -> &[Record] {
@@ -127,7 +143,7 @@ impl Journal {
                     live.push(new);
                 }
                 Record::Removed(gone) => live.retain(|g| g.generation != gone.generation),
-                Record::Refused(_) => {}
+                Record::Refused(_) | Record::Merged(_) => {}
             }
         }
         live.sort_by_key(|g| g.generation);
@@ -139,7 +155,7 @@ impl Journal {
         let number = |record: &Record| match record {
             Record::Committed(g) => g.generation,
             Record::Removed(r) => r.generation,
-            Record::Refused(_) => 0,
+            Record::Refused(_) | Record::Merged(_) => 0,
         };
         self.records.iter().map(number).max().unwrap_or(0)
     }
@@ -189,7 +205,7 @@ impl Journal {
             return Err(error.into());
         }
         self.end += bytes.len() as u64;
-        self.records.push(record);
+        self.add(record);
         Ok(())
     }
 
@@ -200,11 +216,11 @@ impl Journal {
     /// Writes the live records to a new file and puts it in the journal's place.
     fn rewrite<F: Fs>(&mut self, fs: &F, dir: &Path) -> Result<(), JournalError> {
         let highest = self.highest();
-        let mut kept: Vec<Record> = self
-            .generations()
-            .into_iter()
-            .map(|g| Record::Committed(g.clone()))
-            .collect();
+        let mut kept: Vec<Record> = Vec::new();
+        for generation in self.generations() {
+            kept.push(Record::Committed(generation.clone()));
+            kept.extend(generation.merged.clone().map(Record::Merged));
+        }
         // Numbers are never used twice: keep the highest one even if it is gone.
         if !kept
             .iter()
@@ -252,6 +268,7 @@ fn encode_record(record: &Record) -> Result<Vec<u8>, CodecError> {
         Record::Committed(g) => (COMMITTED, g.encode()?),
         Record::Removed(r) => (REMOVED, codec::encode(r)?),
         Record::Refused(r) => (REFUSED, codec::encode(r)?),
+        Record::Merged(m) => (MERGED, codec::encode(m)?),
     };
     let mut bytes = Vec::with_capacity(HEAD + payload.len() + 8);
     bytes.extend_from_slice(&MAGIC);
@@ -296,6 +313,7 @@ fn parse_record(bytes: &[u8]) -> Option<(Option<Record>, usize)> {
         },
         (REMOVED, VERSION) => Some(Record::Removed(codec::decode(payload).ok()?)),
         (REFUSED, VERSION) => Some(Record::Refused(codec::decode(payload).ok()?)),
+        (MERGED, VERSION) => Some(Record::Merged(codec::decode(payload).ok()?)),
         _ => None,
     };
     Some((record, whole))

@@ -19,7 +19,8 @@
 //! | `generation` | the record of one generation |
 //! | `journal` | the append-only journal |
 //! | `publish` | writing and committing a generation |
-//! | `find` | the latest valid generation |
+//! | `find` | the latest valid generation, chains of images |
+//! | `merge` | an increment becomes complete |
 //! | `files`, `stream` | tables and streams: what they lead back to, when they go |
 //! | `retention` | removing generations and whole jobs |
 //! | `start` | what a starting process does: recover, or begin afresh |
@@ -38,12 +39,15 @@ pub mod generation;
 pub mod job;
 pub mod journal;
 pub mod lock;
+pub mod merge;
 pub mod publish;
 pub mod report;
 pub mod retention;
 pub mod start;
 pub mod stream;
 
+#[cfg(test)]
+mod chain_tests;
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
@@ -56,6 +60,7 @@ pub use fs::{Fs, RawFs};
 pub use generation::{GenerationKind, GenerationRecord, MemberRecord};
 pub use job::{Job, JobKey, store_root};
 pub use lock::{JobLock, LockError, Owner};
+pub use merge::{Merge, MergeError};
 pub use publish::{Pending, PublishError};
 pub use start::{Claimed, Start, StartError};
 

@@ -35,9 +35,7 @@ pub fn plan(records: &[&GenerationRecord], keep: u32, valid: Option<u64>) -> Vec
     let mut at = 0;
     while at < kept.len() {
         let record = records.iter().find(|r| r.generation == kept[at]);
-        if let Some(parent) = record
-            .filter(|r| r.kind == GenerationKind::Increment)
-            .and_then(|r| r.parent)
+        if let Some(parent) = record.and_then(|r| r.needs())
             && !kept.contains(&parent)
         {
             kept.push(parent);
@@ -111,6 +109,40 @@ impl<F: Fs> Job<F> {
             };
             self.fs.remove_tree(&dir).on("remove", &dir)?;
         }
+        if trusted {
+            for record in self.generations() {
+                self.remove_unmerged(record)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What an interrupted merge left: the new file, or the one whose place it has taken.
+    fn remove_unmerged(&self, record: &GenerationRecord) -> Result<(), StoreError> {
+        if record.kind == GenerationKind::Full {
+            return Ok(());
+        }
+        let dir = self.generation_dir(record.generation);
+        let entries = match self.fs.list(&dir) {
+            Err(Errno::ENOENT) => return Ok(()),
+            other => other.on("list", &dir)?,
+        };
+        let there = |name: &str| entries.iter().any(|e| e.name == name.as_bytes());
+        for index in 0..record.members.len() {
+            let (original, full) = (generation::member_name(index), generation::full_name(index));
+            // One of the two must stay, whatever the journal says.
+            let both = there(&original) && there(&full);
+            let going = match record.merged {
+                Some(_) if both => Some(original),
+                None if both => Some(full),
+                _ => None,
+            };
+            let tmp = generation::full_tmp_name(index);
+            for name in going.into_iter().chain(there(&tmp).then_some(tmp)) {
+                let path = dir.join(name);
+                self.fs.unlink(&path).on("remove", &path)?;
+            }
+        }
         Ok(())
     }
 
@@ -148,6 +180,7 @@ pub fn empty_trash<F: Fs>(fs: &F, jobs: &Path) -> Result<usize, StoreError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::generation::Merged;
     use super::*;
 
     fn record(generation: u64, needs: Option<u64>) -> GenerationRecord {
@@ -194,5 +227,13 @@ mod tests {
             record(4, Some(3)),
         ];
         assert_eq!(going(&records, 1, None), [1]);
+    }
+
+    #[test]
+    fn a_merged_increment_needs_nobody() {
+        let mut records = [record(2, None), record(3, Some(2)), record(4, Some(3))];
+        records[1].merged = Some(Merged::default());
+        assert_eq!(going(&records, 1, None), [2]);
+        assert_eq!(going(&records, 1, Some(2)), [] as [u64; 0]);
     }
 }

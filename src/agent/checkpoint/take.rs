@@ -2,19 +2,23 @@
 //! by the worker with the files of the new generation at hand.
 
 use super::files::Beginning;
+use super::increments::{Ahead, Increments, with_own};
 use super::{CheckpointError, mapped, refused, store_error};
 use crate::agent::collect::descriptors::{self, InheritedFd, Target};
 use crate::agent::collect::{identity, memory, process, signals, threads, timers};
 use crate::agent::outputs::keep::{self, Output};
 use crate::agent::settings::Settings;
 use crate::agent::side::SideBuffer;
-use crate::agent::snapshot::{self, Outcome};
+use crate::agent::snapshot::stretch::store_frozen;
+use crate::agent::snapshot::{self, Frame, Method, Outcome, SnapshotError, fork};
 use crate::agent::state::AGENT;
 use crate::agent::stop::{self, Stopped, now_ns};
-use crate::agent::{callsites, children, hooks, procfs, request, resume, writer};
+use crate::agent::track::Dirty;
+use crate::agent::{children, hooks, request, resume};
 use crate::config::SnapshotChoice;
 use crate::image::state::{EntryPoints, FileKind, Manifest};
-use crate::image::writer::ImageWriter;
+use crate::image::writer::ImageSink;
+use crate::store::generation::Phases;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
@@ -24,7 +28,7 @@ pub(super) struct Taken {
     pub call: *const request::InsertedCall,
     pub id: i32,
     pub outcome: Outcome,
-    pub phases: [u64; 4],
+    pub phases: Phases,
     pub stop_us: u64,
     pub stopped_ns: u64,
     pub realtime_ns: u64,
@@ -33,16 +37,18 @@ pub(super) struct Taken {
     pub cmdline: Vec<u8>,
     pub threads: u32,
     pub snapshot: &'static str,
+    /// Does the image stand on another one?
+    pub increment: bool,
     pub outputs: Vec<Output>,
 }
 
 pub(super) const HELD: &str = "the program holds checkpoints off (ckpt_hold)";
 
 /// Stops the program, collects, snapshots, releases, and waits for the image.
-pub(super) fn take(
+pub(super) fn take<S: ImageSink>(
     settings: &Settings,
-    generation: u64,
-    file: std::os::fd::BorrowedFd<'_>,
+    increments: &mut Increments,
+    mut ahead: Ahead<S>,
     table: &mut Beginning,
 ) -> Result<Taken, CheckpointError> {
     let inserted = request::inserted_call().map(request::copy_slot);
@@ -65,91 +71,200 @@ pub(super) fn take(
         stop::release(stopped);
         return Err(CheckpointError::Postponed(HELD.into()));
     }
-    let collected = collect(settings, &stopped, table.job());
+    let collected = collect(settings, increments, &stopped, table.job());
     let t2 = now_ns();
-    let (manifest, mut plan, mut side, outputs) = match collected {
+    let (manifest, plan, side, outputs) = match collected {
         Ok(collected) => collected,
         Err(error) => {
             stop::release(stopped);
             return Err(error);
         }
     };
-    if let Err(error) =
-        plan.copy_unfrozen(&mut side, &|dev, ino| has_descriptor(&manifest, dev, ino))
-    {
-        stop::release(stopped);
-        return Err(refused(error));
-    }
-    let threads = manifest.threads.len() as u32;
-    let (realtime_ns, host, boot_id) = (
-        manifest.identity.realtime_ns,
-        manifest.identity.hostname.clone(),
-        manifest.identity.boot_id.clone(),
-    );
-    let cmdline = manifest.process.cmdline.clone();
-    let mut phases = [(t1 - t0) / 1000, (t2 - t1) / 1000, 0, 0];
-    let mut manifest = manifest;
-    manifest.stop_phases_us = phases;
-
-    let mapped = mapped::of(plan.pieces.iter().map(|piece| &piece.vma));
-    let forked = if settings.config.snapshot == SnapshotChoice::Copy {
-        None
-    } else {
-        writer::fork(|| {
-            let image = ImageWriter::new(file, generation);
-            snapshot::write(
-                image,
-                manifest.clone(),
-                plan.clone(),
-                side.bytes(),
-                true,
-                true,
-            )
-        })
+    let residue = increments.residue(&mut ahead, &plan);
+    let t3 = now_ns();
+    let mut phases = Phases {
+        park_us: (t1 - t0) / 1000,
+        collect_us: (t2 - t1) / 1000,
+        scan_us: (t3 - t2) / 1000,
+        precopy_us: ahead.precopy_us,
+        precopied_pages: ahead.precopied,
+        residue_pages: increments.residue_pages(),
+        ..Phases::default()
     };
-    let (outcome, name, t3, t4) = match forked {
-        Some(child) => {
-            table.install(&mapped);
-            let t3 = now_ns();
-            stop::release(stopped);
-            let t4 = now_ns();
-            let outcome = child.wait().map_err(|error| match error {
-                writer::WriterError::NotInherited(reason) => {
-                    hooks::memory::note_special_advice();
-                    CheckpointError::Postponed(reason)
-                }
-                other => store_error(other),
-            })?;
-            (outcome, "fork", t3, t4)
-        }
-        None => {
-            let image = ImageWriter::new(file, generation);
-            let result = snapshot::write(image, manifest, plan, side.bytes(), false, true);
-            if result.is_ok() {
-                table.install(&mapped);
-            }
-            let t3 = now_ns();
-            stop::release(stopped);
-            (result.map_err(store_error)?, "copy", t3, now_ns())
-        }
-    };
-    phases[2] = (t3 - t2) / 1000;
-    phases[3] = (t4 - t3) / 1000;
-    Ok(Taken {
+    let mut taken = Taken {
         call,
         id,
-        outcome,
+        outcome: Outcome::default(),
         phases,
-        stop_us: (t4 - t0) / 1000,
+        stop_us: 0,
         stopped_ns: t0,
-        realtime_ns,
-        host,
-        boot_id,
-        cmdline,
-        threads,
-        snapshot: name,
+        realtime_ns: manifest.identity.realtime_ns,
+        host: manifest.identity.hostname.clone(),
+        boot_id: manifest.identity.boot_id.clone(),
+        cmdline: manifest.process.cmdline.clone(),
+        threads: manifest.threads.len() as u32,
+        snapshot: "",
+        increment: ahead.base.is_some(),
         outputs,
-    })
+    };
+    let mapped = mapped::of(plan.pieces.iter().map(|piece| &piece.vma));
+    let mut shot = Shot {
+        ahead,
+        manifest,
+        plan,
+        side,
+    };
+    shot.manifest.stop_phases_us = [phases.park_us, phases.collect_us, phases.scan_us, 0];
+    let frozen = match residue {
+        Ok(()) => shot.freeze(increments, settings.config.snapshot),
+        Err(error) => Err(error),
+    };
+    if frozen.is_ok() {
+        table.install(&mapped);
+    }
+    let t4 = now_ns();
+    let t5 = stop::release(stopped);
+    increments.keep(&shot.ahead.pending);
+    phases.copy_us = (t4 - t3) / 1000;
+    phases.release_us = (t5 - t4) / 1000;
+    taken.phases = phases;
+    taken.stop_us = (t5 - t0) / 1000;
+    let frozen = frozen.map_err(store_error)?;
+    let (method, pages, ns) = (frozen.method(), increments.residue_pages(), t4 - t3);
+    match method {
+        Method::Copy => increments.costs.copied(pages, ns),
+        Method::Fork => increments.costs.forked(shot.ahead.room.tables, ns),
+        Method::Write => {}
+    }
+    taken.snapshot = method.name();
+    let room = shot.ahead.room;
+    let outcome = shot.store(frozen, increments);
+    increments.shrink(&room);
+    taken.outcome = outcome?;
+    Ok(taken)
+}
+
+/// Everything that goes into the image.
+struct Shot<S> {
+    ahead: Ahead<S>,
+    manifest: Manifest,
+    plan: memory::Plan,
+    side: SideBuffer,
+}
+
+/// Where the residue is once the program may go on.
+enum Frozen {
+    /// In the buffer.
+    Copied,
+    /// With the child.
+    Forked(fork::Writer),
+    /// In the image.
+    Written,
+}
+
+impl Frozen {
+    fn method(&self) -> Method {
+        match self {
+            Frozen::Copied => Method::Copy,
+            Frozen::Forked(_) => Method::Fork,
+            Frozen::Written => Method::Write,
+        }
+    }
+}
+
+impl<S: ImageSink> Shot<S> {
+    /// During the stop: brings the residue to where the program cannot change it.
+    fn freeze(
+        &mut self,
+        increments: &mut Increments,
+        choice: SnapshotChoice,
+    ) -> Result<Frozen, SnapshotError> {
+        let wanted = increments.method(&self.ahead, choice);
+        if wanted == Method::Copy {
+            self.read_flags();
+            let pending = &self.ahead.pending;
+            // SAFETY: the program is stopped, and the plan is its map.
+            if unsafe { increments.buffer.copy(&self.plan.pieces, pending)? } {
+                return Ok(Frozen::Copied);
+            }
+        }
+        if wanted == Method::Fork
+            && let Some(child) = self.fork(increments)?
+        {
+            return Ok(Frozen::Forked(child));
+        }
+        self.read_flags();
+        let Ahead { pages, pending, .. } = &mut self.ahead;
+        // SAFETY: as above.
+        unsafe { store_frozen(pages, &self.plan.pieces, pending)? };
+        Ok(Frozen::Written)
+    }
+
+    /// What nobody can read later.
+    fn read_flags(&mut self) {
+        if !self.plan.flags_known() {
+            self.plan.read_flags();
+        }
+    }
+
+    /// `None` when the kernel refuses (memory, process limit).
+    fn fork(&mut self, increments: &Increments) -> Result<Option<fork::Writer>, SnapshotError> {
+        // The fork drops these ranges; should it fail they are in the image all the same.
+        self.plan
+            .copy_unfrozen(&mut self.side)
+            .map_err(SnapshotError::Memory)?;
+        Ok(fork::fork(&mut || {
+            let Ahead { pages, pending, .. } = &mut self.ahead;
+            // SAFETY: this is the forked writer, with the plan as its map.
+            unsafe { store_frozen(pages, &self.plan.pieces, pending)? };
+            let mut dirty = increments.dirty.clone();
+            dirty.unite(pending);
+            self.finish(&dirty, true)
+        }))
+    }
+
+    /// After the release: the rest.
+    fn store(
+        mut self,
+        frozen: Frozen,
+        increments: &Increments,
+    ) -> Result<Outcome, CheckpointError> {
+        match frozen {
+            Frozen::Forked(child) => {
+                return child.wait().map_err(|error| match error {
+                    fork::WriterError::NotInherited(reason) => {
+                        hooks::memory::note_special_advice();
+                        CheckpointError::Postponed(reason)
+                    }
+                    other => store_error(other),
+                });
+            }
+            Frozen::Copied => {
+                let Ahead { pages, pending, .. } = &mut self.ahead;
+                increments
+                    .buffer
+                    .store(pages, pending)
+                    .map_err(store_error)?;
+            }
+            Frozen::Written => {}
+        }
+        self.finish(&increments.dirty, false).map_err(store_error)
+    }
+
+    fn finish(&mut self, dirty: &Dirty, forked: bool) -> Result<Outcome, SnapshotError> {
+        snapshot::finish(
+            &mut self.ahead.pages,
+            Frame {
+                manifest: std::mem::take(&mut self.manifest),
+                plan: std::mem::take(&mut self.plan),
+                side: self.side.bytes(),
+                base: self.ahead.base,
+                dirty,
+            },
+            forked,
+            true,
+        )
+    }
 }
 
 /// Is the content of this shared object kept with a descriptor?
@@ -173,6 +288,7 @@ type Collected = (Manifest, memory::Plan, SideBuffer, Vec<Output>);
 
 fn collect(
     settings: &Settings,
+    increments: &Increments,
     stopped: &Stopped,
     job: &Path,
 ) -> Result<Collected, CheckpointError> {
@@ -206,16 +322,10 @@ fn collect(
         job: job.to_owned(),
     };
     let descriptors = descriptors::collect(&target, &mut side).map_err(refused)?;
-    let mut store = settings.store_root.clone();
-    store.extend_from_slice(b"/jobs");
-    let mut store = procfs::real_path(&store).unwrap_or(store);
-    store.push(b'/');
-    let own = memory::Own {
-        store: &store,
-        is_cache: callsites::cache::is_cache_path,
-    };
-    let mut plan = memory::collect(&own).map_err(refused)?;
-    if hooks::memory::special_advice_seen() || !AGENT.net_installed.load(Ordering::Relaxed) {
+    let mut plan = with_own(&settings.store_root, memory::collect).map_err(refused)?;
+    let net = AGENT.net_installed.load(Ordering::Relaxed);
+    let known = net && increments.flags(&mut plan);
+    if !known && (!net || hooks::memory::special_advice_seen()) {
         plan.read_flags();
     }
     let manifest = Manifest {
@@ -233,5 +343,7 @@ fn collect(
         ..Manifest::default()
     };
     let outputs = keep::scan(&manifest, first);
+    plan.copy_shared(&mut side, &|dev, ino| has_descriptor(&manifest, dev, ino))
+        .map_err(refused)?;
     Ok((manifest, plan, side, outputs))
 }

@@ -1,9 +1,9 @@
 //! The memory map: /proc/self/maps -> what must be saved and how.
 //!
-//! Two steps. [`collect`] runs while the world is stopped: it parses the map and
-//! copies what a forked writer would not see frozen (shared memory, ranges with
-//! MADV_DONTFORK or MADV_WIPEONFORK). [`Plan::complete`] runs in the writer: VmFlags
-//! and joining of neighbours.
+//! [`collect`] parses the map: while the program runs (pre-copy) and once more while it is
+//! stopped. Then what would change under a writer (shared memory) or what a forked one
+//! would not see (ranges with MADV_DONTFORK or MADV_WIPEONFORK) is copied. VmFlags are
+//! read before the stop or by the writer; joining of neighbours is the writer's.
 
 use crate::agent::collect::unfrozen::Copier;
 use crate::agent::procfs::{self, hex, read_file};
@@ -394,10 +394,9 @@ impl Plan {
         self.pieces = out;
     }
 
-    /// Copies what a forked writer would not see as it is now into `side`:
-    /// shared objects (unless `elsewhere` says that their contents are kept with a
-    /// descriptor) and, when flags are known, ranges that fork drops or wipes.
-    pub fn copy_unfrozen(
+    /// Copies shared objects into `side`, unless `elsewhere` says that their contents are
+    /// kept with a descriptor.
+    pub fn copy_shared(
         &mut self,
         side: &mut SideBuffer,
         elsewhere: &dyn Fn(u64, u64) -> bool,
@@ -405,24 +404,77 @@ impl Plan {
         let mut copier = Copier::new(side);
         for piece in &mut self.pieces {
             let (start, end) = (piece.vma.start, piece.vma.end);
-            let unfrozen = vma_flag::DONTFORK | vma_flag::WIPEONFORK;
-            match &piece.vma.kind {
-                VmaKind::Shared { object, offset } => {
-                    let o = &mut self.shared[*object as usize];
-                    o.size = o.size.max(offset + (end - start));
-                    if !elsewhere(o.dev, o.ino) {
-                        copier.shared((start, end), *offset, o)?;
-                    }
+            if let VmaKind::Shared { object, offset } = &piece.vma.kind {
+                let o = &mut self.shared[*object as usize];
+                o.size = o.size.max(offset + (end - start));
+                if !elsewhere(o.dev, o.ino) {
+                    copier.shared((start, end), *offset, o)?;
                 }
-                _ if piece.vma.flags & unfrozen != 0 && piece.how != How::Nothing => {
-                    let scan = piece.how == How::Scan;
-                    copier.private(start, end, scan, &mut self.copied)?;
-                    piece.how = How::Copied;
-                }
-                _ => {}
             }
         }
         Ok(())
+    }
+
+    /// Before a fork: copies the private ranges that it drops or wipes, as far as the flags
+    /// are known, whole into `side`.
+    pub fn copy_unfrozen(&mut self, side: &mut SideBuffer) -> Result<(), MemoryError> {
+        let mut copier = Copier::new(side);
+        for piece in &mut self.pieces {
+            let (start, end) = (piece.vma.start, piece.vma.end);
+            let unfrozen = vma_flag::DONTFORK | vma_flag::WIPEONFORK;
+            let private = !matches!(piece.how, How::Nothing | How::Copied);
+            if piece.vma.flags & unfrozen != 0 && private {
+                let scan = piece.how == How::Scan;
+                copier.private(start, end, scan, &mut self.copied)?;
+                piece.how = How::Copied;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over the flags of `known`, which was collected a moment ago, while the program
+    /// ran, and which nothing has advised otherwise since. False when a range is new: its
+    /// flags must be read.
+    pub fn take_flags(&mut self, known: &Plan) -> bool {
+        if !known.flags_known {
+            return false;
+        }
+        let mut next = 0;
+        let same = |a: &VmaKind, b: &VmaKind| match (a, b) {
+            (VmaKind::FilePrivate { path: a, .. }, VmaKind::FilePrivate { path: b, .. })
+            | (VmaKind::FileShared { path: a, .. }, VmaKind::FileShared { path: b, .. }) => a == b,
+            // Numbers of objects may differ from one look to the next.
+            (VmaKind::Shared { .. }, VmaKind::Shared { .. }) => true,
+            _ => a == b,
+        };
+        for piece in &mut self.pieces {
+            let vma = &mut piece.vma;
+            while known
+                .pieces
+                .get(next)
+                .is_some_and(|k| k.vma.end <= vma.start)
+            {
+                next += 1;
+            }
+            // A range that has grown or shrunk in its place, or one that is as it was.
+            let old = known.pieces.get(next).map(|k| &k.vma).filter(|old| {
+                old.start < vma.end && old.prot == vma.prot && same(&old.kind, &vma.kind)
+            });
+            let Some(old) = old else {
+                return false;
+            };
+            vma.flags |= old.flags;
+            if let (
+                VmaKind::FileShared { writable, .. },
+                VmaKind::FileShared { writable: was, .. },
+            ) = (&mut vma.kind, &old.kind)
+            {
+                *writable = *was;
+            }
+        }
+        self.flags_known = true;
+        self.seen = vec![true; self.pieces.len()];
+        true
     }
 
     /// The plan as the manifest's memory state; extents are the writer's.
@@ -434,6 +486,8 @@ impl Plan {
             vvar_start: self.vvar_start,
             vdso_start: self.vdso_start,
             vdso_end: self.vdso_end,
+            base: None,
+            dropped: Vec::new(),
         }
     }
 }

@@ -24,11 +24,18 @@ use crate::agent::state::InHook;
 use crate::agent::track::fault;
 use crate::image::state::vma_flag;
 use ckpt_sys::{raw::check, syscall};
-use std::sync::atomic::{AtomicBool, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
 
 pub use super::ranges::{set_image_files, set_image_ranges};
 
 static SPECIAL_ADVICE: AtomicBool = AtomicBool::new(false);
+/// Grows with every call that may change the flags of mappings that exist.
+static ADVICE: AtomicU32 = AtomicU32::new(0);
+
+/// As long as this number stays the same, flags that were read of a mapping are its flags.
+pub fn advice_number() -> u32 {
+    ADVICE.load(SeqCst)
+}
 
 /// Sticky: the program used MADV_DONTFORK, MADV_WIPEONFORK or the mlock family, so
 /// the flags of its mappings must be read from smaps.
@@ -38,6 +45,7 @@ pub fn special_advice_seen() -> bool {
 
 /// Sets that flag (also for a restored process whose manifest has such flags).
 pub fn note_special_advice() {
+    ADVICE.fetch_add(1, SeqCst);
     SPECIAL_ADVICE.store(true, Relaxed);
 }
 
@@ -97,7 +105,7 @@ fn discard(maps: &mut Maps, start: u64, end: u64) -> Result<(), i32> {
         };
         anonymous(from, to - from, m.prot, libc::MAP_FIXED | noreserve)?;
         // What the program advised for the range goes on being so.
-        for (_, advice) in ADVICE.iter().filter(|(flag, _)| flags & flag != 0) {
+        for (_, advice) in ADVISED.iter().filter(|(flag, _)| flags & flag != 0) {
             // SAFETY: advice for the range just mapped.
             unsafe { syscall!(libc::SYS_madvise, from, to - from, *advice) };
         }
@@ -106,7 +114,7 @@ fn discard(maps: &mut Maps, start: u64, end: u64) -> Result<(), i32> {
 }
 
 /// Advice that a range mapped from the image may have (see `restore::tape`).
-const ADVICE: &[(u32, i32)] = &[
+const ADVISED: &[(u32, i32)] = &[
     (vma_flag::HUGEPAGE, libc::MADV_HUGEPAGE),
     (vma_flag::NOHUGEPAGE, libc::MADV_NOHUGEPAGE),
     (vma_flag::DONTDUMP, libc::MADV_DONTDUMP),
@@ -191,6 +199,11 @@ pub fn madvise(frame: &mut CallFrame) -> Verdict {
     let advice = advice as i32;
     if matches!(advice, libc::MADV_DONTFORK | libc::MADV_WIPEONFORK) {
         note_special_advice();
+    } else if !matches!(
+        advice,
+        DONTNEED | DONTNEED_LOCKED | libc::MADV_FREE | libc::MADV_WILLNEED
+    ) {
+        ADVICE.fetch_add(1, SeqCst);
     }
     let Some(end) = page_end(addr, len) else {
         return Verdict::Forward;

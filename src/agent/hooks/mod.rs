@@ -37,6 +37,7 @@ pub mod symbol;
 pub mod testing;
 pub mod user;
 
+use crate::agent::resume::ImageFile;
 use crate::agent::state::AGENT;
 use crate::agent::track::{fault, touch};
 use frame::{CallFrame, Verdict};
@@ -161,10 +162,9 @@ pub struct Restored<'a> {
     pub pairs: &'a [(i32, i32)],
     pub old_pid: i32,
     pub new_pid: i32,
-    /// The ranges that are mapped from the image, ascending, with their `vma_flag`s.
+    /// The ranges that are mapped from images, ascending, with their `vma_flag`s.
     pub mapped: &'a [(u64, u64, u32)],
-    /// `(st_dev, st_ino)` of the image; used where no mapping tells better.
-    pub image_file: (u64, u64),
+    pub image_files: &'a [ImageFile],
     /// As the program knows them.
     pub pgid: i32,
     pub sid: i32,
@@ -190,22 +190,25 @@ pub unsafe fn after_restore(restored: &Restored) {
     ids::set_groups(restored.pgid, pgid, restored.sid, sid);
     // The map's idea of the device is what the hooks compare with; stat(2) has
     // another one on some file systems.
-    let mut file = (
-        u64::from(libc::major(restored.image_file.0)) << 32
-            | u64::from(libc::minor(restored.image_file.0)),
-        restored.image_file.1,
-    );
-    if let Some(&(start, ..)) = restored.mapped.first()
-        && let Ok(mut maps) = maps::Maps::open()
-        && let Ok(Some(mapping)) = maps.at(start)
-        && mapping.ino != 0
-    {
-        file = (mapping.dev, mapping.ino);
-    }
+    let mut maps = maps::Maps::open().ok();
+    let files: Vec<(u64, u64)> = restored
+        .image_files
+        .iter()
+        .map(|file| {
+            let mapping = maps.as_mut().and_then(|maps| maps.at(file.example).ok()?);
+            match mapping {
+                Some(m) if m.start <= file.example && m.ino != 0 => (m.dev, m.ino),
+                _ => {
+                    let (major, minor) = (libc::major(file.dev), libc::minor(file.dev));
+                    (u64::from(major) << 32 | u64::from(minor), file.ino)
+                }
+            }
+        })
+        .collect();
     if AGENT.ids_translated.load(Relaxed) {
         senders::adopt();
     }
-    let known = memory::set_image_files(&[file]);
+    let known = memory::set_image_files(&files);
     let ranges = memory::set_image_ranges(restored.mapped);
     if ids.is_err() || ranges.is_err() || !known {
         refusal::disable("no memory for the tables of the restored process");

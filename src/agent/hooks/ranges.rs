@@ -54,7 +54,7 @@ static MOVED_LEN: AtomicUsize = AtomicUsize::new(0);
 /// More was moved than the list holds: any address may be ours.
 static ANYWHERE: AtomicBool = AtomicBool::new(false);
 
-const FILES: usize = 64;
+const FILES: usize = 256;
 static FILE_COUNT: AtomicUsize = AtomicUsize::new(0);
 static FILE_IDS: [[AtomicU64; 2]; FILES] = [const { [const { AtomicU64::new(0) }; 2] }; FILES];
 
@@ -126,7 +126,7 @@ pub fn set_image_ranges(ranges: &[(u64, u64, u32)]) -> Result<(), i32> {
 /// The image files that ranges may be mapped from, as the memory map shows them:
 /// `(major << 32 | minor, inode)` (see [`super::maps::Mapping`]; take it from the
 /// mapping itself, stat(2) shows another device on some file systems). False when
-/// there are more than 64.
+/// there are more than 256.
 pub fn set_image_files(files: &[(u64, u64)]) -> bool {
     if files.len() > FILES {
         return false;

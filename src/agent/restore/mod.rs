@@ -8,6 +8,7 @@ pub mod alone;
 pub mod area;
 pub mod check;
 pub mod descriptors;
+pub mod layout;
 pub mod proxy;
 pub mod tape;
 
@@ -16,9 +17,11 @@ use crate::agent::region::{self, Region};
 use crate::agent::resume::{HelperArgs, Payload, ThreadRecord};
 use crate::agent::stop::rseq_area;
 use crate::agent::{log, procfs};
-use crate::image::Image;
+use crate::image::chain::ChainError;
 use crate::image::codec;
 use crate::image::state::{Extent, FileKind, Manifest, SharedObject};
+use crate::store::RawFs;
+use crate::store::find::FoundMember;
 use area::Area;
 use ckpt_sys::blob::{BLOB_THREAD_STACK, RESTORER, RestorerArgs, RestorerThread};
 use ckpt_sys::syscall;
@@ -35,6 +38,8 @@ pub enum RestoreError {
     Descriptors(#[from] descriptors::RestoreError),
     #[error("change to the working directory {path}: {error}")]
     Cwd { path: String, error: std::io::Error },
+    #[error("put the chain of images together: {0}")]
+    Chain(#[from] ChainError),
     #[error("find free address space for the restorer: errno {0}")]
     Area(i32),
     #[error("rebuild shared memory {name}: {error}")]
@@ -52,19 +57,19 @@ pub struct Options {
     pub files: FilesBack,
 }
 
-/// Restores `image` from `file`. Returns only with an error, and then this process is
+/// Restores a member. Returns only with an error, and then this process is
 /// as good as before (or a child of it that must exit with 125).
 ///
 /// `lock` is the job's lock, to be kept by the helper; `payload` what the restored
 /// process must know and the manifest does not say.
 pub fn restore(
-    image: Image,
-    file: OwnedFd,
+    member: FoundMember<RawFs>,
     lock: Option<OwnedFd>,
     options: Options,
     mut payload: Payload,
 ) -> Result<std::convert::Infallible, RestoreError> {
-    let manifest = image.manifest;
+    let pieces = member.compose()?;
+    let manifest = member.image.manifest;
     check::machine(&manifest)?;
     check::files(&manifest)?;
     alone::be_alone();
@@ -78,14 +83,32 @@ pub fn restore(
         error,
     })?;
 
-    let mut keep: Vec<RawFd> = vec![file.as_raw_fd()];
-    keep.extend(lock.iter().map(|fd| fd.as_raw_fd()));
-    // From here on the numbers in `keep` count; the owners must not close them.
-    std::mem::forget(file);
+    // The generation's own image, those that pages come from, and the lock. The number that
+    // each image of the chain has in this list, if any:
+    let files = 1 + member.older.len();
+    let mut place: Vec<Option<usize>> = vec![None; files];
+    let mut keep: Vec<RawFd> = Vec::new();
+    let older = member.older.into_iter().map(|link| link.file);
+    for (number, file) in std::iter::once(member.file).chain(older).enumerate() {
+        if number == 0 || pieces.iter().any(|piece| piece.file as usize == number) {
+            place[number] = Some(keep.len());
+            keep.push(file.as_raw_fd());
+            // From here on the numbers in `keep` count; the owners must not close them.
+            std::mem::forget(file);
+        }
+    }
+    let lock_at = lock.as_ref().map(|lock| {
+        keep.push(lock.as_raw_fd());
+        keep.len() - 1
+    });
     std::mem::forget(lock);
     let late = restore_descriptors(&manifest, &mut keep, &mut payload, &options.files)?;
     let image_fd = keep[0];
-    let lock_fd = keep.get(1).copied();
+    let image_fds = place
+        .iter()
+        .map(|at| at.map_or(-1, |at| keep[at]))
+        .collect();
+    let lock_fd = lock_at.map(|at| keep[at]);
     // SAFETY: no pointers.
     unsafe { libc::umask(manifest.process.umask) };
 
@@ -108,17 +131,18 @@ pub fn restore(
         noexec: is_noexec(image_fd),
         max_maps: read_number(b"/proc/sys/vm/max_map_count").unwrap_or(65530),
         huge_pages: huge_pages(),
-        image_fd,
+        image_fds,
     };
-    payload.set_image_file(image_fd);
+    let contents = tape::plan(&manifest, &pieces, &options);
     payload.take_from(&manifest);
 
     // Sizes first: the area must not move.
     let nthreads = manifest.threads.len();
     let stacks = nthreads as u64 * BLOB_THREAD_STACK;
-    let payload_room = 4 * codec_len(&payload)? + manifest.memory.extents.len() as u64 * 24;
+    let maps: usize = contents.iter().map(|area| area.maps.len()).sum();
+    let payload_room = 4 * codec_len(&payload)? + (maps + files) as u64 * 32;
     let scratch = RESTORER.len() as u64
-        + tape::area_needed(&manifest)
+        + tape::area_needed(&manifest, &contents)
         + stacks
         + nthreads as u64 * (size_of::<RestorerThread>() + size_of::<ThreadRecord>() + 128) as u64
         + payload_room
@@ -134,12 +158,17 @@ pub fn restore(
     let blob = area.put(RESTORER);
     let shared_fd = |k: usize| shared_fds[k];
     let writable = |path: &[u8]| can_write(path);
-    let mut tape = tape::memory(&manifest, &options, &mut area, &shared_fd, &writable);
+    let mut tape = tape::memory(
+        &manifest, &contents, &options, &mut area, &shared_fd, &writable,
+    );
     for work in &late {
         tape::late(&mut tape, work, &mut area);
     }
     tape::process(&mut tape, &manifest, &mut area);
     payload.mapped = std::mem::take(&mut tape.mapped);
+    for &(file, example) in &tape.examples {
+        payload.add_image_file(options.image_fds[file as usize], example);
+    }
 
     let records: Vec<ThreadRecord> = manifest.threads.iter().map(ThreadRecord::of).collect();
     let records = area.put_slice(&records);

@@ -1,37 +1,49 @@
 //! The tape: the system calls by which the restorer rebuilds the memory image.
 //!
 //! Prepared here in ordinary Rust, played by the blob once everything else is
-//! unmapped (ckpt-sys/blob/restorer.c). Contents are mapped from the image file
-//! (lazy) or read (eager, and small or special ranges).
+//! unmapped (ckpt-sys/blob/restorer.c). Contents are mapped from the image files
+//! (lazy) or read (eager, and small or special ranges); `layout` decides which.
 
 use super::area::Area;
 use super::descriptors::Late;
+use super::layout::{self, Contents, Limits};
 use crate::agent::collect::memory::PAGE;
-use crate::image::state::{Extent, Manifest, SharedKind, VmaKind, VmaState, vma_flag};
-use ckpt_sys::blob::{OP_FIXED_RESULT, OP_KEEP_FD, OP_MAY_FAIL, OP_READ_FULL, TapeOp, op_fd_arg};
+use crate::image::chain::Sourced;
+use crate::image::state::{Manifest, SharedKind, VmaKind, VmaState, vma_flag};
+use ckpt_sys::blob::{
+    OP_FIXED_RESULT, OP_KEEP_FD, OP_MAY_FAIL, OP_READ_FULL, OP_READV_FULL, TapeOp, op_fd_arg,
+};
 
-/// Extents smaller than this are read, not mapped: a mapping costs two VMAs.
-const MAP_MIN_PAGES: u64 = 4;
+/// Images of a chain that may be mapped at once (`hooks::ranges` knows so many).
+const MOST_FILES: usize = 200;
+/// Pieces read by one call (UIO_MAXIOV is 1024).
+const MOST_PIECES: usize = 512;
+/// Runs larger than this are read by a call of their own.
+const GATHER_PAGES: u64 = 64;
 
 /// How the image's memory is brought back.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Options {
-    /// Map contents from the image instead of reading them.
+    /// Map contents from the images instead of reading them.
     pub lazy: bool,
-    /// The image's file system forbids PROT_EXEC.
+    /// The images' file system forbids PROT_EXEC.
     pub noexec: bool,
     /// vm.max_map_count.
     pub max_maps: u64,
     /// Bytes of a huge page, and how many are free.
     pub huge_pages: (u64, u64),
-    pub image_fd: i32,
+    /// Of the chain's images, as `Sourced::file` counts them; -1: not needed. The first one
+    /// is the generation's own.
+    pub image_fds: Vec<i32>,
 }
 
 #[derive(Debug, Default)]
 pub struct Tape {
     pub ops: Vec<TapeOp>,
-    /// Ranges that stay mappings of the image file: start, end, `vma_flag`s.
+    /// Ranges that stay mappings of image files: start, end, `vma_flag`s.
     pub mapped: Vec<(u64, u64, u32)>,
+    /// For each image that is mapped, its number and an address where it is.
+    pub examples: Vec<(u32, u64)>,
 }
 
 const PROT_READ: u64 = libc::PROT_READ as u64;
@@ -61,6 +73,42 @@ impl Tape {
             OP_READ_FULL,
             [fd as u64, addr, len, offset, 0, 0],
         );
+    }
+
+    /// Reads pieces into memory that is mapped; small ones that lie side by side in a file
+    /// are read by one call.
+    fn contents(&mut self, pieces: &[Sourced], options: &Options, area: &mut Area) {
+        let mut small: Vec<&Sourced> = Vec::new();
+        for piece in pieces {
+            if piece.npages > GATHER_PAGES {
+                let fd = options.image_fds[piece.file as usize];
+                self.read(fd, piece.addr, piece.npages * PAGE, piece.offset);
+            } else {
+                small.push(piece);
+            }
+        }
+        small.sort_by_key(|piece| (piece.file, piece.offset));
+        let mut batch: Vec<[u64; 2]> = Vec::new();
+        for (k, piece) in small.iter().enumerate() {
+            batch.push([piece.addr, piece.npages * PAGE]);
+            let goes_on = small.get(k + 1).is_some_and(|next| {
+                next.file == piece.file && next.offset == piece.offset + piece.npages * PAGE
+            });
+            if goes_on && batch.len() < MOST_PIECES {
+                continue;
+            }
+            let total: u64 = batch.iter().map(|part| part[1]).sum();
+            let start = piece.offset + piece.npages * PAGE - total;
+            let fd = options.image_fds[piece.file as usize];
+            if let [[addr, len]] = batch[..] {
+                self.read(fd, addr, len, start);
+            } else {
+                let at = area.put_slice(&batch);
+                let arg = [fd as u64, at, batch.len() as u64, start, 0, 0];
+                self.op(libc::SYS_preadv, OP_READV_FULL, arg);
+            }
+            batch.clear();
+        }
     }
 
     fn map_file(
@@ -108,21 +156,14 @@ fn mappable(vma: &VmaState, options: &Options) -> bool {
         && !(options.noexec && vma.prot & libc::PROT_EXEC as u32 != 0)
 }
 
-/// The smallest extent to be mapped, so that the map count stays below the limit.
-fn map_threshold(manifest: &Manifest, options: &Options) -> u64 {
-    let budget = (options.max_maps * 6 / 10).saturating_sub(manifest.memory.vmas.len() as u64) / 2;
-    let mut threshold = MAP_MIN_PAGES;
-    while manifest
-        .memory
-        .extents
-        .iter()
-        .filter(|e| e.npages >= threshold)
-        .count() as u64
-        > budget
-    {
-        threshold *= 2;
-    }
-    threshold
+/// Which contents are mapped and which are read. The map count stays below the limit.
+pub fn plan(manifest: &Manifest, pieces: &[Sourced], options: &Options) -> Vec<Contents> {
+    let vmas = &manifest.memory.vmas;
+    let limits = Limits {
+        maps: (options.max_maps * 6 / 10).saturating_sub(vmas.len() as u64) / 2,
+        first_file: options.image_fds.len().saturating_sub(MOST_FILES) as u32,
+    };
+    layout::plan(vmas, pieces, |vma| mappable(vma, options), limits)
 }
 
 /// Can all ranges of huge pages (MAP_HUGETLB) have such pages again? The kernel lets
@@ -139,32 +180,27 @@ fn enough_huge_pages(manifest: &Manifest, options: &Options) -> bool {
         && ranges().all(|vma| vma.start.is_multiple_of(size) && vma.end.is_multiple_of(size))
 }
 
-/// Writes the tape for all memory of the image. `shared_fd(object)` is a descriptor
-/// of a shared object that has been made already.
+/// Writes the tape for all memory of the image. `contents`: of each area, from [`plan`];
+/// `shared_fd(object)` is a descriptor of a shared object that has been made already.
 pub fn memory(
     manifest: &Manifest,
+    contents: &[Contents],
     options: &Options,
     area: &mut Area,
     shared_fd: &dyn Fn(usize) -> Option<i32>,
     writable: &dyn Fn(&[u8]) -> bool,
 ) -> Tape {
     let mut tape = Tape::default();
-    let threshold = map_threshold(manifest, options);
+    let image_fd = options.image_fds[0];
     let huge = if enough_huge_pages(manifest, options) {
         libc::MAP_HUGETLB
     } else {
         0
     };
-    let mut extents = manifest.memory.extents.iter().copied().peekable();
-    for vma in &manifest.memory.vmas {
+    for (vma, inside) in manifest.memory.vmas.iter().zip(contents) {
         let (start, len) = (vma.start, vma.end - vma.start);
         let prot = vma.prot as u64;
-        let mut inside: Vec<Extent> = Vec::new();
-        while let Some(extent) = extents.next_if(|e| e.addr < vma.end) {
-            inside.push(extent);
-        }
-        let lazy = |e: &Extent| mappable(vma, options) && e.npages >= threshold;
-        let mut contents_read = inside.iter().any(|e| !lazy(e));
+        let contents_read = !inside.reads.is_empty();
         let noreserve = if vma.flags & vma_flag::NORESERVE != 0 {
             libc::MAP_NORESERVE
         } else {
@@ -221,7 +257,7 @@ pub fn memory(
                     for e in &manifest.memory.shared[*object as usize].extents {
                         if e.addr >= *offset && e.addr < *offset + len {
                             tape.read(
-                                options.image_fd,
+                                image_fd,
                                 start + (e.addr - offset),
                                 e.npages * PAGE,
                                 e.offset,
@@ -231,27 +267,22 @@ pub fn memory(
                 }
             },
         }
-        for e in &inside {
-            if lazy(e) {
-                tape.mmap(
-                    e.addr,
-                    e.npages * PAGE,
-                    given,
-                    libc::MAP_PRIVATE | noreserve,
-                    options.image_fd as i64,
-                    e.offset,
-                );
-                tape.mapped
-                    .push((e.addr, e.addr + e.npages * PAGE, vma.flags));
-            } else {
-                contents_read = true;
-                tape.read(options.image_fd, e.addr, e.npages * PAGE, e.offset);
+        for m in &inside.maps {
+            let fd = options.image_fds[m.file as usize];
+            let flags = libc::MAP_PRIVATE | noreserve;
+            tape.mmap(m.addr, m.npages * PAGE, given, flags, fd as i64, m.offset);
+            if !tape.examples.iter().any(|(file, _)| *file == m.file) {
+                // The first page of a strip is its own.
+                tape.examples.push((m.file, m.addr));
             }
         }
+        let ranges = inside.mapped_ranges();
+        let ranges = ranges.into_iter().map(|(from, to)| (from, to, vma.flags));
+        tape.mapped.extend(ranges);
+        tape.contents(&inside.reads, options, area);
         if given != prot {
             tape.op(libc::SYS_mprotect, 0, [start, len, prot, 0, 0, 0]);
         }
-        let _ = contents_read;
         advise(&mut tape, vma);
     }
     tape
@@ -380,7 +411,7 @@ pub fn late(tape: &mut Tape, work: &Late, area: &mut Area) {
 }
 
 /// Bytes of the area that the tape's strings and structs need at most.
-pub fn area_needed(manifest: &Manifest) -> u64 {
+pub fn area_needed(manifest: &Manifest, contents: &[Contents]) -> u64 {
     let paths: usize = manifest
         .memory
         .vmas
@@ -397,13 +428,23 @@ pub fn area_needed(manifest: &Manifest) -> u64 {
         .iter()
         .map(|o| o.extents.len() * 4)
         .sum();
-    let ops = vmas + manifest.memory.extents.len() * 2 + shared + 200;
+    let maps: usize = contents.iter().map(|area| area.maps.len()).sum();
+    let reads: usize = contents.iter().map(|area| area.reads.len()).sum();
+    let ops = vmas + maps + reads + shared + 200;
+    // An entry of a vector for each piece, and what rounding costs each vector.
+    let vectors = reads * (size_of::<[u64; 2]>() + 32);
     let actions = 64 * 64;
     // A `struct flock` and an operation each, and the other late work.
     let late = manifest.descriptors.locks.len() * 64 + manifest.descriptors.files.len();
     let late = late * (1 + size_of::<TapeOp>() / 64)
         + manifest.descriptors.files.len() * size_of::<TapeOp>();
-    (paths + ops * size_of::<TapeOp>() + actions + late + manifest.process.auxv.len() + 4096) as u64
+    (paths
+        + ops * size_of::<TapeOp>()
+        + vectors
+        + actions
+        + late
+        + manifest.process.auxv.len()
+        + 4096) as u64
 }
 
 /// Shared objects that several ranges map, or that have a descriptor, need a file of

@@ -83,17 +83,20 @@ pub fn clip<'p>(
 }
 
 /// Watchable pieces with nothing but such pieces and holes between them: one walk each.
-pub fn groups(pieces: &[Piece]) -> Vec<Range> {
-    let mut groups: Vec<Range> = Vec::new();
+/// With whether they can have pages of a file: to ask for that costs a look at each page's
+/// own record, many times what the page table costs.
+pub fn groups(pieces: &[Piece]) -> Vec<(Range, bool)> {
+    let mut groups: Vec<(Range, bool)> = Vec::new();
     let mut broken = true;
     for piece in pieces {
         if !watchable(piece) {
             broken = true;
             continue;
         }
+        let of_file = is_of_file(piece);
         match groups.last_mut() {
-            Some(last) if !broken => last.1 = piece.vma.end,
-            _ => groups.push((piece.vma.start, piece.vma.end)),
+            Some((last, kind)) if !broken && *kind == of_file => last.1 = piece.vma.end,
+            _ => groups.push(((piece.vma.start, piece.vma.end), of_file)),
         }
         broken = false;
     }

@@ -82,7 +82,7 @@ impl Tracker for SoftDirty {
         let mut now = Dirty::new();
         let mut blank: Vec<Range> = Vec::new();
         let mut next = 0;
-        for (start, end) in groups(pieces) {
+        for ((start, end), _) in groups(pieces) {
             self.pagemap.scan(start, end, BLANK, |from, to, what| {
                 let exists = what & (is::PRESENT | is::SWAPPED) != 0;
                 clip(pieces, &mut next, (from, to), |piece, from, to| {
@@ -102,7 +102,7 @@ impl Tracker for SoftDirty {
         }
         newly_blank(pieces, &blank, &self.blank, &mut now);
         let mut written = Dirty::new();
-        for (start, end) in groups(pieces) {
+        for ((start, end), _) in groups(pieces) {
             self.pagemap.scan(start, end, WRITTEN, |from, to, what| {
                 let change = match what & is::PFNZERO {
                     0 => Change::Present,

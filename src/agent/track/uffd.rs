@@ -78,6 +78,17 @@ const WRITTEN: Query = Query {
     protect: true,
 };
 
+/// The same for memory that has no pages of files.
+const fn without_file(query: Query) -> Query {
+    Query {
+        inverted: query.inverted & !is::FILE,
+        all: query.all & !is::FILE,
+        any: query.any & !is::FILE,
+        tell: query.tell & !is::FILE,
+        ..query
+    }
+}
+
 /// Watches by userfaultfd.
 pub struct Uffd {
     fd: OwnFd,
@@ -149,7 +160,7 @@ impl Tracker for Uffd {
 
     fn arm(&mut self, pieces: &[Piece]) -> Result<(), TrackError> {
         let mut found = Vec::new();
-        for (start, end) in groups(pieces) {
+        for ((start, end), _) in groups(pieces) {
             self.pagemap.scan(start, end, UNREGISTERED, |from, to, _| {
                 push(&mut found, (from, to))
             })?;
@@ -163,8 +174,9 @@ impl Tracker for Uffd {
         let mut now = Dirty::new();
         let (mut blank, mut found): (Vec<Range>, Vec<Range>) = (Vec::new(), Vec::new());
         let mut next = 0;
-        for &(start, end) in &groups {
-            self.pagemap.scan(start, end, BLANK, |from, to, what| {
+        for &((start, end), of_file) in &groups {
+            let query = if of_file { BLANK } else { without_file(BLANK) };
+            self.pagemap.scan(start, end, query, |from, to, what| {
                 let exists = what & (is::PRESENT | is::SWAPPED) != 0;
                 let of_file = what & is::PRESENT != 0 && what & is::FILE != 0;
                 if what & is::WPALLOWED == 0 {
@@ -206,8 +218,13 @@ impl Tracker for Uffd {
         // Not clipped: what was protected here must be reported, also where a mapping has
         // grown since `pieces` were read.
         let mut written = Dirty::new();
-        for (start, end) in groups {
-            self.pagemap.scan(start, end, WRITTEN, |from, to, what| {
+        for ((start, end), of_file) in groups {
+            let query = if of_file {
+                WRITTEN
+            } else {
+                without_file(WRITTEN)
+            };
+            self.pagemap.scan(start, end, query, |from, to, what| {
                 let change = match what & is::PFNZERO {
                     0 => Change::Present,
                     _ => Change::Absent,

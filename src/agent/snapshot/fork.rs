@@ -5,8 +5,8 @@
 //! (no SIGCHLD, invisible to wait(2) without __WALL), the helper's descriptor table
 //! (nothing of the program's) and all signals blocked. It dies with the process.
 
+use super::{Outcome, SnapshotError};
 use crate::agent::exit;
-use crate::agent::snapshot::{Outcome, SnapshotError};
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
 use std::sync::atomic::Ordering;
@@ -41,7 +41,7 @@ pub enum WriterError {
 
 /// Forks a writer that runs `work` and leaves its result. `None` when the kernel
 /// refuses (memory, process limit): the caller writes during the stop instead.
-pub fn fork(work: impl FnOnce() -> Result<Outcome, SnapshotError>) -> Option<Writer> {
+pub fn fork(work: &mut dyn FnMut() -> Result<Outcome, SnapshotError>) -> Option<Writer> {
     // SAFETY: a fresh shared page pair; the raw clone copies this thread only, which
     // holds no lock; the child ends with exit_group.
     unsafe {

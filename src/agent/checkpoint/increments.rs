@@ -1,0 +1,453 @@
+//! What the helper knows of the program's pages from one checkpoint to the next: the
+//! tracker, all that has changed since the last published generation, and which
+//! generation the next one may stand on (docs/INCREMENTS.md).
+//!
+//! A sweep's result is lost to the next sweep, so it is kept here until a generation that
+//! holds it is published: a checkpoint that fails, or is put off, loses nothing.
+//! Helper thread; [`prepare_restored`] before the threads of a restored program run.
+
+use super::{CheckpointError, store_error};
+use crate::agent::collect::memory::{self, How, Piece, Plan};
+use crate::agent::settings::Settings;
+use crate::agent::snapshot::choose::{self, Costs, Method, Room};
+use crate::agent::snapshot::copy::Buffer;
+use crate::agent::snapshot::precopy::{self, Live};
+use crate::agent::snapshot::{PageScanner, Pages, SnapshotError, scan};
+use crate::agent::state::AGENT;
+use crate::agent::stop::now_ns;
+use crate::agent::track::{self, Change, Dirty, Probe, Tracker};
+use crate::agent::{callsites, hooks, log, procfs};
+use crate::config::{SnapshotChoice, TrackerChoice};
+use crate::image::state::Base;
+use crate::image::writer::{ImageSink, ImageWriter};
+use crate::store::generation::{GenerationKind, GenerationRecord};
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+/// A residue of no more pages than this is not worth another round while the program
+/// runs: copying it takes a fraction of a millisecond.
+const SMALL: u64 = 512;
+
+/// The helper's memory of the program's pages.
+pub struct Increments {
+    pub tracker: Box<dyn Tracker>,
+    /// What has changed since `base`.
+    pub dirty: Dirty,
+    /// The generation that the next one may stand on; `None`: the next one is complete.
+    base: Option<u64>,
+    pub buffer: Buffer,
+    pub costs: Costs,
+    live: Live,
+    scanner: Option<PageScanner>,
+    /// The map as it was before the latest stop, with VmFlags, and which advice it knows.
+    known: Plan,
+    known_advice: u32,
+    /// Pages that were left for the latest stop.
+    residue: u64,
+    /// Checkpoints for which pre-copy is left out, since the program was faster.
+    skip: u32,
+}
+
+/// What is ready before the stop.
+pub struct Ahead<S> {
+    pub pages: Pages<S>,
+    /// Changed, and not in the image yet.
+    pub pending: Dirty,
+    /// Has the tracker been swept for this checkpoint?
+    swept: bool,
+    pub base: Option<Base>,
+    pub room: Room,
+    pub precopy_us: u64,
+    pub precopied: u64,
+}
+
+/// Which ranges are the library's own.
+pub fn with_own<R>(store_root: &[u8], f: impl FnOnce(&memory::Own<'_>) -> R) -> R {
+    let mut store = store_root.to_vec();
+    store.extend_from_slice(b"/jobs");
+    let mut store = procfs::real_path(&store).unwrap_or(store);
+    store.push(b'/');
+    f(&memory::Own {
+        store: &store,
+        is_cache: callsites::cache::is_cache_path,
+    })
+}
+
+/// What a round of pre-copy can deal with: all private memory of the map.
+fn stored_ranges(plan: &Plan) -> Vec<(u64, u64)> {
+    let private = |piece: &&Piece| !matches!(piece.how, How::Nothing | How::Copied);
+    let pieces = plan.pieces.iter().filter(private);
+    pieces.map(|p| (p.vma.start, p.vma.end)).collect()
+}
+
+/// The library's writable data: the mappings side by side around the agent's block.
+fn own_data(pieces: &[Piece]) -> Vec<(u64, u64)> {
+    let here = &raw const AGENT as u64;
+    let Some(middle) = pieces
+        .iter()
+        .position(|p| p.vma.start <= here && here < p.vma.end)
+    else {
+        return Vec::new();
+    };
+    let writable = |p: &Piece| p.vma.prot & libc::PROT_WRITE as u32 != 0;
+    let joined = |a: &Piece, b: &Piece| a.vma.end == b.vma.start && writable(a) && writable(b);
+    let (mut first, mut last) = (middle, middle);
+    while first > 0 && joined(&pieces[first - 1], &pieces[first]) {
+        first -= 1;
+    }
+    while last + 1 < pieces.len() && joined(&pieces[last], &pieces[last + 1]) {
+        last += 1;
+    }
+    // The kernel may have joined large neighbours to it.
+    const REACH: u64 = 4 << 20;
+    let all = pieces[first..=last].iter();
+    all.map(|p| {
+        (
+            p.vma
+                .start
+                .max(here.saturating_sub(REACH) & !(memory::PAGE - 1)),
+            p.vma.end.min((here + REACH) & !(memory::PAGE - 1)),
+        )
+    })
+    .filter(|(start, end)| start < end)
+    .collect()
+}
+
+/// How many increments a generation consists of.
+fn chain_length(records: &[&GenerationRecord], generation: u64) -> Option<u32> {
+    let mut at = generation;
+    let mut length = 0;
+    loop {
+        let record = records.iter().find(|r| r.generation == at)?;
+        match (record.kind_now(), record.needs()) {
+            (GenerationKind::Full, _) => return Some(length),
+            (GenerationKind::Increment, Some(parent)) if parent < at => at = parent,
+            _ => return None,
+        }
+        length += 1;
+    }
+}
+
+impl Increments {
+    pub fn new(choice: TrackerChoice) -> Increments {
+        Increments {
+            tracker: track::choose(choice, &Probe::for_choice(choice)),
+            dirty: Dirty::new(),
+            base: None,
+            buffer: Buffer::default(),
+            costs: Costs::default(),
+            live: Live::new(),
+            scanner: None,
+            known: Plan::default(),
+            known_advice: 0,
+            residue: 0,
+            skip: 0,
+        }
+    }
+
+    /// The present contents are those of `generation`, as far as the tracker can tell later.
+    fn stand_on(&mut self, store_root: &[u8], generation: u64) {
+        if !self.tracker.increments() {
+            return;
+        }
+        let Ok(plan) = with_own(store_root, memory::collect) else {
+            return;
+        };
+        let mut unchanged = Dirty::new();
+        match self.tracker.sweep(&plan.pieces, &mut unchanged) {
+            Ok(()) => self.base = Some(generation),
+            Err(error) => log::line(format_args!("tracker: {error}")),
+        }
+        // The restored helper has changed a few words of the library's data already.
+        for range in own_data(&plan.pieces) {
+            self.dirty.insert(range.0, range.1, Change::Present);
+        }
+    }
+
+    /// A generation with everything in `dirty` is durable.
+    pub fn published(&mut self, generation: u64) {
+        self.dirty.clear();
+        self.base = self.tracker.increments().then_some(generation);
+    }
+
+    /// Everything that exists, for a complete image. What was known is of no use any more.
+    pub fn everything(&mut self, plan: &Plan) -> Result<(), SnapshotError> {
+        self.base = None;
+        if self.scanner.is_none() {
+            self.scanner = Some(PageScanner::new()?);
+        }
+        match &mut self.scanner {
+            Some(scanner) => scan::everything(scanner, &plan.pieces, &mut self.dirty),
+            None => Ok(()),
+        }
+    }
+
+    /// What the next image may stand on.
+    fn base(&mut self, records: &[&GenerationRecord], longest: u32) -> Option<Base> {
+        let generation = self.base.filter(|_| self.tracker.increments())?;
+        let length = chain_length(records, generation)?;
+        let record = records.iter().find(|r| r.generation == generation)?;
+        let header_crc = record.members.first()?.header_crc;
+        (length < longest).then_some(Base {
+            generation,
+            header_crc,
+        })
+    }
+
+    /// Everything that can be done before the stop.
+    pub fn ahead<S: ImageSink>(
+        &mut self,
+        sink: S,
+        generation: u64,
+        records: &[&GenerationRecord],
+        settings: &Settings,
+    ) -> Result<Ahead<S>, CheckpointError> {
+        let started = now_ns();
+        let base = self.base(records, settings.config.chain);
+        if base.is_none() {
+            self.base = None;
+        }
+        let mut ahead = Ahead {
+            pages: Pages::new(ImageWriter::new(sink, generation)),
+            pending: Dirty::new(),
+            swept: false,
+            base,
+            room: Room::look(),
+            precopy_us: 0,
+            precopied: 0,
+        };
+        with_own(&settings.store_root, |own| {
+            // A map that cannot be saved is refused at the stop, in words.
+            if let Ok(plan) = memory::collect(own) {
+                self.precopy(&mut ahead, plan, own)?;
+            }
+            Ok::<(), SnapshotError>(())
+        })
+        .map_err(store_error)?;
+        self.prepare_buffer(&ahead, settings.config.snapshot);
+        ahead.precopied = ahead.pages.written;
+        ahead.precopy_us = (now_ns() - started) / 1000;
+        Ok(ahead)
+    }
+
+    fn precopy<S: ImageSink>(
+        &mut self,
+        ahead: &mut Ahead<S>,
+        mut plan: Plan,
+        own: &memory::Own<'_>,
+    ) -> Result<(), SnapshotError> {
+        if self.tracker.live() && self.sweep_ahead(ahead, &plan)? {
+            let mut left = ahead.pending.present_pages();
+            let mut before = u64::MAX;
+            let mut rounds = 0;
+            while rounds < precopy::MOST_ROUNDS && left > SMALL && left < before / 2 {
+                if self.skip > 0 && ahead.base.is_some() {
+                    self.skip -= 1;
+                    break;
+                }
+                let wanted = std::mem::take(&mut ahead.pending);
+                let rest = &mut ahead.pending;
+                precopy::round(
+                    &mut ahead.pages,
+                    &mut self.live,
+                    &plan.pieces,
+                    &wanted,
+                    rest,
+                )?;
+                rounds += 1;
+                // A mapping may have grown between the look at the map and the sweep.
+                let mut elsewhere = wanted;
+                elsewhere.remove(&stored_ranges(&plan));
+                ahead.pending.unite(&elsewhere);
+                match memory::collect(own) {
+                    Ok(now) => plan = now,
+                    Err(_) => break,
+                }
+                if !self.sweep_ahead(ahead, &plan)? {
+                    break;
+                }
+                before = left;
+                left = ahead.pending.present_pages();
+                if rounds == 1 && left > before / 2 {
+                    // The program writes faster than this copies: not again for a while.
+                    self.skip = 7;
+                }
+            }
+        }
+        self.know_flags(plan);
+        Ok(())
+    }
+
+    /// One sweep while the program runs; false when the tracker has failed.
+    fn sweep_ahead<S: ImageSink>(
+        &mut self,
+        ahead: &mut Ahead<S>,
+        plan: &Plan,
+    ) -> Result<bool, SnapshotError> {
+        let mut seen = Dirty::new();
+        let first = !std::mem::replace(&mut ahead.swept, true);
+        if let Err(error) = self.tracker.sweep(&plan.pieces, &mut seen) {
+            log::line(format_args!("tracker: {error}"));
+            (self.base, ahead.base, ahead.swept) = (None, None, false);
+            ahead.pending.clear();
+            return Ok(false);
+        }
+        if first && ahead.base.is_none() {
+            self.everything(plan)?;
+            ahead.pending = self.dirty.clone();
+        } else if first {
+            self.dirty.unite(&seen);
+            ahead.pending = self.dirty.clone();
+        } else {
+            self.dirty.unite(&seen);
+            ahead.pending.unite(&seen);
+        }
+        Ok(true)
+    }
+
+    /// Reads VmFlags, unless the map and the flags are those of the time before.
+    fn know_flags(&mut self, mut plan: Plan) {
+        let advice = hooks::memory::advice_number();
+        let unchanged = advice == self.known_advice && plan.take_flags(&self.known);
+        if !unchanged {
+            plan.read_flags();
+        }
+        (self.known, self.known_advice) = (plan, advice);
+    }
+
+    /// At the stop: the flags of the map, as far as they are known.
+    pub fn flags(&self, plan: &mut Plan) -> bool {
+        hooks::memory::advice_number() == self.known_advice && plan.take_flags(&self.known)
+    }
+
+    /// Room for the residue that is to be expected, if copying it may be the best way.
+    fn prepare_buffer<S>(&mut self, ahead: &Ahead<S>, choice: SnapshotChoice) {
+        let asked = matches!(choice, SnapshotChoice::Copy);
+        if choice == SnapshotChoice::Fork {
+            return;
+        }
+        let pending = if ahead.swept {
+            ahead.pending.present_pages()
+        } else {
+            0
+        };
+        let expected = pending.max(self.residue.min(ahead.room.resident));
+        let limit = if asked {
+            ahead.room.resident / 4 + 4096
+        } else {
+            self.costs.worth_a_fork(ahead.room.tables) + SMALL
+        };
+        if expected > limit {
+            return;
+        }
+        let wanted = (expected + expected / 2 + SMALL).min(limit);
+        if wanted > self.buffer.warm_pages()
+            && ahead.room.has(wanted)
+            && let Err(error) = self.buffer.prepare(wanted)
+        {
+            log::line(format_args!("{error}"));
+        }
+    }
+
+    /// At the stop: what is still to be stored, into `pending`. [`Increments::keep`] must
+    /// follow, whatever becomes of the checkpoint; it can wait until the program runs.
+    pub fn residue<S: ImageSink>(
+        &mut self,
+        ahead: &mut Ahead<S>,
+        plan: &Plan,
+    ) -> Result<(), SnapshotError> {
+        let mut seen = Dirty::new();
+        let swept = self.tracker.sweep(&plan.pieces, &mut seen);
+        if let Err(error) = &swept {
+            log::line(format_args!("tracker: {error}"));
+            ahead.base = None;
+        }
+        if swept.is_err() || (ahead.base.is_none() && !ahead.swept) {
+            if swept.is_err() || self.tracker.increments() {
+                self.everything(plan)?;
+                seen = std::mem::take(&mut self.dirty);
+            } else {
+                self.base = None;
+                self.dirty.clear();
+            }
+            ahead.pending = seen;
+        } else if !ahead.swept && !self.dirty.is_empty() {
+            // Nothing was stored ahead: also what earlier attempts have seen.
+            ahead.pending = std::mem::take(&mut self.dirty);
+            ahead.pending.unite(&seen);
+        } else if ahead.pending.is_empty() {
+            ahead.pending = seen;
+        } else {
+            ahead.pending.unite(&seen);
+        }
+        self.residue = ahead.pending.present_pages();
+        Ok(())
+    }
+
+    /// What was left for the stop has changed since the base as well.
+    pub fn keep(&mut self, residue: &Dirty) {
+        self.dirty.unite(residue);
+    }
+
+    /// How many pages were left for the latest stop.
+    pub fn residue_pages(&self) -> u64 {
+        self.residue
+    }
+
+    pub fn method<S>(&self, ahead: &Ahead<S>, choice: SnapshotChoice) -> Method {
+        let warm = self.buffer.warm_pages();
+        choose::choose(choice, self.residue, warm, &self.costs, &ahead.room)
+    }
+
+    /// After the checkpoint: memory that is not worth keeping goes back.
+    pub fn shrink(&mut self, room: &Room) {
+        self.buffer
+            .shrink((8 << 20) + room.resident * memory::PAGE / 64);
+    }
+}
+
+static RESTORED: AtomicPtr<Increments> = AtomicPtr::new(std::ptr::null_mut());
+
+/// In the restored helper, before it changes anything but a few words of the library's own
+/// data: what is written from now on has changed since `generation`.
+pub fn prepare_restored(settings: &Settings, generation: u64) {
+    let mut increments = Box::new(Increments::new(settings.config.tracker));
+    increments.stand_on(&settings.store_root, generation);
+    RESTORED.store(Box::into_raw(increments), Ordering::SeqCst);
+}
+
+/// Takes what [`prepare_restored`] has left, once.
+pub fn take_restored() -> Option<Increments> {
+    let left = RESTORED.swap(std::ptr::null_mut(), Ordering::SeqCst);
+    // SAFETY: made by Box::into_raw in this very thread, taken once.
+    (!left.is_null()).then(|| *unsafe { Box::from_raw(left) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_length_of_a_chain() {
+        let record = |generation, parent, kind| GenerationRecord {
+            generation,
+            parent,
+            kind,
+            ..Default::default()
+        };
+        use GenerationKind::{Full, Increment};
+        let all = [
+            record(3, None, Full),
+            record(4, Some(3), Increment),
+            record(6, Some(4), Increment),
+            record(7, Some(6), Full),
+            record(8, Some(5), Increment),
+            record(9, Some(9), Increment),
+        ];
+        let all: Vec<_> = all.iter().collect();
+        let lengths: Vec<_> = (3..=10).map(|g| chain_length(&all, g)).collect();
+        assert_eq!(
+            lengths,
+            [Some(0), Some(1), None, Some(2), Some(0), None, None, None]
+        );
+    }
+}
