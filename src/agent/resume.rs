@@ -16,7 +16,7 @@ use crate::agent::hooks;
 use crate::agent::region::{self, Region};
 use crate::agent::snapshot::copy;
 use crate::agent::state::AGENT;
-use crate::agent::{exit, heap, helper, log, request, settings, side, start, state, stop};
+use crate::agent::{exit, heap, helper, log, request, settings, side, start, state, stop, track};
 use crate::image::codec;
 use crate::image::state::{
     Manifest, PendingSignal, PosixTimer, ProcessState, SchedState, ThreadState, TimerState,
@@ -226,6 +226,7 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         request::reset_after_restore();
         side::reset_after_restore();
         copy::reset_after_restore();
+        track::forget();
         RESUMED.store(0, Ordering::SeqCst);
         let restorer = &*(args.restorer as *const RestorerArgs);
         wait_at_least(&restorer.ready, expected_threads(restorer));
