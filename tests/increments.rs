@@ -16,37 +16,40 @@ fn survives(guest: &str, tracker: &str, snapshot: &'static str, restore: &'stati
     trial.survives(3);
 }
 
+/// Every snapshot with every restore.
 macro_rules! combinations {
-    ($($tracker:ident / $name:literal { $($test:ident = $snapshot:literal, $restore:literal;)* })*) => { $(
+    ($($tracker:ident = $name:literal;)*) => { $(
         mod $tracker {
-            $(mod $test {
-                #[test]
-                fn threads() {
-                    crate::survives("inc_threads", $name, $snapshot, $restore);
-                }
-                #[test]
-                fn model() {
-                    crate::survives("inc_model", $name, $snapshot, $restore);
-                }
-            })*
+            combinations! { in $name:
+                copy_lazy = "copy", "lazy";
+                copy_eager = "copy", "eager";
+                fork_lazy = "fork", "lazy";
+                fork_eager = "fork", "eager";
+                priority_lazy = "priority", "lazy";
+                priority_eager = "priority", "eager";
+                auto_lazy = "auto", "lazy";
+                auto_eager = "auto", "eager";
+            }
+        }
+    )* };
+    (in $name:literal: $($test:ident = $snapshot:literal, $restore:literal;)*) => { $(
+        mod $test {
+            #[test]
+            fn threads() {
+                crate::survives("inc_threads", $name, $snapshot, $restore);
+            }
+            #[test]
+            fn model() {
+                crate::survives("inc_model", $name, $snapshot, $restore);
+            }
         }
     )* };
 }
 
 combinations! {
-    uffd / "uffd" {
-        copy_lazy = "copy", "lazy";
-        copy_eager = "copy", "eager";
-        fork_lazy = "fork", "lazy";
-        fork_eager = "fork", "eager";
-        auto_lazy = "auto", "lazy";
-        auto_eager = "auto", "eager";
-    }
-    full / "full" {
-        copy_lazy = "copy", "lazy";
-        fork_eager = "fork", "eager";
-        auto_lazy = "auto", "lazy";
-    }
+    uffd = "uffd";
+    mprotect = "mprotect";
+    full = "full";
 }
 
 /// A generation of which the store says this.

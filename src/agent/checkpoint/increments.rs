@@ -37,7 +37,7 @@ pub struct Increments {
     base: Option<u64>,
     pub buffer: Buffer,
     pub costs: Costs,
-    live: Live,
+    pub live: Live,
     scanner: Option<PageScanner>,
     /// The map as it was before the latest stop, with VmFlags, and which advice it knows.
     known: Plan,
@@ -413,7 +413,10 @@ impl Increments {
             return Method::Fork;
         }
         let warm = self.buffer.warm_pages();
-        choose::choose(choice, self.residue, warm, &self.costs, &ahead.room)
+        // Without the net the kernel's writes into guarded pages would fail.
+        let guarding = AGENT.net_installed.load(Ordering::Relaxed);
+        let (pages, costs) = (self.residue, &self.costs);
+        choose::choose(choice, pages, warm, costs, &ahead.room, guarding)
     }
 
     /// After the checkpoint: memory that is not worth keeping goes back.

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `copy` | a copy of the residue | that much memory |
 //! | `fork` | a copy of all page tables | a page for each that the program writes meanwhile |
+//! | `priority` | protecting the residue | a reserve for what the program overwrites first |
 //! | `write` | the residue written to the file | nothing |
 //!
 //! The costs are moving averages of what was measured in this life of the program.
@@ -17,6 +18,7 @@ use crate::config::SnapshotChoice;
 pub enum Method {
     Copy,
     Fork,
+    Priority,
     Write,
 }
 
@@ -25,6 +27,7 @@ impl Method {
         match self {
             Method::Copy => "copy",
             Method::Fork => "fork",
+            Method::Priority => "priority",
             Method::Write => "write",
         }
     }
@@ -177,11 +180,20 @@ fn left_below(root: &[u8], path: &[u8], (limit, used, cache): Names) -> Option<u
 }
 
 /// The method for a residue of `pages`, of which the buffer can take `warm` at once.
-pub fn choose(choice: SnapshotChoice, pages: u64, warm: u64, costs: &Costs, room: &Room) -> Method {
+/// `guarding`: pages can be guarded here.
+pub fn choose(
+    choice: SnapshotChoice,
+    pages: u64,
+    warm: u64,
+    costs: &Costs,
+    room: &Room,
+    guarding: bool,
+) -> Method {
     match choice {
         SnapshotChoice::Fork => Method::Fork,
         SnapshotChoice::Copy if pages <= warm => Method::Copy,
         SnapshotChoice::Copy => Method::Write,
+        SnapshotChoice::Priority if guarding => Method::Priority,
         SnapshotChoice::Auto | SnapshotChoice::Priority => {
             if pages <= warm && costs.copy(pages) <= costs.fork(room.tables) {
                 return Method::Copy;
@@ -191,6 +203,8 @@ pub fn choose(choice: SnapshotChoice, pages: u64, warm: u64, costs: &Costs, room
                 Method::Fork
             } else if pages <= warm {
                 Method::Copy
+            } else if guarding {
+                Method::Priority
             } else {
                 Method::Write
             }
@@ -209,7 +223,14 @@ mod tests {
     };
 
     fn auto(pages: u64, warm: u64, room: &Room) -> Method {
-        choose(SnapshotChoice::Auto, pages, warm, &Costs::default(), room)
+        choose(
+            SnapshotChoice::Auto,
+            pages,
+            warm,
+            &Costs::default(),
+            room,
+            false,
+        )
     }
 
     #[test]
@@ -218,7 +239,7 @@ mod tests {
         assert_eq!(auto(262_144, 262_144, &ROOM), Method::Fork);
         // Not what does not fit into the buffer.
         assert_eq!(auto(2000, 1000, &ROOM), Method::Fork);
-        let asked = |choice| choose(choice, 2000, 1000, &Costs::default(), &ROOM);
+        let asked = |choice| choose(choice, 2000, 1000, &Costs::default(), &ROOM, true);
         assert_eq!(asked(SnapshotChoice::Copy), Method::Write);
         assert_eq!(asked(SnapshotChoice::Fork), Method::Fork);
     }
@@ -242,7 +263,7 @@ mod tests {
         costs.copied(3, 1);
         assert!((costs.copy_page_ns - 5000.0).abs() < 1.0);
         assert_eq!(
-            choose(SnapshotChoice::Auto, 1000, 2000, &costs, &ROOM),
+            choose(SnapshotChoice::Auto, 1000, 2000, &costs, &ROOM, true),
             Method::Fork
         );
         let room = Room::look();

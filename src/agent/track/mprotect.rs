@@ -131,7 +131,7 @@ impl Tracker for Mprotect {
         let mut now = Dirty::new();
         // Runs that exist, by the order of the pieces.
         let mut exist: Vec<Range> = Vec::new();
-        for (start, end) in groups(pieces) {
+        for ((start, end), _) in groups(pieces) {
             let mut next = 0;
             self.pagemap.scan(start, end, EXISTING, |from, to, what| {
                 let of_file = what & is::PRESENT != 0 && what & is::FILE != 0;
