@@ -17,9 +17,8 @@ use crate::agent::region::{self, Region};
 use crate::agent::snapshot::copy;
 use crate::agent::state::AGENT;
 use crate::agent::{
-    exit, heap, helper, log, prefetch, request, settings, side, start, state, stop,
+    exit, heap, helper, log, prefetch, request, settings, side, start, state, stop, track,
 };
-use crate::config::Config;
 use crate::image::codec;
 use crate::image::state::{
     Manifest, PendingSignal, PosixTimer, ProcessState, SchedState, ThreadState, TimerState,
@@ -234,6 +233,7 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         side::reset_after_restore();
         copy::reset_after_restore();
         prefetch::forget();
+        track::forget();
         RESUMED.store(0, Ordering::SeqCst);
         let restorer = &*(args.restorer as *const RestorerArgs);
         wait_at_least(&restorer.ready, expected_threads(restorer));
@@ -243,9 +243,11 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         PENDING.store(std::ptr::null_mut(), Ordering::SeqCst);
         match &mut payload {
             Ok(payload) => {
-                let pairs = payload.env.iter().map(|(n, v)| (&n[..], &v[..]));
-                let tracker = Config::from_env(pairs).unwrap_or_default().tracker;
-                prepare_restored(tracker, &payload.store_root, payload.generation);
+                // First: what this thread changes in the image's memory from here on is
+                // a change since the generation like any other.
+                if let Some(settings) = settings::restored(payload) {
+                    prepare_restored(&settings, payload.generation);
+                }
                 rebuild(restorer, payload);
                 begin_table(payload);
                 prefetch::prepare(payload);
