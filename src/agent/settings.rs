@@ -61,16 +61,19 @@ pub fn get() -> Option<&'static Settings> {
     unsafe { SETTINGS.load(Ordering::SeqCst).as_ref() }
 }
 
-/// The settings of the new start, in a restored process; `None` where there were none.
-pub fn restored(payload: &Payload) -> Option<Settings> {
-    let old = get()?;
+/// The restored helper takes over the settings of the new start.
+///
+/// # Safety
+/// As for [`publish`].
+pub unsafe fn adopt(payload: &Payload) {
+    let Some(old) = get() else { return };
     let pairs = payload
         .env
         .iter()
         .map(|(name, value)| (name.as_slice(), value.as_slice()));
     // The constructor has validated these very pairs.
     let config = Config::from_env(pairs).unwrap_or_else(|_| old.config.clone());
-    Some(Settings {
+    let settings = Settings {
         config,
         env: payload.env.clone(),
         job_key: payload.job_key.clone(),
@@ -78,16 +81,6 @@ pub fn restored(payload: &Payload) -> Option<Settings> {
         restored: Some((payload.job_dir.clone(), payload.generation)),
         credentials: old.credentials.clone(),
         inherited: payload.inherited.clone(),
-    })
-}
-
-/// The restored helper takes over the settings of the new start.
-///
-/// # Safety
-/// As for [`publish`].
-pub unsafe fn adopt(payload: &Payload) {
-    let (Some(old), Some(settings)) = (get(), restored(payload)) else {
-        return;
     };
     // Rules that the program has made since stay, so only what is new is added.
     let (new, before) = (&settings.config, &old.config);

@@ -17,10 +17,12 @@ use crate::agent::state::AGENT;
 use crate::agent::stop::now_ns;
 use crate::agent::track::{self, Change, Dirty, Probe, Tracker};
 use crate::agent::{callsites, hooks, log, procfs};
-use crate::config::{SnapshotChoice, TrackerChoice};
+use crate::config::{Compress, SnapshotChoice, TrackerChoice};
+use crate::image::pack;
 use crate::image::state::Base;
 use crate::image::writer::{ImageSink, ImageWriter};
 use crate::store::generation::{GenerationKind, GenerationRecord};
+use ckpt_sys::syscall;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// A residue of no more pages than this is not worth another round while the program
@@ -36,13 +38,15 @@ pub struct Increments {
     base: Option<u64>,
     pub buffer: Buffer,
     pub costs: Costs,
-    live: Live,
+    pub live: Live,
     scanner: Option<PageScanner>,
     /// The map as it was before the latest stop, with VmFlags, and which advice it knows.
     known: Plan,
     known_advice: u32,
     /// Pages that were left for the latest stop.
     residue: u64,
+    /// Only a child may write, whose limits are its own.
+    by_child: bool,
     /// Checkpoints for which pre-copy is left out, since the program was faster.
     skip: u32,
 }
@@ -60,6 +64,15 @@ pub struct Ahead<S> {
     pub precopied: u64,
 }
 
+/// How the image is compressed.
+fn packing(choice: Compress) -> Option<pack::Method> {
+    match choice {
+        Compress::None => None,
+        Compress::Lz4 => Some(pack::Method::Lz4),
+        Compress::Zstd => Some(pack::Method::Zstd),
+    }
+}
+
 /// Which ranges are the library's own.
 pub fn with_own<R>(store_root: &[u8], f: impl FnOnce(&memory::Own<'_>) -> R) -> R {
     let mut store = store_root.to_vec();
@@ -70,6 +83,16 @@ pub fn with_own<R>(store_root: &[u8], f: impl FnOnce(&memory::Own<'_>) -> R) -> 
         store: &store,
         is_cache: callsites::cache::is_cache_path,
     })
+}
+
+/// Does RLIMIT_FSIZE hold for this process? It is not meant for our images, but what this
+/// process writes is held to it.
+fn file_size_is_limited() -> bool {
+    let mut limit = [0u64; 2];
+    let get = std::ptr::null::<u64>();
+    // SAFETY: valid structs.
+    unsafe { syscall!(libc::SYS_prlimit64, 0, libc::RLIMIT_FSIZE, get, &mut limit) };
+    limit[0] != libc::RLIM_INFINITY
 }
 
 /// What a round of pre-copy can deal with: all private memory of the map.
@@ -140,6 +163,7 @@ impl Increments {
             known: Plan::default(),
             known_advice: 0,
             residue: 0,
+            by_child: false,
             skip: 0,
         }
     }
@@ -203,11 +227,16 @@ impl Increments {
     ) -> Result<Ahead<S>, CheckpointError> {
         let started = now_ns();
         let base = self.base(records, settings.config.chain);
+        self.by_child = file_size_is_limited();
         if base.is_none() {
             self.base = None;
         }
+        let mut writer = ImageWriter::new(sink, generation);
+        if let Some(method) = packing(settings.config.compress) {
+            writer = writer.packed(method);
+        }
         let mut ahead = Ahead {
-            pages: Pages::new(ImageWriter::new(sink, generation)),
+            pages: Pages::new(writer),
             pending: Dirty::new(),
             swept: false,
             base,
@@ -235,7 +264,7 @@ impl Increments {
         mut plan: Plan,
         own: &memory::Own<'_>,
     ) -> Result<(), SnapshotError> {
-        if self.tracker.live() && self.sweep_ahead(ahead, &plan)? {
+        if self.tracker.live() && !self.by_child && self.sweep_ahead(ahead, &plan)? {
             let mut left = ahead.pending.present_pages();
             let mut before = u64::MAX;
             let mut rounds = 0;
@@ -394,8 +423,14 @@ impl Increments {
     }
 
     pub fn method<S>(&self, ahead: &Ahead<S>, choice: SnapshotChoice) -> Method {
+        if self.by_child {
+            return Method::Fork;
+        }
         let warm = self.buffer.warm_pages();
-        choose::choose(choice, self.residue, warm, &self.costs, &ahead.room)
+        // Without the net the kernel's writes into guarded pages would fail.
+        let guarding = AGENT.net_installed.load(Ordering::Relaxed);
+        let (pages, costs) = (self.residue, &self.costs);
+        choose::choose(choice, pages, warm, costs, &ahead.room, guarding)
     }
 
     /// After the checkpoint: memory that is not worth keeping goes back.
