@@ -42,6 +42,14 @@ combinations! {
         auto_lazy = "auto", "lazy";
         auto_eager = "auto", "eager";
     }
+    mprotect / "mprotect" {
+        copy_lazy = "copy", "lazy";
+        copy_eager = "copy", "eager";
+        fork_lazy = "fork", "lazy";
+        fork_eager = "fork", "eager";
+        auto_lazy = "auto", "lazy";
+        auto_eager = "auto", "eager";
+    }
     full / "full" {
         copy_lazy = "copy", "lazy";
         fork_eager = "fork", "eager";
