@@ -389,6 +389,13 @@ pub fn install() -> Result<(), i32> {
     Ok(())
 }
 
+/// Lets faults through in a thread that has all signals blocked, if there may be any.
+pub fn let_through() {
+    if installed() {
+        unblock();
+    }
+}
+
 /// Lets faults through in the calling thread.
 pub fn unblock() {
     let bit = FAULT_BIT;

@@ -9,9 +9,10 @@
 //! page tables (`blank`).
 
 use super::blank::{
-    Range, blank_is_content, clip, groups, is_of_file, newly_blank, push, watchable, whole, without,
+    EXISTING, Range, blank_is_content, clip, groups, is_of_file, newly_blank, push, watchable,
+    whole, without, without_file,
 };
-use super::pagemap::{PageMap, Query, is};
+use super::pagemap::{PageMap, is};
 use super::table::{self, EXEC, OPEN, SETTLED, WATCHED};
 use super::{Change, Dirty, TrackError, Tracker, fault, touch};
 use crate::agent::callsites::HOOKED;
@@ -23,16 +24,8 @@ use crate::image::state::VmaKind;
 use ckpt_sys::callsite::hook_byte;
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
+use std::cell::UnsafeCell;
 use std::sync::atomic::Ordering;
-
-/// Asks for what exists: pages of the program's own, and the file's.
-const EXISTING: Query = Query {
-    inverted: is::PFNZERO,
-    all: is::PFNZERO,
-    any: is::PRESENT | is::SWAPPED,
-    tell: is::FILE | is::PRESENT,
-    protect: false,
-};
 
 /// Holes up to this long are protected together with what lies around them.
 const JOIN: u64 = 512 * PAGE;
@@ -131,9 +124,14 @@ impl Tracker for Mprotect {
         let mut now = Dirty::new();
         // Runs that exist, by the order of the pieces.
         let mut exist: Vec<Range> = Vec::new();
-        for ((start, end), _) in groups(pieces) {
+        for ((start, end), of_file) in groups(pieces) {
             let mut next = 0;
-            self.pagemap.scan(start, end, EXISTING, |from, to, what| {
+            let query = if of_file {
+                EXISTING
+            } else {
+                without_file(EXISTING)
+            };
+            self.pagemap.scan(start, end, query, |from, to, what| {
                 let of_file = what & is::PRESENT != 0 && what & is::FILE != 0;
                 clip(pieces, &mut next, (from, to), |piece, from, to| {
                     if !(of_file && is_of_file(piece)) {
@@ -245,6 +243,32 @@ impl Mprotect {
     }
 }
 
+/// A thread of the program that does not run, and what the kernel writes for it.
+#[derive(Clone, Copy)]
+pub struct Resuming {
+    pub ucontext: u64,
+    pub fs: u64,
+    /// Robust list, word cleared at its end, rseq area; 0 for none.
+    pub words: [u64; 3],
+}
+
+struct ResumingThreads(UnsafeCell<Vec<Resuming>>);
+
+// SAFETY: the helper thread's alone.
+unsafe impl Sync for ResumingThreads {}
+
+static RESUMING: ResumingThreads = ResumingThreads(UnsafeCell::new(Vec::new()));
+
+/// The threads that a restore is about to let go, for the sweeps of `f`. Helper thread.
+pub fn while_resuming(threads: Vec<Resuming>, f: impl FnOnce()) {
+    // SAFETY: only this thread looks, in `windows`. What an image holds there is forgotten
+    // unread: it belongs to the helper of another life.
+    unsafe { RESUMING.0.get().write(threads) };
+    f();
+    // SAFETY: as above.
+    drop(std::mem::take(unsafe { &mut *RESUMING.0.get() }));
+}
+
 /// What must not be protected, ascending: around the stack pointers of the stopped
 /// threads, their control blocks and alternate stacks, and memory of the library.
 pub fn windows(pieces: &[Piece]) -> Vec<Range> {
@@ -253,27 +277,31 @@ pub fn windows(pieces: &[Piece]) -> Vec<Range> {
     const BELOW: u64 = 16 << 20;
     const ABOVE: u64 = 256 << 10;
     let mut windows: Vec<Range> = fault::kept_open().chain(altstack::own_stacks()).collect();
-    stop::parked(|slot| {
+    let mut around = |thread: Resuming| {
+        let Resuming {
+            ucontext,
+            fs,
+            words,
+        } = thread;
         // SAFETY: the frame of a stopped thread.
         let (sp, stack) = unsafe {
-            let uc = slot.ucontext as *const libc::ucontext_t;
+            let uc = ucontext as *const libc::ucontext_t;
             (
                 (*uc).uc_mcontext.gregs[libc::REG_RSP as usize] as u64,
                 (*uc).uc_stack,
             )
         };
         // A glibc thread's control block lies at the upper end of its stack.
-        let fs = slot.fs_base;
         let top = match fs.wrapping_sub(sp) {
             0..=0x400_0000 => fs + touch::ABOVE_TLS,
             _ => sp + ABOVE,
         };
         windows.push((sp.saturating_sub(BELOW), top));
-        windows.push((slot.ucontext & !(PAGE - 1), slot.ucontext + (32 << 10)));
+        windows.push((ucontext & !(PAGE - 1), ucontext + (32 << 10)));
         if fs != 0 {
             windows.push((fs - touch::BELOW_TLS, fs + touch::ABOVE_TLS));
         }
-        for word in [slot.robust_list, slot.clear_child_tid, slot.rseq] {
+        for word in words {
             if word != 0 {
                 windows.push((word, word + 64));
             }
@@ -282,7 +310,18 @@ pub fn windows(pieces: &[Piece]) -> Vec<Range> {
         if base != 0 && stack.ss_flags & libc::SS_DISABLE == 0 {
             windows.push((base, base + stack.ss_size as u64));
         }
+    };
+    stop::parked(|slot| {
+        around(Resuming {
+            ucontext: slot.ucontext,
+            fs: slot.fs_base,
+            words: [slot.robust_list, slot.clear_child_tid, slot.rseq],
+        });
     });
+    // SAFETY: set by the restored helper around its own sweep.
+    for &thread in unsafe { &*RESUMING.0.get() } {
+        around(thread);
+    }
     // The library's own data.
     let own = &raw const AGENT as u64;
     if let Some(k) = pieces
