@@ -89,6 +89,25 @@ fn merges(trial: &common::Trial) -> usize {
     log.matches(": merged, ").count()
 }
 
+/// Is a complete image being written beside an increment?
+fn merging(trial: &common::Trial) -> bool {
+    let entries = |path: &std::path::Path| -> Vec<std::path::PathBuf> {
+        let list = std::fs::read_dir(path).into_iter().flatten();
+        list.filter_map(|entry| Some(entry.ok()?.path())).collect()
+    };
+    let jobs = entries(&trial.dir.join("store/jobs"));
+    let mut generations = jobs.iter().flat_map(|job| entries(job));
+    generations.any(|dir| dir.join("member-0.full.tmp").exists())
+}
+
+/// Waits for that, but not for ever: a machine without a tracker merges nothing.
+fn wait(condition: impl Fn() -> bool) {
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    while !condition() && std::time::Instant::now() < limit {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
 /// Kills at any instant while images are written and chains are merged: there is always a
 /// whole newest generation, and never an older one than before.
 mod killed {
@@ -108,7 +127,7 @@ mod killed {
             snapshot: "auto",
         };
         // A hundred rounds a second, and each life is killed within some 200 ms.
-        let program = Program::guest(guest).seconds(3.0 + kills as f64 / 3.0);
+        let program = Program::guest(guest).seconds(8.0 + kills as f64 / 2.0);
         let mut trial = Trial::new(program, setting)
             .ckpt("CKPT_INTERVAL", "20ms")
             .ckpt("CKPT_CHAIN", "6")
@@ -122,8 +141,15 @@ mod killed {
             if kill % 2 == 0 && trial.await_generation(&mut started, known).is_none() {
                 trial.fail("it ended before it was killed");
             }
-            // Long enough for a merge now and then, short enough to hit one.
-            let most = if kill % 3 == 0 { 600_000 } else { 150_000 };
+            // Now and then a merge is waited for, or the beginning of one.
+            let merged = crate::merges(&trial);
+            let under_way = |trial: &Trial| crate::merging(trial);
+            match kill % 5 {
+                2 => crate::wait(|| crate::merges(&trial) > merged),
+                4 => crate::wait(|| under_way(&trial)),
+                _ => {}
+            }
+            let most = if kill % 5 == 4 { 8_000 } else { 150_000 };
             let wait = trial.random(most);
             std::thread::sleep(Duration::from_micros(wait));
             let life = started.kill(true);
