@@ -17,7 +17,8 @@ use crate::agent::state::AGENT;
 use crate::agent::stop::now_ns;
 use crate::agent::track::{self, Change, Dirty, Probe, Tracker};
 use crate::agent::{callsites, hooks, log, procfs};
-use crate::config::{SnapshotChoice, TrackerChoice};
+use crate::config::{Compress, SnapshotChoice, TrackerChoice};
+use crate::image::pack;
 use crate::image::state::Base;
 use crate::image::writer::{ImageSink, ImageWriter};
 use crate::store::generation::{GenerationKind, GenerationRecord};
@@ -61,6 +62,15 @@ pub struct Ahead<S> {
     pub room: Room,
     pub precopy_us: u64,
     pub precopied: u64,
+}
+
+/// How the image is compressed.
+fn packing(choice: Compress) -> Option<pack::Method> {
+    match choice {
+        Compress::None => None,
+        Compress::Lz4 => Some(pack::Method::Lz4),
+        Compress::Zstd => Some(pack::Method::Zstd),
+    }
 }
 
 /// Which ranges are the library's own.
@@ -221,8 +231,12 @@ impl Increments {
         if base.is_none() {
             self.base = None;
         }
+        let mut writer = ImageWriter::new(sink, generation);
+        if let Some(method) = packing(settings.config.compress) {
+            writer = writer.packed(method);
+        }
         let mut ahead = Ahead {
-            pages: Pages::new(ImageWriter::new(sink, generation)),
+            pages: Pages::new(writer),
             pending: Dirty::new(),
             swept: false,
             base,
