@@ -167,7 +167,8 @@ mod trouble {
         let log = trial.dir.join("ckpt.log");
         let refusals = || {
             let text = std::fs::read_to_string(&log).unwrap_or_default();
-            text.lines().filter(|l| l.contains("no space")).count()
+            let full = |l: &&str| l.contains("no space") || l.contains("bytes were taken");
+            text.lines().filter(full).count()
         };
         let limit = Instant::now() + Duration::from_secs(60);
         while refusals() < 3 && !started.has_ended() && Instant::now() < limit {

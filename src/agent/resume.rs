@@ -16,6 +16,7 @@ use crate::agent::hooks;
 use crate::agent::region::{self, Region};
 use crate::agent::snapshot::copy;
 use crate::agent::state::AGENT;
+use crate::agent::track::{fault, mprotect};
 use crate::agent::{
     exit, heap, helper, log, prefetch, request, settings, side, start, state, stop, track,
 };
@@ -190,6 +191,7 @@ pub unsafe extern "C" fn resume_thread(
     // SAFETY: the blob passes what the manifest says; the record lies in the area,
     // which stays mapped until every thread has counted itself out below.
     unsafe {
+        fault::let_through();
         syscall!(libc::SYS_prctl, libc::PR_SET_NAME, &(*record).name);
         syscall!(
             libc::SYS_prctl,
@@ -208,6 +210,7 @@ pub unsafe extern "C" fn resume_thread(
         if AGENT.ids_translated.load(Ordering::SeqCst) {
             hooks::ids::locks::enter_again(uc);
         }
+        stop::go_on(uc);
         RESUMED.fetch_add(1, Ordering::SeqCst);
         syscall!(libc::SYS_futex, &RESUMED, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0);
         sigreturn_to(uc)
@@ -246,7 +249,9 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
                 // First: what this thread changes in the image's memory from here on is
                 // a change since the generation like any other.
                 if let Some(settings) = settings::restored(payload) {
-                    prepare_restored(&settings, payload.generation);
+                    mprotect::while_resuming(resuming(restorer), args.scratch, || {
+                        prepare_restored(&settings, payload.generation);
+                    });
                 }
                 rebuild(restorer, payload);
                 begin_table(payload);
@@ -290,6 +295,23 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         syscall!(libc::SYS_munmap, args.scratch.0, args.scratch.1);
     }
     helper::live(helper::Life::Restored)
+}
+
+/// What must stay open of the threads at the barrier.
+fn resuming(restorer: &RestorerArgs) -> Vec<mprotect::Resuming> {
+    // SAFETY: the blob's thread table lies in the area.
+    let threads = unsafe {
+        std::slice::from_raw_parts(
+            restorer.threads as *const RestorerThread,
+            restorer.nthreads as usize,
+        )
+    };
+    let resuming = threads.iter().map(|thread| mprotect::Resuming {
+        ucontext: thread.entry_arg[0],
+        fs: thread.fs_base,
+        words: [thread.robust_list, thread.clear_child_tid, thread.rseq],
+    });
+    resuming.collect()
 }
 
 fn expected_threads(restorer: &RestorerArgs) -> u32 {

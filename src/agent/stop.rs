@@ -312,7 +312,7 @@ unsafe fn park(value: u64, uc: *mut libc::ucontext_t) {
 ///
 /// # Safety
 /// In the handler whose frame `uc` is, last thing before it returns.
-unsafe fn go_on(uc: *mut libc::ucontext_t) {
+pub unsafe fn go_on(uc: *mut libc::ucontext_t) {
     if !fault::installed() {
         return;
     }

@@ -9,9 +9,10 @@
 //! page tables (`blank`).
 
 use super::blank::{
-    Range, blank_is_content, clip, groups, is_of_file, newly_blank, push, watchable, whole, without,
+    EXISTING, Range, blank_is_content, clip, groups, is_of_file, newly_blank, push, watchable,
+    whole, without, without_file,
 };
-use super::pagemap::{PageMap, Query, is};
+use super::pagemap::{PageMap, is};
 use super::table::{self, EXEC, OPEN, SETTLED, WATCHED};
 use super::{Change, Dirty, TrackError, Tracker, fault, touch};
 use crate::agent::callsites::HOOKED;
@@ -23,16 +24,8 @@ use crate::image::state::VmaKind;
 use ckpt_sys::callsite::hook_byte;
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
+use std::cell::UnsafeCell;
 use std::sync::atomic::Ordering;
-
-/// Asks for what exists: pages of the program's own, and the file's.
-const EXISTING: Query = Query {
-    inverted: is::PFNZERO,
-    all: is::PFNZERO,
-    any: is::PRESENT | is::SWAPPED,
-    tell: is::FILE | is::PRESENT,
-    protect: false,
-};
 
 /// Holes up to this long are protected together with what lies around them.
 const JOIN: u64 = 512 * PAGE;
@@ -42,9 +35,7 @@ const RW: u32 = (libc::PROT_READ | libc::PROT_WRITE) as u32;
 /// Handler, hooks and masks in place: from here on pages may be protected. The world is
 /// stopped, or the caller is a test.
 pub fn switch_on() -> Result<(), i32> {
-    if !fault::installed() {
-        fault::install()?;
-    }
+    fault::install()?;
     fault::unblock();
     for &nr in touch::NUMBERS {
         files::no_shortcut(nr as usize);
@@ -61,7 +52,9 @@ pub fn switch_on() -> Result<(), i32> {
 /// Watches by write protection.
 pub struct Mprotect {
     pagemap: PageMap,
-    blank: Vec<Range>,
+    /// Blank pages as of the last sweep: where that means nothing, and where it means
+    /// content of a mapped image. A range can change from one to the other.
+    blank: [Vec<Range>; 2],
     /// vm.max_map_count
     limit: u64,
 }
@@ -72,7 +65,7 @@ impl Mprotect {
         let limit = procfs::number(&text).map_or(65_530, |n| n as u64);
         Ok(Mprotect {
             pagemap: PageMap::open()?,
-            blank: Vec::new(),
+            blank: [Vec::new(), Vec::new()],
             limit,
         })
     }
@@ -131,9 +124,14 @@ impl Tracker for Mprotect {
         let mut now = Dirty::new();
         // Runs that exist, by the order of the pieces.
         let mut exist: Vec<Range> = Vec::new();
-        for ((start, end), _) in groups(pieces) {
+        for ((start, end), of_file) in groups(pieces) {
             let mut next = 0;
-            self.pagemap.scan(start, end, EXISTING, |from, to, what| {
+            let query = if of_file {
+                EXISTING
+            } else {
+                without_file(EXISTING)
+            };
+            self.pagemap.scan(start, end, query, |from, to, what| {
                 let of_file = what & is::PRESENT != 0 && what & is::FILE != 0;
                 clip(pieces, &mut next, (from, to), |piece, from, to| {
                     if !(of_file && is_of_file(piece)) {
@@ -142,7 +140,7 @@ impl Tracker for Mprotect {
                 });
             })?;
         }
-        let mut blank: Vec<Range> = Vec::new();
+        let mut blank = [Vec::new(), Vec::new()];
         let mut at = 0;
         let mut jobs: Vec<(usize, Vec<Range>)> = Vec::new();
         for (index, piece) in pieces.iter().enumerate() {
@@ -161,9 +159,8 @@ impl Tracker for Mprotect {
                 .take_while(|run| run.0 < end)
                 .map(|run| (run.0.max(start), run.1.min(end)))
                 .collect();
-            without(&[(start, end)], &mine, |from, to| {
-                push(&mut blank, (from, to))
-            });
+            let kind = &mut blank[usize::from(blank_is_content(piece))];
+            without(&[(start, end)], &mine, |from, to| push(kind, (from, to)));
             let writable = piece.vma.prot & RW == RW;
             for &(from, to) in &mine {
                 table::runs(from, to, |from, to, state| {
@@ -187,7 +184,9 @@ impl Tracker for Mprotect {
             }
             jobs.push((index, mine));
         }
-        newly_blank(pieces, &blank, &self.blank, &mut now);
+        for (now_blank, before) in blank.iter().zip(&self.blank) {
+            newly_blank(pieces, now_blank, before, &mut now);
+        }
         self.blank = blank;
         self.close(pieces, jobs, &windows);
         seen.unite(&now);
@@ -245,6 +244,34 @@ impl Mprotect {
     }
 }
 
+/// A thread of the program that does not run, and what the kernel writes for it.
+#[derive(Clone, Copy)]
+pub struct Resuming {
+    pub ucontext: u64,
+    pub fs: u64,
+    /// Robust list, word cleared at its end, rseq area; 0 for none.
+    pub words: [u64; 3],
+}
+
+struct ResumingThreads(UnsafeCell<(Vec<Resuming>, Range)>);
+
+// SAFETY: the helper thread's alone.
+unsafe impl Sync for ResumingThreads {}
+
+static RESUMING: ResumingThreads = ResumingThreads(UnsafeCell::new((Vec::new(), (0, 0))));
+
+/// The threads that a restore is about to let go, for the sweeps of `f`. Helper thread.
+/// They wait in the restorer's scratch memory, `(address, length)`.
+pub fn while_resuming(threads: Vec<Resuming>, scratch: (u64, u64), f: impl FnOnce()) {
+    let scratch = (scratch.0, scratch.0 + scratch.1);
+    // SAFETY: only this thread looks, in `windows`. What an image holds there is forgotten
+    // unread: it belongs to the helper of another life.
+    unsafe { RESUMING.0.get().write((threads, scratch)) };
+    f();
+    // SAFETY: as above.
+    drop(std::mem::take(unsafe { &mut *RESUMING.0.get() }));
+}
+
 /// What must not be protected, ascending: around the stack pointers of the stopped
 /// threads, their control blocks and alternate stacks, and memory of the library.
 pub fn windows(pieces: &[Piece]) -> Vec<Range> {
@@ -253,27 +280,31 @@ pub fn windows(pieces: &[Piece]) -> Vec<Range> {
     const BELOW: u64 = 16 << 20;
     const ABOVE: u64 = 256 << 10;
     let mut windows: Vec<Range> = fault::kept_open().chain(altstack::own_stacks()).collect();
-    stop::parked(|slot| {
+    let mut around = |thread: Resuming| {
+        let Resuming {
+            ucontext,
+            fs,
+            words,
+        } = thread;
         // SAFETY: the frame of a stopped thread.
         let (sp, stack) = unsafe {
-            let uc = slot.ucontext as *const libc::ucontext_t;
+            let uc = ucontext as *const libc::ucontext_t;
             (
                 (*uc).uc_mcontext.gregs[libc::REG_RSP as usize] as u64,
                 (*uc).uc_stack,
             )
         };
         // A glibc thread's control block lies at the upper end of its stack.
-        let fs = slot.fs_base;
         let top = match fs.wrapping_sub(sp) {
             0..=0x400_0000 => fs + touch::ABOVE_TLS,
             _ => sp + ABOVE,
         };
         windows.push((sp.saturating_sub(BELOW), top));
-        windows.push((slot.ucontext & !(PAGE - 1), slot.ucontext + (32 << 10)));
+        windows.push((ucontext & !(PAGE - 1), ucontext + (32 << 10)));
         if fs != 0 {
             windows.push((fs - touch::BELOW_TLS, fs + touch::ABOVE_TLS));
         }
-        for word in [slot.robust_list, slot.clear_child_tid, slot.rseq] {
+        for word in words {
             if word != 0 {
                 windows.push((word, word + 64));
             }
@@ -282,35 +313,24 @@ pub fn windows(pieces: &[Piece]) -> Vec<Range> {
         if base != 0 && stack.ss_flags & libc::SS_DISABLE == 0 {
             windows.push((base, base + stack.ss_size as u64));
         }
+    };
+    stop::parked(|slot| {
+        around(Resuming {
+            ucontext: slot.ucontext,
+            fs: slot.fs_base,
+            words: [slot.robust_list, slot.clear_child_tid, slot.rseq],
+        });
     });
-    // The library's own data.
-    let own = &raw const AGENT as u64;
-    if let Some(k) = pieces
-        .iter()
-        .position(|p| p.vma.start <= own && own < p.vma.end)
-    {
-        let is_path = |piece: &Piece| match (&piece.vma.kind, &pieces[k].vma.kind) {
-            (VmaKind::FilePrivate { path: a, .. }, VmaKind::FilePrivate { path: b, .. }) => a == b,
-            _ => false,
-        };
-        let near = pieces.iter().enumerate();
-        let near = near.filter(|(i, p)| i.abs_diff(k) <= 8 && (*i == k || is_path(p)));
-        for (i, piece) in near {
-            windows.push((piece.vma.start, piece.vma.end));
-            // .bss follows.
-            if let Some(next) = pieces.get(i + 1)
-                && next.vma.start == piece.vma.end
-                && next.vma.kind == VmaKind::Anon
-                && next.vma.end - next.vma.start < 64 << 20
-            {
-                windows.push((next.vma.start, next.vma.end));
-            }
-        }
-    }
+    // SAFETY: set by the restored helper around its own sweep.
+    let (threads, scratch) = unsafe { &*RESUMING.0.get() };
+    threads.iter().for_each(|&thread| around(thread));
+    windows.push(*scratch);
+    windows.extend(own_data(pieces));
     let awake = state::awake_page();
     if awake != 0 {
         windows.push((awake, awake + PAGE));
     }
+    windows.retain(|window| window.0 < window.1);
     for window in &mut windows {
         window.0 &= !(PAGE - 1);
         window.1 = window.1.next_multiple_of(PAGE);
@@ -321,6 +341,37 @@ pub fn windows(pieces: &[Piece]) -> Vec<Range> {
         push(&mut joined, window);
     }
     joined
+}
+
+/// The library's own data: what is writable side by side around the agent's block.
+fn own_data(pieces: &[Piece]) -> Vec<Range> {
+    // The kernel may have joined large neighbours to it.
+    const REACH: u64 = 4 << 20;
+    let own = &raw const AGENT as u64;
+    let Some(middle) = pieces
+        .iter()
+        .position(|p| p.vma.start <= own && own < p.vma.end)
+    else {
+        return Vec::new();
+    };
+    let joined = |a: &Piece, b: &Piece| a.vma.end == b.vma.start && b.vma.prot & RW == RW;
+    let (mut first, mut last) = (middle, middle);
+    while first > 0
+        && joined(&pieces[first - 1], &pieces[first])
+        && own - pieces[first].vma.start < REACH
+    {
+        first -= 1;
+    }
+    while last + 1 < pieces.len()
+        && joined(&pieces[last], &pieces[last + 1])
+        && pieces[last].vma.end - own < REACH
+    {
+        last += 1;
+    }
+    let low = own.saturating_sub(REACH);
+    let all = pieces[first..=last].iter();
+    all.map(|p| (p.vma.start.max(low), p.vma.end.min(own + REACH)))
+        .collect()
 }
 
 /// The map as the program believes it to be: what we have protected is writable. Splits
