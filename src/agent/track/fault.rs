@@ -263,6 +263,16 @@ pub fn release(start: u64, len: u64) {
     table::set(start, end, 0);
 }
 
+/// The program gives a range flags of its own.
+pub fn mark_borders(start: u64, len: u64) {
+    let end = start.saturating_add(len).next_multiple_of(PAGE);
+    if active() && start < end && end < 1 << 47 {
+        let _hook = InHook::enter();
+        table::mark_border(start & !(PAGE - 1));
+        table::mark_border(end);
+    }
+}
+
 const SEGV_ACCERR: i32 = 2;
 /// Page-fault error code: the access was a write.
 const WRITE: i64 = 2;

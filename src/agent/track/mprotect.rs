@@ -118,7 +118,14 @@ impl Tracker for Mprotect {
 
     fn sweep(&mut self, pieces: &[Piece], seen: &mut Dirty) -> Result<(), TrackError> {
         let fail = |call| move |errno| TrackError::Call { call, errno };
-        table::create().map_err(fail("mmap"))?;
+        if !table::exists() {
+            table::create().map_err(fail("mmap"))?;
+            // Nothing is protected yet: every border that the map shows is the program's.
+            for piece in pieces {
+                table::mark_border(piece.vma.start);
+                table::mark_border(piece.vma.end);
+            }
+        }
         switch_on().map_err(fail("rt_sigaction"))?;
         let windows = windows(pieces);
         let mut now = Dirty::new();
@@ -418,6 +425,7 @@ fn part(piece: &Piece, from: u64, to: u64) -> Piece {
 /// Appends, or joins with the last one what the kernel would have joined.
 fn join(out: &mut Vec<Piece>, piece: Piece) {
     if let Some(last) = out.last_mut()
+        && !table::is_border(piece.vma.start)
         && last.vma.end == piece.vma.start
         && last.vma.prot == piece.vma.prot
         && last.vma.flags == piece.vma.flags
