@@ -155,6 +155,11 @@ impl<S: ImageSink> Pages<S> {
         }
     }
 
+    /// Before a pass: nothing is known of what was stored any more.
+    pub fn forget_all(&mut self) {
+        self.stored.clear();
+    }
+
     /// Before a pass: the image holds nothing of what is absent now.
     pub fn drop_absent(&mut self, dirty: &Dirty) {
         if self.stored.is_empty() {

@@ -171,6 +171,9 @@ pub const NUMBERS: &[c_long] = &[
     SYS_brk,
     SYS_shmat,
     SYS_madvise,
+    SYS_mlock,
+    SYS_mlock2,
+    SYS_munlock,
 ];
 
 /// Fixed-size results are smaller than this.
