@@ -15,6 +15,7 @@ use crate::agent::collect::memory::PAGE;
 use crate::agent::helper::Life;
 use crate::agent::merge::Merger;
 use crate::agent::outputs::keep::Streams;
+use crate::agent::prefetch::{self, Prefetch};
 use crate::agent::settings::{self, Settings};
 use crate::agent::state::AGENT;
 use crate::agent::stop::now_ns;
@@ -93,6 +94,7 @@ pub struct Worker {
     included: *const request::InsertedCall,
     increments: Increments,
     merger: Merger,
+    prefetch: Option<Prefetch>,
     /// Nonces of the command's requests that the next outcome answers.
     asked: Vec<u32>,
 }
@@ -135,6 +137,7 @@ impl Worker {
             increments: increments::take_restored()
                 .unwrap_or_else(|| Increments::new(settings.config.tracker)),
             merger: Merger::new(),
+            prefetch: prefetch::take(),
             asked: Vec::new(),
         };
         if life == Life::Restored {
@@ -177,7 +180,9 @@ impl Worker {
     pub fn step(&mut self) -> bool {
         let now = now_ns();
         let merge = self.merger.due();
-        let next = [self.due_ns, self.retry_ns, merge].into_iter().flatten();
+        let prefetch = self.prefetch.as_ref().map(Prefetch::due);
+        let next = [self.due_ns, self.retry_ns, merge, prefetch];
+        let next = next.into_iter().flatten();
         let next = next.fold(self.look_ns, u64::min);
         let wanted = request::wait(Some(next.saturating_sub(now)));
         if refusal::RETIRE.load(Ordering::SeqCst) {
@@ -213,7 +218,20 @@ impl Worker {
             self.write_report();
         }
         self.merge();
+        self.prefetch();
         true
+    }
+
+    /// After a lazy restore: a moment's work ahead of the program.
+    fn prefetch(&mut self) {
+        if let Some(prefetch) = self.prefetch.as_mut().filter(|p| now_ns() >= p.due())
+            && exit::enter_store()
+        {
+            if !prefetch.slice(self.claimed.as_ref().map(|claimed| &claimed.job)) {
+                self.prefetch = None;
+            }
+            exit::leave_store();
+        }
     }
 
     /// A slice of the merge under way.

@@ -23,6 +23,7 @@ pub mod hooks;
 pub mod log;
 pub mod merge;
 pub mod outputs;
+pub mod prefetch;
 pub mod procfs;
 pub mod recover;
 pub mod refusal;

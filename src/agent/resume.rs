@@ -17,7 +17,9 @@ use crate::agent::region::{self, Region};
 use crate::agent::snapshot::copy;
 use crate::agent::state::AGENT;
 use crate::agent::track::{fault, mprotect};
-use crate::agent::{exit, heap, helper, log, request, settings, side, start, state, stop, track};
+use crate::agent::{
+    exit, heap, helper, log, prefetch, request, settings, side, start, state, stop, track,
+};
 use crate::image::codec;
 use crate::image::state::{
     Manifest, PendingSignal, PosixTimer, ProcessState, SchedState, ThreadState, TimerState,
@@ -97,6 +99,10 @@ pub struct Payload {
     /// files those are.
     pub mapped: Vec<(u64, u64, u32)>,
     pub image_files: Vec<ImageFile>,
+    /// Ranges of `mapped` to be brought into memory ahead of the program, in order.
+    pub prefetch: Vec<(u64, u64)>,
+    /// The mappings are advised MADV_RANDOM until then.
+    pub cold: bool,
     /// The environment of the new start, as far as the library reads it.
     pub env: Vec<(Vec<u8>, Vec<u8>)>,
     /// Where the generation came from: the job's directory and its number.
@@ -229,6 +235,7 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         request::reset_after_restore();
         side::reset_after_restore();
         copy::reset_after_restore();
+        prefetch::forget();
         track::forget();
         RESUMED.store(0, Ordering::SeqCst);
         let restorer = &*(args.restorer as *const RestorerArgs);
@@ -248,6 +255,7 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
                 }
                 rebuild(restorer, payload);
                 begin_table(payload);
+                prefetch::prepare(payload);
                 if payload.threads.iter().any(|t| !t.pending.is_empty()) {
                     PENDING.store(payload, Ordering::SeqCst);
                 }

@@ -17,10 +17,12 @@ use crate::agent::state::AGENT;
 use crate::agent::stop::now_ns;
 use crate::agent::track::{self, Change, Dirty, Probe, Tracker};
 use crate::agent::{callsites, hooks, log, procfs};
-use crate::config::{SnapshotChoice, TrackerChoice};
+use crate::config::{Compress, SnapshotChoice, TrackerChoice};
+use crate::image::pack;
 use crate::image::state::Base;
 use crate::image::writer::{ImageSink, ImageWriter};
 use crate::store::generation::{GenerationKind, GenerationRecord};
+use ckpt_sys::syscall;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// A residue of no more pages than this is not worth another round while the program
@@ -36,15 +38,42 @@ pub struct Increments {
     base: Option<u64>,
     pub buffer: Buffer,
     pub costs: Costs,
-    live: Live,
+    pub live: Live,
     scanner: Option<PageScanner>,
     /// The map as it was before the latest stop, with VmFlags, and which advice it knows.
     known: Plan,
     known_advice: u32,
     /// Pages that were left for the latest stop.
     residue: u64,
-    /// Checkpoints for which pre-copy is left out, since the program was faster.
-    skip: u32,
+    /// Only a child may write, whose limits are its own.
+    by_child: bool,
+    futile: Futile,
+}
+
+/// Pre-copy is in vain where the program writes faster than the helper copies: then it is
+/// left out for a while, longer each time that it was in vain again.
+#[derive(Debug, Default)]
+struct Futile {
+    times: u32,
+    left: u32,
+}
+
+impl Futile {
+    const MOST: u32 = 15;
+
+    fn skip(&mut self) -> bool {
+        let skip = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        skip
+    }
+
+    fn learn(&mut self, in_vain: bool) {
+        self.times = match in_vain {
+            true => (self.times * 2 + 1).min(Futile::MOST),
+            false => 0,
+        };
+        self.left = self.times;
+    }
 }
 
 /// What is ready before the stop.
@@ -60,6 +89,15 @@ pub struct Ahead<S> {
     pub precopied: u64,
 }
 
+/// How the image is compressed.
+fn packing(choice: Compress) -> Option<pack::Method> {
+    match choice {
+        Compress::None => None,
+        Compress::Lz4 => Some(pack::Method::Lz4),
+        Compress::Zstd => Some(pack::Method::Zstd),
+    }
+}
+
 /// Which ranges are the library's own.
 pub fn with_own<R>(store_root: &[u8], f: impl FnOnce(&memory::Own<'_>) -> R) -> R {
     let mut store = store_root.to_vec();
@@ -70,6 +108,16 @@ pub fn with_own<R>(store_root: &[u8], f: impl FnOnce(&memory::Own<'_>) -> R) -> 
         store: &store,
         is_cache: callsites::cache::is_cache_path,
     })
+}
+
+/// Does RLIMIT_FSIZE hold for this process? It is not meant for our images, but what this
+/// process writes is held to it.
+fn file_size_is_limited() -> bool {
+    let mut limit = [0u64; 2];
+    let get = std::ptr::null::<u64>();
+    // SAFETY: valid structs.
+    unsafe { syscall!(libc::SYS_prlimit64, 0, libc::RLIMIT_FSIZE, get, &mut limit) };
+    limit[0] != libc::RLIM_INFINITY
 }
 
 /// What a round of pre-copy can deal with: all private memory of the map.
@@ -140,7 +188,8 @@ impl Increments {
             known: Plan::default(),
             known_advice: 0,
             residue: 0,
-            skip: 0,
+            by_child: false,
+            futile: Futile::default(),
         }
     }
 
@@ -203,11 +252,16 @@ impl Increments {
     ) -> Result<Ahead<S>, CheckpointError> {
         let started = now_ns();
         let base = self.base(records, settings.config.chain);
+        self.by_child = file_size_is_limited();
         if base.is_none() {
             self.base = None;
         }
+        let mut writer = ImageWriter::new(sink, generation);
+        if let Some(method) = packing(settings.config.compress) {
+            writer = writer.packed(method);
+        }
         let mut ahead = Ahead {
-            pages: Pages::new(ImageWriter::new(sink, generation)),
+            pages: Pages::new(writer),
             pending: Dirty::new(),
             swept: false,
             base,
@@ -235,13 +289,12 @@ impl Increments {
         mut plan: Plan,
         own: &memory::Own<'_>,
     ) -> Result<(), SnapshotError> {
-        if self.tracker.live() && self.sweep_ahead(ahead, &plan)? {
+        if self.tracker.live() && !self.by_child && self.sweep_ahead(ahead, &plan)? {
             let mut left = ahead.pending.present_pages();
             let mut before = u64::MAX;
             let mut rounds = 0;
             while rounds < precopy::MOST_ROUNDS && left > SMALL && left < before / 2 {
-                if self.skip > 0 && ahead.base.is_some() {
-                    self.skip -= 1;
+                if rounds == 0 && ahead.base.is_some() && self.futile.skip() {
                     break;
                 }
                 let wanted = std::mem::take(&mut ahead.pending);
@@ -267,9 +320,8 @@ impl Increments {
                 }
                 before = left;
                 left = ahead.pending.present_pages();
-                if rounds == 1 && left > before / 2 {
-                    // The program writes faster than this copies: not again for a while.
-                    self.skip = 7;
+                if rounds == 1 && ahead.base.is_some() {
+                    self.futile.learn(left > before / 2);
                 }
             }
         }
@@ -334,7 +386,8 @@ impl Increments {
         let limit = if asked {
             ahead.room.resident / 4 + 4096
         } else {
-            self.costs.worth_a_fork(ahead.room.tables) + SMALL
+            let worth = self.costs.worth_a_fork(ahead.room.tables);
+            worth.min(ahead.room.resident / 8 + 4096) + SMALL
         };
         if expected > limit {
             return;
@@ -362,6 +415,8 @@ impl Increments {
             ahead.base = None;
         }
         if swept.is_err() || (ahead.base.is_none() && !ahead.swept) {
+            // What was stored ahead may be gone by now, and nobody would say so.
+            ahead.pages.forget_all();
             if swept.is_err() || self.tracker.increments() {
                 self.everything(plan)?;
                 seen = std::mem::take(&mut self.dirty);
@@ -394,8 +449,14 @@ impl Increments {
     }
 
     pub fn method<S>(&self, ahead: &Ahead<S>, choice: SnapshotChoice) -> Method {
+        if self.by_child {
+            return Method::Fork;
+        }
         let warm = self.buffer.warm_pages();
-        choose::choose(choice, self.residue, warm, &self.costs, &ahead.room)
+        // Without the net the kernel's writes into guarded pages would fail.
+        let guarding = AGENT.net_installed.load(Ordering::Relaxed);
+        let (pages, costs) = (self.residue, &self.costs);
+        choose::choose(choice, pages, warm, costs, &ahead.room, guarding)
     }
 
     /// After the checkpoint: memory that is not worth keeping goes back.
@@ -425,6 +486,22 @@ pub fn take_restored() -> Option<Increments> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_in_vain_is_tried_again_later() {
+        let mut futile = Futile::default();
+        let mut tries = Vec::new();
+        for checkpoint in 0..40 {
+            if !futile.skip() {
+                tries.push(checkpoint);
+                futile.learn(true);
+            }
+        }
+        assert_eq!(tries, [0, 2, 6, 14, 30]);
+        while futile.skip() {}
+        futile.learn(false);
+        assert!(!futile.skip());
+    }
 
     #[test]
     fn the_length_of_a_chain() {
