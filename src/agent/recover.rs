@@ -100,6 +100,7 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
     let options = restore::Options {
         lazy: start::lazy(config),
         files,
+        inside: None,
     };
     match restore::restore(member, Some(lock.into_fd()), options, payload) {
         Ok(never) => match never {},
