@@ -1,8 +1,9 @@
 /* Rollback, the main path (FIG. 8A, steps 800-850): ckpt_checkpoint(1) returns 0 when it
  * is taken; ckpt_rollback(1, value) comes back there with the value; memory is as it was,
  * protected memory (global, heap, stack) keeps what it holds. Argument: how often. */
-#include "ckpt.h"
 #include "guest.h"
+
+#include "ckpt.h"
 
 static volatile long global_kept, global_lost;
 
