@@ -6,12 +6,13 @@
 
 use crate::agent::collect::identity;
 use crate::agent::log;
-use crate::agent::outputs::refill;
+use crate::agent::outputs::refill::{self, Outputs};
 use crate::agent::rollback::redirect;
 use crate::config::{Config, Resume};
 use crate::persist::{exclude, table, undo};
 use crate::store::generation::GenerationRecord;
 use crate::store::{Found, Job, RawFs};
+use std::os::fd::OwnedFd;
 
 /// What restoring the descriptors must know of the files.
 #[derive(Debug, Clone, Default)]
@@ -89,7 +90,7 @@ pub fn go_back(
         .filter(|s| !is_excluded(&config.restore_exclude, &s.path))
         .cloned()
         .collect();
-    let outputs = refill::refill(&job.dir, generation, &streams, next)?;
+    let outputs = refill::refill(&job.dir, generation, &streams, next, &Outputs::OfTheStart)?;
     restored.filled = outputs.filled.iter().map(pair).collect();
     let mut options = undo::Options {
         foreign: config.foreign,
@@ -160,11 +161,12 @@ pub fn can_go_back(
 
 /// Rollback, while the program stands still: as [`go_back`], but the program's outputs are
 /// its own still (no new start has touched them), and what the program excludes by now is
-/// left alone as well. Helper thread.
+/// left alone as well. `output` copies a descriptor of the program. Helper thread.
 pub fn go_back_inside(
     job: &mut Job<RawFs>,
     record: &GenerationRecord,
     config: &Config,
+    output: &dyn Fn(i32) -> Option<OwnedFd>,
 ) -> Result<FilesBack, NotBack> {
     let generation = record.generation;
     let mut restored = FilesBack {
@@ -175,11 +177,17 @@ pub fn go_back_inside(
     let dropped = job.drop_newer(generation, identity::realtime_ns());
     dropped.map_err(|error| NotBack::Unchanged(error.to_string()))?;
     // The tables go with the undo, and the streams need them.
-    let streams = refill::rewind_all(&job.dir, generation, &record.files.streams);
-    streams.map_err(NotBack::Broken)?;
+    let streams = record.files.streams.iter();
+    let left_alone =
+        |path: &[u8]| exclude::is_excluded(path) || is_excluded(&config.restore_exclude, path);
+    let streams: Vec<_> = streams.filter(|s| !left_alone(&s.path)).cloned().collect();
+    let outputs = Outputs::OfTheProgram(output);
+    let outputs = refill::refill(&job.dir, generation, &streams, 0, &outputs);
+    let outputs = outputs.map_err(NotBack::Broken)?;
     let mut options = undo::Options {
         foreign: config.foreign,
         restore_exclude: &config.restore_exclude,
+        inherited: &outputs.inodes,
         by_rules: true,
         ..undo::Options::default()
     };

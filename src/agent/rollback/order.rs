@@ -7,6 +7,7 @@
 use super::call::{LATEST, Region};
 use super::leader::{self, Handover};
 use super::*;
+use crate::agent::collect::descriptors::sys;
 use crate::agent::recover::files::{self, NotBack};
 use crate::agent::restore::{self, check as machine};
 use crate::agent::resume::Payload;
@@ -19,7 +20,7 @@ use crate::store::RawFs;
 use crate::store::find::{Found, FoundMember};
 use crate::store::generation::GenerationRecord;
 use crate::store::start::Claimed;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 /// Where to go back to.
@@ -193,7 +194,7 @@ fn while_stopped(
         return refused(libc::EAGAIN, "the program is ending");
     }
     let (job, record) = (&mut claimed.job, &ready.record);
-    let files = match files::go_back_inside(job, record, &settings.config) {
+    let files = match files::go_back_inside(job, record, &settings.config, &output) {
         Ok(files) => files,
         Err(NotBack::Unchanged(reason)) => {
             exit::leave_store();
@@ -244,6 +245,15 @@ fn while_stopped(
     helper::leave()
 }
 
+/// A copy of one of the program's descriptors.
+fn output(fd: i32) -> Option<OwnedFd> {
+    let leader = AGENT.real_pid.load(Ordering::Relaxed);
+    let pidfd = sys::pidfd_of(leader, leader).ok()?;
+    let copy = sys::pidfd_getfd(pidfd.raw(), fd).ok()?;
+    // SAFETY: new, and ours alone.
+    Some(unsafe { OwnedFd::from_raw_fd(copy.release()) })
+}
+
 /// Everything that is still to be found out with the program stopped, and the bytes to be
 /// kept.
 fn last_checks(
@@ -274,7 +284,6 @@ fn last_checks(
 
 /// Sends the images' descriptors and the lock's to the program's table.
 fn hand_over(member: &FoundMember<RawFs>, claimed: &Claimed) -> Result<(), i32> {
-    use crate::agent::collect::descriptors::sys;
     let leader = AGENT.real_pid.load(Ordering::Relaxed);
     CONTROL.order.store(SERVE, Ordering::SeqCst);
     request::order_inserted();

@@ -121,6 +121,12 @@ fn is_same(r: &Restorer, file: usize, p: &Present) -> bool {
             let anew = r.ctx.files.replaced.iter().any(|(old, _)| old.1 == *ino);
             id.1 == *ino && p.link == *path && !anew && !regular::is_redirected(r, path)
         }
+        // With both ends here it is made again with its contents.
+        FileKind::Pipe { pipe, .. } => {
+            let fifo = p.stat.st_mode & libc::S_IFMT == libc::S_IFIFO;
+            fifo && id.1 == *pipe && users(r, *pipe) == 1
+        }
+        FileKind::Fifo { path, ino, .. } => id.1 == *ino && p.link == *path && users(r, *ino) == 1,
         FileKind::Socket(s) => {
             let socket = p.stat.st_mode & libc::S_IFMT == libc::S_IFSOCK && id.1 == s.ino;
             socket
@@ -133,6 +139,17 @@ fn is_same(r: &Restorer, file: usize, p: &Present) -> bool {
         }
         _ => false,
     }
+}
+
+/// Open file descriptions of a pipe in the image.
+fn users(r: &Restorer, ino: u64) -> usize {
+    let of_it = |kind: &FileKind| match kind {
+        FileKind::Pipe { pipe, .. } => *pipe == ino,
+        FileKind::Fifo { ino: fifo, .. } => *fifo == ino,
+        _ => false,
+    };
+    let files = r.table.files.iter();
+    files.filter(|file| of_it(&file.kind)).count()
 }
 
 fn has_queue(r: &Restorer, ino: u64) -> bool {
