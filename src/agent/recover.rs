@@ -98,7 +98,8 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
         ..Payload::default()
     };
     let options = restore::Options {
-        lazy: start::lazy(config),
+        method: config.restore,
+        job: job.dir.clone(),
         files,
         inside: None,
     };
