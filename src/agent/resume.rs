@@ -18,7 +18,7 @@ use crate::agent::snapshot::copy;
 use crate::agent::state::AGENT;
 use crate::agent::track::{fault, mprotect};
 use crate::agent::{
-    exit, heap, helper, log, prefetch, request, settings, side, start, state, stop, track,
+    exit, heap, helper, log, prefetch, request, rollback, settings, side, start, state, stop, track,
 };
 use crate::image::codec;
 use crate::image::state::{
@@ -116,6 +116,16 @@ pub struct Payload {
     pub inherited: Vec<(i32, u64, u64)>,
     /// CLOCK_MONOTONIC at the constructor's start, for the log.
     pub started_ns: u64,
+    /// Rollback: what `ckpt_checkpoint` returns; a recovery has it in the environment.
+    pub return_value: Option<i32>,
+    /// Rollback: memory that keeps its content (address, length, where the content is).
+    pub protected: Vec<(u64, u64, u64)>,
+    /// Rollback: signals that others have sent since the checkpoint.
+    pub kept_signals: Vec<PendingSignal>,
+    /// Rollback: timers that exist already, stopped.
+    pub kept_timers: Vec<i32>,
+    /// Rollback: requests of the command to be answered.
+    pub asked: Vec<u32>,
 }
 
 impl Payload {
@@ -235,6 +245,7 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         request::reset_after_restore();
         side::reset_after_restore();
         copy::reset_after_restore();
+        rollback::reset_after_restore();
         prefetch::forget();
         track::forget();
         RESUMED.store(0, Ordering::SeqCst);
@@ -255,6 +266,7 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
                 }
                 rebuild(restorer, payload);
                 begin_table(payload);
+                put_protected(payload);
                 prefetch::prepare(payload);
                 if payload.threads.iter().any(|t| !t.pending.is_empty()) {
                     PENDING.store(payload, Ordering::SeqCst);
@@ -399,9 +411,15 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
     };
     for thread in &payload.threads {
         let tid = real(thread.tid);
-        set_sched(tid, &thread.sched);
+        // The leader of a process that goes back may have been changed since.
+        let changed = payload.return_value.is_some();
+        set_sched(tid, &thread.sched, changed);
     }
-    for signal in &payload.pending {
+    if let Some(value) = payload.return_value {
+        AGENT.return_value.store(value.max(1), Ordering::SeqCst);
+    }
+    rollback::ask::adopt(&payload.asked);
+    for signal in payload.pending.iter().chain(&payload.kept_signals) {
         put_back(signal);
     }
     for &(resource, soft, hard) in &payload.process.rlimits {
@@ -418,7 +436,16 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
             0
         )
     };
-    set_timers(&payload.timers, &real);
+    set_timers(&payload.timers, &payload.kept_timers, &real);
+}
+
+/// The tracker is at work already: what is written here has changed since the checkpoint.
+fn put_protected(payload: &Payload) {
+    for &(addr, len, from) in &payload.protected {
+        // SAFETY: the range was writable at the checkpoint (`rollback::check`), so it is
+        // now; the content lies in the area; nobody else runs.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, addr as *mut u8, len as usize) };
+    }
 }
 
 /// The table that leads back to the generation again. Without it the program could not
@@ -433,7 +460,7 @@ fn begin_table(payload: &Payload) {
     }
 }
 
-fn set_sched(tid: i32, sched: &SchedState) {
+fn set_sched(tid: i32, sched: &SchedState, always: bool) {
     let attr = SchedAttr {
         size: SCHED_ATTR_SIZE,
         policy: sched.policy,
@@ -448,7 +475,7 @@ fn set_sched(tid: i32, sched: &SchedState) {
     };
     // SAFETY: valid structs; a policy or mask that is not permitted here is left out.
     unsafe {
-        if *sched != SchedState::default() {
+        if always || *sched != SchedState::default() {
             syscall!(libc::SYS_sched_setattr, tid, &attr, 0);
         }
         if !sched.affinity.is_empty() {
@@ -483,7 +510,7 @@ fn split(ns: u64) -> (u64, u64) {
     (ns / 1_000_000_000, ns % 1_000_000_000)
 }
 
-fn set_timers(timers: &TimerState, real: &dyn Fn(i32) -> i32) {
+fn set_timers(timers: &TimerState, kept: &[i32], real: &dyn Fn(i32) -> i32) {
     for (which, &(remaining, interval)) in timers.itimers.iter().enumerate() {
         if remaining == 0 && interval == 0 {
             continue;
@@ -495,7 +522,12 @@ fn set_timers(timers: &TimerState, real: &dyn Fn(i32) -> i32) {
         unsafe { syscall!(libc::SYS_setitimer, which, &value, 0) };
     }
     for timer in &timers.posix {
-        if let Err(errno) = make_timer(timer, real) {
+        let made = if kept.contains(&timer.id) {
+            Ok(())
+        } else {
+            make_timer(timer, real)
+        };
+        if let Err(errno) = made.and_then(|()| set_timer(timer)) {
             log::line(format_args!(
                 "timer {} not restored: errno {errno}",
                 timer.id
@@ -519,7 +551,7 @@ const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 /// Without that prctl ids are given in ascending order: so many are tried.
 const MAX_TRIES: i32 = 65536;
 
-/// Creates a POSIX timer with its old id (libc has it in memory) and sets it.
+/// Creates a POSIX timer with its old id (libc has it in memory).
 fn make_timer(timer: &PosixTimer, real: &dyn Fn(i32) -> i32) -> Result<(), i32> {
     let event = SigEvent {
         value: timer.sigval,
@@ -549,15 +581,20 @@ fn make_timer(timer: &PosixTimer, real: &dyn Fn(i32) -> i32) -> Result<(), i32> 
             syscall!(libc::SYS_timer_delete, id);
             return Err(libc::EEXIST);
         }
-        if timer.remaining_ns != 0 {
-            let (value_s, value_ns) = split(timer.remaining_ns);
-            let (interval_s, interval_ns) = split(timer.interval_ns);
-            let value = [interval_s, interval_ns, value_s, value_ns];
-            let ret = syscall!(libc::SYS_timer_settime, id, 0, &value, 0);
-            if ret != 0 {
-                return Err(-ret as i32);
-            }
-        }
     }
     Ok(())
+}
+
+fn set_timer(timer: &PosixTimer) -> Result<(), i32> {
+    if timer.remaining_ns == 0 {
+        return Ok(());
+    }
+    let (value_s, value_ns) = split(timer.remaining_ns);
+    let (interval_s, interval_ns) = split(timer.interval_ns);
+    let value = [interval_s, interval_ns, value_s, value_ns];
+    // SAFETY: a struct itimerspec.
+    match unsafe { syscall!(libc::SYS_timer_settime, timer.id, 0, &value, 0) } {
+        0 => Ok(()),
+        error => Err(-error as i32),
+    }
 }
