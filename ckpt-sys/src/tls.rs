@@ -58,6 +58,8 @@ pub struct ThreadBlock {
     /// The stack pointer at the outermost hook's entry: a stop request on the same stack
     /// above it finds that the hook was left by a longjmp of a signal handler.
     pub hook_sp: u64,
+    /// Depth of the program's own handlers of checkpoint events (`agent::events`).
+    pub in_handler: u32,
 }
 
 /// Size reserved in assembly; checked against the struct below.

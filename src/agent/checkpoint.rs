@@ -17,7 +17,7 @@ use crate::agent::outputs::keep::Streams;
 use crate::agent::settings::{self, Settings};
 use crate::agent::state::AGENT;
 use crate::agent::stop::now_ns;
-use crate::agent::{children, ending, exit, log, refusal, request};
+use crate::agent::{children, ending, exit, interface, log, refusal, request};
 use crate::config::Interval;
 use crate::interval::{Cost, Pace};
 use crate::persist::table;
@@ -243,6 +243,7 @@ impl Worker {
             Ok(generation) => {
                 self.postponed = 0;
                 self.last_generation = Some(generation);
+                interface::committed(generation);
                 self.report.last_generation = Some(generation);
                 self.report.last_checkpoint_ns = identity::realtime_ns();
                 self.report.checkpoints += 1;
@@ -537,6 +538,10 @@ impl Worker {
         self.report.net = crate::agent::callsites::summary::get();
         self.report.tracker = self.increments.tracker.name().into();
         self.report.files_incomplete = table::incomplete_reason();
+        let said = interface::said();
+        self.report.heartbeats = said.heartbeats;
+        self.report.heartbeat_ns = said.heartbeat_ns;
+        self.report.ready_ns = said.ready_ns;
         let root = PathBuf::from(std::ffi::OsStr::from_bytes(&self.settings.store_root));
         if let Err(error) = self.report.write(&RawFs, &root) {
             log::line(format_args!("{error}"));

@@ -60,10 +60,25 @@ pub fn kept_fd() -> Option<i32> {
     (fd >= 0).then_some(fd)
 }
 
+/// RLIMIT_AS.
+fn address_space() -> u64 {
+    let mut pair = [u64::MAX; 2];
+    // SAFETY: the kernel fills two words.
+    unsafe { syscall!(libc::SYS_prlimit64, 0, libc::RLIMIT_AS, 0, &mut pair) };
+    pair[0]
+}
+
+/// Is the process's address space limited?
+pub fn limited() -> bool {
+    address_space() != u64::MAX
+}
+
 /// Maps a region of its own with a guard page at either end. A size that
 /// RLIMIT_AS does not allow is halved until it fits.
 pub fn map() -> Result<u64, i32> {
-    let mut len = PREFERRED_LEN;
+    // The program would miss what we reserve: a small part of a limited space will do.
+    let share = (address_space() / 16).next_multiple_of(PAGE);
+    let mut len = share.clamp(MINIMUM_LEN, PREFERRED_LEN);
     loop {
         // SAFETY: fresh address space.
         let got = unsafe {
@@ -92,7 +107,7 @@ pub fn map() -> Result<u64, i32> {
                 }
                 return Ok(base);
             }
-            Err(_) if len > MINIMUM_LEN => len /= 2,
+            Err(_) if len > MINIMUM_LEN => len = (len / 2 / PAGE * PAGE).max(MINIMUM_LEN),
             Err(errno) => return Err(errno),
         }
     }

@@ -16,7 +16,9 @@ use crate::agent::hooks;
 use crate::agent::region::{self, Region};
 use crate::agent::snapshot::copy;
 use crate::agent::state::AGENT;
-use crate::agent::{exit, heap, helper, log, request, settings, side, start, state, stop};
+use crate::agent::{
+    exit, heap, helper, interface, log, request, settings, side, start, state, stop,
+};
 use crate::image::codec;
 use crate::image::state::{
     Manifest, PendingSignal, PosixTimer, ProcessState, SchedState, ThreadState, TimerState,
@@ -107,6 +109,8 @@ pub struct Payload {
     pub shared: Vec<Mapping>,
     /// Descriptors that the new process was started with: (fd, dev, ino).
     pub inherited: Vec<(i32, u64, u64)>,
+    /// Resource limits of the new start; empty: the process is not a new one.
+    pub limits: Vec<(u32, u64, u64)>,
     /// CLOCK_MONOTONIC at the constructor's start, for the log.
     pub started_ns: u64,
 }
@@ -352,6 +356,7 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
                 sid: payload.process.sid,
             });
             settings::adopt(payload);
+            interface::restored(payload.generation);
             if let Some(settings) = settings::get() {
                 exit::configure(settings.config.keep_on_exit);
             }
@@ -371,7 +376,11 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
     for signal in &payload.pending {
         put_back(signal);
     }
-    for &(resource, soft, hard) in &payload.process.rlimits {
+    // What the program had set itself, the rest as the process was started.
+    let own = &payload.process.rlimits;
+    let given = settings::get().map_or(&[][..], |s| &s.limits);
+    let given = given.iter().filter(|g| !own.iter().any(|o| o.0 == g.0));
+    for &(resource, soft, hard) in own.iter().chain(given) {
         set_rlimit(resource, soft, hard);
     }
     // SAFETY: no pointers.
