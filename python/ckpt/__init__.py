@@ -21,6 +21,7 @@ import errno as _errno
 import mmap as _mmap
 import os as _os
 import pickle as _pickle
+import resource as _resource
 
 __all__ = [
     "Error", "NotLoaded", "Hold", "arguments", "checkpoint", "exclude", "generation",
@@ -119,6 +120,9 @@ _seen = {}
 def _make_room():
     global _room
     size = _ROOM
+    limit = _resource.getrlimit(_resource.RLIMIT_AS)[0]
+    if limit != _resource.RLIM_INFINITY:
+        size = min(size, max(limit // 16, 1 << 16))
     while _room is None and size >= 1 << 16:
         try:
             flags = _mmap.MAP_PRIVATE | _mmap.MAP_ANONYMOUS | getattr(_mmap, "MAP_NORESERVE", 0x4000)

@@ -14,7 +14,7 @@ const PAGE: u64 = 4096;
 const STACK: u64 = 1 << 20;
 const TCB: u64 = 4096;
 /// Reserved, not used: the memory is only touched as far as it is needed.
-pub const PREFERRED_LEN: u64 = 1 << 30;
+const PREFERRED_LEN: u64 = 1 << 30;
 pub const MINIMUM_LEN: u64 = 16 << 20;
 
 /// The start of the region.
@@ -68,6 +68,13 @@ fn address_space() -> u64 {
     pair[0]
 }
 
+/// The length to begin with, a power of two: the program would miss what is reserved of a
+/// limited address space, so a small part of it has to do.
+pub fn preferred_len() -> u64 {
+    let share = (address_space() / 16).clamp(MINIMUM_LEN, PREFERRED_LEN);
+    1 << share.ilog2()
+}
+
 /// Is the process's address space limited?
 pub fn limited() -> bool {
     address_space() != u64::MAX
@@ -76,9 +83,7 @@ pub fn limited() -> bool {
 /// Maps a region of its own with a guard page at either end. A size that
 /// RLIMIT_AS does not allow is halved until it fits.
 pub fn map() -> Result<u64, i32> {
-    // The program would miss what we reserve: a small part of a limited space will do.
-    let share = (address_space() / 16).next_multiple_of(PAGE);
-    let mut len = share.clamp(MINIMUM_LEN, PREFERRED_LEN);
+    let mut len = preferred_len();
     loop {
         // SAFETY: fresh address space.
         let got = unsafe {
@@ -107,7 +112,7 @@ pub fn map() -> Result<u64, i32> {
                 }
                 return Ok(base);
             }
-            Err(_) if len > MINIMUM_LEN => len = (len / 2 / PAGE * PAGE).max(MINIMUM_LEN),
+            Err(_) if len > MINIMUM_LEN => len /= 2,
             Err(errno) => return Err(errno),
         }
     }

@@ -46,6 +46,7 @@ pub mod report;
 pub mod retention;
 pub mod start;
 pub mod stream;
+pub mod template;
 
 #[cfg(test)]
 mod chain_tests;
