@@ -360,6 +360,9 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
             if let Some(settings) = settings::get() {
                 exit::configure(settings.config.keep_on_exit);
             }
+            // Before any thread runs: the image may name another job (its template), which an
+            // early exit would remove.
+            exit::set_job_dir(&payload.job_dir);
         });
         let _ = state::wake();
     }
