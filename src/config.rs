@@ -91,8 +91,8 @@ impl Default for Config {
             sync: Sync::Kill,
             tracker: TrackerChoice::Auto,
             snapshot: SnapshotChoice::Auto,
-            restore: RestoreMethod::Lazy,
-            compress: Compress::Off,
+            restore: RestoreMethod::Auto,
+            compress: Compress::None,
             mtbf: Duration::from_secs(86_400),
             overhead: 1000,
             log: Log {
@@ -173,16 +173,20 @@ pub enum SnapshotChoice {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RestoreMethod {
+    /// Whichever is likely to be quicker (`agent::restore::method`).
+    Auto,
     /// Map the image; pages are read when touched.
     Lazy,
     /// Read everything before the program goes on.
     Eager,
 }
 
-/// Images are written as they are: they are mapped at restore.
+/// How page data is compressed. Images that are not can be mapped at restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compress {
-    Off,
+    None,
+    Lz4,
+    Zstd,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -327,7 +331,11 @@ mod tests {
         assert_eq!(one("CKPT_TRACKER", "uffd").tracker, TrackerChoice::Uffd);
         assert_eq!(one("CKPT_SNAPSHOT", "fork").snapshot, SnapshotChoice::Fork);
         assert_eq!(one("CKPT_RESTORE", "eager").restore, RestoreMethod::Eager);
-        assert_eq!(one("CKPT_COMPRESS", "off").compress, Compress::Off);
+        assert_eq!(one("CKPT_RESTORE", "auto").restore, RestoreMethod::Auto);
+        assert_eq!(one("CKPT_COMPRESS", "off").compress, Compress::None);
+        assert_eq!(one("CKPT_COMPRESS", "none").compress, Compress::None);
+        assert_eq!(one("CKPT_COMPRESS", "lz4").compress, Compress::Lz4);
+        assert_eq!(one("CKPT_COMPRESS", "zstd").compress, Compress::Zstd);
         assert!(one("CKPT_VERIFY", "1").verify);
         assert!(one("CKPT_DISABLE", "yes").disable);
         assert_eq!(one("CKPT_OWNER", "12").owner.unwrap(), b"12");

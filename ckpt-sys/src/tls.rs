@@ -58,6 +58,11 @@ pub struct ThreadBlock {
     /// The stack pointer at the outermost hook's entry: a stop request on the same stack
     /// above it finds that the hook was left by a longjmp of a signal handler.
     pub hook_sp: u64,
+    /// The page whose write fault was last found resolved already, and how often in a row.
+    pub fault_addr: u64,
+    pub fault_count: u32,
+    /// The program asked to have SIGSEGV blocked while that is not done (its view).
+    pub faults_blocked: u32,
     /// Depth of the program's own handlers of checkpoint events (`agent::events`).
     pub in_handler: u32,
 }

@@ -13,7 +13,9 @@ mod take;
 use crate::agent::collect::identity;
 use crate::agent::collect::memory::PAGE;
 use crate::agent::helper::Life;
+use crate::agent::merge::Merger;
 use crate::agent::outputs::keep::Streams;
+use crate::agent::prefetch::{self, Prefetch};
 use crate::agent::settings::{self, Settings};
 use crate::agent::state::AGENT;
 use crate::agent::stop::now_ns;
@@ -96,6 +98,8 @@ pub struct Worker {
     /// The `ckpt_checkpoint` that the latest image holds as taken; only compared.
     included: *const request::InsertedCall,
     increments: Increments,
+    merger: Merger,
+    prefetch: Option<Prefetch>,
     /// Nonces of the command's requests that the next outcome answers.
     asked: Vec<u32>,
 }
@@ -149,7 +153,10 @@ impl Worker {
             last_generation: None,
             report: report::Report::default(),
             included: std::ptr::null(),
-            increments: increments::take_restored().unwrap_or_else(|| Increments::new(settings)),
+            increments: increments::take_restored()
+                .unwrap_or_else(|| Increments::new(settings.config.tracker)),
+            merger: Merger::new(),
+            prefetch: prefetch::take(),
             asked: Vec::new(),
         };
         if life == Life::Restored {
@@ -191,7 +198,10 @@ impl Worker {
     /// One round: waits, does what is wanted. False when the helper shall end.
     pub fn step(&mut self) -> bool {
         let now = now_ns();
-        let next = [self.due_ns, self.retry_ns].into_iter().flatten();
+        let merge = self.merger.due();
+        let prefetch = self.prefetch.as_ref().map(Prefetch::due);
+        let next = [self.due_ns, self.retry_ns, merge, prefetch];
+        let next = next.into_iter().flatten();
         let next = next.fold(self.look_ns, u64::min);
         let wanted = request::wait(Some(next.saturating_sub(now)));
         if refusal::RETIRE.load(Ordering::SeqCst) {
@@ -226,7 +236,38 @@ impl Worker {
             }
             self.write_report();
         }
+        self.merge();
+        self.prefetch();
         true
+    }
+
+    /// After a lazy restore: a moment's work ahead of the program.
+    fn prefetch(&mut self) {
+        if let Some(prefetch) = self.prefetch.as_mut().filter(|p| now_ns() >= p.due())
+            && exit::enter_store()
+        {
+            if !prefetch.slice(self.claimed.as_ref().map(|claimed| &claimed.job)) {
+                self.prefetch = None;
+            }
+            exit::leave_store();
+        }
+    }
+
+    /// A slice of the merge under way.
+    fn merge(&mut self) {
+        let longest = self.settings.config.chain;
+        let due = self.merger.due().is_some_and(|due| now_ns() >= due);
+        if let Some(claimed) = self.claimed.as_mut().filter(|_| due)
+            && exit::enter_store()
+        {
+            if self.merger.slice(&mut claimed.job, longest) {
+                let (keep, now) = (self.settings.config.keep, identity::realtime_ns());
+                if let Err(error) = claimed.job.prune(keep, self.last_generation, now) {
+                    log::line(format_args!("{error}"));
+                }
+            }
+            exit::leave_store();
+        }
     }
 
     fn checkpoint(&mut self, trigger: Trigger) {
@@ -431,6 +472,10 @@ impl Worker {
         exit::leave_store();
         published?;
         self.increments.published(generation);
+        if let Some(claimed) = self.claimed.as_ref().filter(|_| exit::enter_store()) {
+            self.merger.look(&claimed.job, settings.config.chain);
+            exit::leave_store();
+        }
         let p = &taken.phases;
         self.remember(&record);
         self.pace.measured(Cost {

@@ -11,6 +11,7 @@
 //! freed give their memory back to the kernel, so a checkpoint leaves no trace in RSS.
 
 use crate::agent::state::InHook;
+use crate::agent::track::fault;
 use ckpt_sys::raw::check;
 use ckpt_sys::{syscall, tls::thread_block};
 use std::alloc::{GlobalAlloc, Layout};
@@ -91,6 +92,7 @@ impl Heap {
                 check(syscall!(libc::SYS_mmap, 0, len, prot, flags, -1i32, 0))
             };
             let Ok(addr) = got else { return 0 };
+            fault::keep_open(addr as u64, len);
             if self.end > self.bump {
                 self.give_run(self.bump, self.end - self.bump);
             }

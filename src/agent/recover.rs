@@ -101,7 +101,8 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
         ..Payload::default()
     };
     let options = restore::Options {
-        lazy: start::lazy(config),
+        method: config.restore,
+        job: job.dir.clone(),
         files,
     };
     match restore::restore(member, Some(lock.into_fd()), options, payload) {

@@ -3,8 +3,8 @@
 //! restore a new one lies in the restorer's area.
 
 use crate::agent::heap::{HELPER_HEAP, Heap};
-use crate::agent::side;
 use crate::agent::snapshot::copy;
+use crate::agent::{side, track};
 use crate::persist::table;
 use ckpt_sys::raw::check;
 use ckpt_sys::{syscall, tls::thread_block};
@@ -43,11 +43,13 @@ pub fn own_ranges() -> impl Iterator<Item = (u64, u64)> {
         // SAFETY: a published region stays mapped as long as it is published.
         unsafe { (*(base as *const Region)).len }
     };
-    let mut ranges = [(0, 0); 3 + table::OWN_RANGES];
+    let mut ranges = [(0, 0); 5 + table::OWN_RANGES];
     ranges[0] = (base, base + len);
     ranges[1] = side::range();
     ranges[2] = copy::range();
-    ranges[3..].copy_from_slice(&table::own_ranges());
+    ranges[3] = track::table::own_range();
+    ranges[4] = track::store::own_range();
+    ranges[5..].copy_from_slice(&table::own_ranges());
     ranges.sort_unstable();
     ranges.into_iter().filter(|(start, end)| start < end)
 }

@@ -16,8 +16,10 @@ use crate::agent::hooks;
 use crate::agent::region::{self, Region};
 use crate::agent::snapshot::copy;
 use crate::agent::state::AGENT;
+use crate::agent::track::{fault, mprotect};
 use crate::agent::{
-    exit, heap, helper, interface, log, request, settings, side, start, state, stop,
+    exit, heap, helper, interface, log, prefetch, request, settings, side, start, state, stop,
+    track,
 };
 use crate::image::codec;
 use crate::image::state::{
@@ -98,6 +100,10 @@ pub struct Payload {
     /// files those are.
     pub mapped: Vec<(u64, u64, u32)>,
     pub image_files: Vec<ImageFile>,
+    /// Ranges of `mapped` to be brought into memory ahead of the program, in order.
+    pub prefetch: Vec<(u64, u64)>,
+    /// The mappings are advised MADV_RANDOM until then.
+    pub cold: bool,
     /// The environment of the new start, as far as the library reads it.
     pub env: Vec<(Vec<u8>, Vec<u8>)>,
     /// Where the generation came from: the job's directory and its number.
@@ -188,6 +194,7 @@ pub unsafe extern "C" fn resume_thread(
     // SAFETY: the blob passes what the manifest says; the record lies in the area,
     // which stays mapped until every thread has counted itself out below.
     unsafe {
+        fault::let_through();
         syscall!(libc::SYS_prctl, libc::PR_SET_NAME, &(*record).name);
         syscall!(
             libc::SYS_prctl,
@@ -206,6 +213,7 @@ pub unsafe extern "C" fn resume_thread(
         if AGENT.ids_translated.load(Ordering::SeqCst) {
             hooks::ids::locks::enter_again(uc);
         }
+        stop::go_on(uc);
         RESUMED.fetch_add(1, Ordering::SeqCst);
         syscall!(libc::SYS_futex, &RESUMED, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0);
         sigreturn_to(uc)
@@ -230,6 +238,8 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         request::reset_after_restore();
         side::reset_after_restore();
         copy::reset_after_restore();
+        prefetch::forget();
+        track::forget();
         RESUMED.store(0, Ordering::SeqCst);
         let restorer = &*(args.restorer as *const RestorerArgs);
         wait_at_least(&restorer.ready, expected_threads(restorer));
@@ -239,11 +249,16 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         PENDING.store(std::ptr::null_mut(), Ordering::SeqCst);
         match &mut payload {
             Ok(payload) => {
+                // First: what this thread changes in the image's memory from here on is
+                // a change since the generation like any other.
+                if let Some(settings) = settings::restored(payload) {
+                    mprotect::while_resuming(resuming(restorer), || {
+                        prepare_restored(&settings, payload.generation);
+                    });
+                }
                 rebuild(restorer, payload);
                 begin_table(payload);
-                if let Some(settings) = settings::get() {
-                    prepare_restored(settings, payload.generation);
-                }
+                prefetch::prepare(payload);
                 if payload.threads.iter().any(|t| !t.pending.is_empty()) {
                     PENDING.store(payload, Ordering::SeqCst);
                 }
@@ -283,6 +298,23 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         syscall!(libc::SYS_munmap, args.scratch.0, args.scratch.1);
     }
     helper::live(helper::Life::Restored)
+}
+
+/// What must stay open of the threads at the barrier.
+fn resuming(restorer: &RestorerArgs) -> Vec<mprotect::Resuming> {
+    // SAFETY: the blob's thread table lies in the area.
+    let threads = unsafe {
+        std::slice::from_raw_parts(
+            restorer.threads as *const RestorerThread,
+            restorer.nthreads as usize,
+        )
+    };
+    let resuming = threads.iter().map(|thread| mprotect::Resuming {
+        ucontext: thread.entry_arg[0],
+        fs: thread.fs_base,
+        words: [thread.robust_list, thread.clear_child_tid, thread.rseq],
+    });
+    resuming.collect()
 }
 
 fn expected_threads(restorer: &RestorerArgs) -> u32 {

@@ -63,19 +63,16 @@ pub fn get() -> Option<&'static Settings> {
     unsafe { SETTINGS.load(Ordering::SeqCst).as_ref() }
 }
 
-/// The restored helper takes over the settings of the new start.
-///
-/// # Safety
-/// As for [`publish`].
-pub unsafe fn adopt(payload: &Payload) {
-    let Some(old) = get() else { return };
+/// The settings of the new start, in a restored process; `None` where there were none.
+pub fn restored(payload: &Payload) -> Option<Settings> {
+    let old = get()?;
     let pairs = payload
         .env
         .iter()
         .map(|(name, value)| (name.as_slice(), value.as_slice()));
     // The constructor has validated these very pairs.
     let config = Config::from_env(pairs).unwrap_or_else(|_| old.config.clone());
-    let settings = Settings {
+    Some(Settings {
         config,
         env: payload.env.clone(),
         job_key: payload.job_key.clone(),
@@ -88,6 +85,16 @@ pub unsafe fn adopt(payload: &Payload) {
         } else {
             payload.limits.clone()
         },
+    })
+}
+
+/// The restored helper takes over the settings of the new start.
+///
+/// # Safety
+/// As for [`publish`].
+pub unsafe fn adopt(payload: &Payload) {
+    let (Some(old), Some(settings)) = (get(), restored(payload)) else {
+        return;
     };
     // Rules that the program has made since stay, so only what is new is added.
     let (new, before) = (&settings.config, &old.config);

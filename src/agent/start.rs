@@ -13,7 +13,7 @@ use crate::agent::settings::{self, Settings};
 use crate::agent::state::{self, AGENT};
 use crate::agent::track::Probe;
 use crate::agent::{exit, helper, hooks, log, refusal, region, request, stop};
-use crate::config::{Config, RestoreMethod};
+use crate::config::Config;
 use crate::persist::exclude;
 use crate::store::{self, JobKey};
 use ckpt_sys::syscall;
@@ -191,11 +191,6 @@ pub fn exclude_files(exclude: &[Vec<u8>], include: &[Vec<u8>], store: &[u8]) {
             log::line(format_args!("rule for files not in force: {glob}"));
         }
     }
-}
-
-/// Does this start map images lazily? Only where madvise and mremap are seen.
-pub fn lazy(config: &Config) -> bool {
-    config.restore == RestoreMethod::Lazy
 }
 
 fn job_key(config: &Config) -> JobKey {

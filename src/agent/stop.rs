@@ -15,6 +15,7 @@ use crate::agent::hooks;
 use crate::agent::procfs::{self, TaskList};
 use crate::agent::request;
 use crate::agent::state::{AGENT, RESERVED_SIGNAL, awake};
+use crate::agent::track::{fault, touch};
 use crate::image::state::PendingSignal;
 use ckpt_sys::raw::check;
 use ckpt_sys::{syscall, tls::thread_block};
@@ -139,7 +140,8 @@ pub unsafe fn install_handler() -> Result<(), i32> {
             | libc::SA_ONSTACK as u64
             | SA_RESTORER,
         restorer: ckpt_sys::thread::restorer as *const () as u64,
-        mask: u64::MAX,
+        // Pages may be write-protected (`track::fault`), our own data too.
+        mask: !fault::FAULT_BIT,
     };
     let set = crate::agent::state::RESERVED_BIT;
     // SAFETY: valid structs; the handler is async-signal-safe.
@@ -300,7 +302,45 @@ unsafe fn park(value: u64, uc: *mut libc::ucontext_t) {
         };
     }
     // SAFETY: the frame of this very handler, prepared above.
-    unsafe { restart::finish(uc, &interrupted, Clock::Runs) };
+    unsafe {
+        restart::finish(uc, &interrupted, Clock::Runs);
+        go_on(uc);
+    }
+}
+
+/// Pages may be protected since the stop: the thread gets what it needs to run into them.
+///
+/// # Safety
+/// In the handler whose frame `uc` is, last thing before it returns.
+pub unsafe fn go_on(uc: *mut libc::ucontext_t) {
+    if !fault::installed() {
+        return;
+    }
+    // SAFETY: the handler's own frame; the thread's own block.
+    unsafe {
+        let mask = (&raw mut (*uc).uc_sigmask).cast::<u64>();
+        if *mask & fault::FAULT_BIT != 0 {
+            *mask &= !fault::FAULT_BIT;
+            (*thread_block()).faults_blocked = 1;
+        }
+        hooks::altstack::provide(uc);
+        touch::before_release(uc);
+    }
+}
+
+/// Calls `f` for every thread that is parked at present. Helper thread, world stopped.
+pub fn parked(mut f: impl FnMut(&Slot)) {
+    if STOP.word.load(Ordering::SeqCst) == 0 {
+        return;
+    }
+    let slots = STOP.slots.load(Ordering::SeqCst) as *const Slot;
+    for k in 0..STOP.nslots.load(Ordering::SeqCst) as usize {
+        // SAFETY: the array lives as long as the stop word is set.
+        let slot = unsafe { &*slots.add(k) };
+        if slot.state.load(Ordering::Acquire) == PARKED {
+            f(slot);
+        }
+    }
 }
 
 /// Has one of the program's signal handlers jumped out of the hook (siglongjmp)? Then the
@@ -699,8 +739,8 @@ fn wait_parked(stopped: &mut Stopped) -> Result<(), StopError> {
     }
 }
 
-/// Lets all stopped threads go on.
-pub fn release(stopped: Stopped) {
+/// Lets all stopped threads go on; returns when they could.
+pub fn release(stopped: Stopped) -> u64 {
     STOP.word.store(0, Ordering::SeqCst);
     // SAFETY: a futex word of ours.
     unsafe {
@@ -714,18 +754,20 @@ pub fn release(stopped: Stopped) {
             0
         )
     };
+    let released = now_ns();
     // The slots may only go when no handler is left that could write to one (a late
     // thread of a stop that was given up). They leave as soon as they see the word.
     for _ in 0..2000 {
         if STOP.inside.load(Ordering::SeqCst) == 0 {
             drop(stopped);
-            return;
+            return released;
         }
         let pause = [0u64, 500_000];
         // SAFETY: a valid timespec.
         unsafe { syscall!(libc::SYS_nanosleep, &pause, 0) };
     }
     std::mem::forget(stopped);
+    released
 }
 
 /// Lets the threads go after a panic in the helper: no list, no memory.

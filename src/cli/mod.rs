@@ -17,6 +17,7 @@ mod elf;
 mod exec;
 mod list;
 mod manual;
+mod merge;
 mod output;
 mod plot;
 mod probe;
@@ -67,6 +68,7 @@ enum Verb {
     Verify(verify::Args),
     Prune(prune::Args),
     Plot(plot::Args),
+    Merge(merge::Args),
     Doctor(doctor::Args),
     #[command(hide = true)]
     GenMan(manual::ManArgs),
@@ -131,6 +133,7 @@ pub fn main(args: Vec<OsString>, sigpipe_ignored: bool) -> ExitCode {
         Verb::Verify(args) => verify::run(&cli, args),
         Verb::Prune(args) => prune::run(&cli, args),
         Verb::Plot(args) => plot::run(&cli, args),
+        Verb::Merge(args) => merge::run(&cli, args),
         Verb::Doctor(args) => doctor::run(&cli, args),
         Verb::GenMan(args) => manual::man(args),
         Verb::Completions(args) => manual::completions(args),

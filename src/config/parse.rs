@@ -159,9 +159,10 @@ pub(super) const VARIABLES: [Variable; 27] = [
     },
     Variable {
         name: "CKPT_RESTORE",
-        allowed: "expected lazy or eager",
+        allowed: "expected auto, lazy or eager",
         apply: |c, v| {
             let choices = [
+                ("auto", RestoreMethod::Auto),
                 ("lazy", RestoreMethod::Lazy),
                 ("eager", RestoreMethod::Eager),
             ];
@@ -170,8 +171,16 @@ pub(super) const VARIABLES: [Variable; 27] = [
     },
     Variable {
         name: "CKPT_COMPRESS",
-        allowed: "expected off (images are not compressed, so that they can be mapped)",
-        apply: |c, v| set(&mut c.compress, word(v, &[("off", Compress::Off)])),
+        allowed: "expected none, lz4 or zstd",
+        apply: |c, v| {
+            let choices = [
+                ("none", Compress::None),
+                ("off", Compress::None),
+                ("lz4", Compress::Lz4),
+                ("zstd", Compress::Zstd),
+            ];
+            set(&mut c.compress, word(v, &choices))
+        },
     },
     Variable {
         name: "CKPT_MTBF",

@@ -4,24 +4,50 @@
 //! Runs in the helper thread (merging), in the constructor and in the command.
 
 use super::header::Header;
+use super::pack::{Packed, Unpacker};
 use super::reader::{ImageError, ReadAt};
 use super::sums::{SUM_BLOCK, Sums};
 
-/// Page data of one image, with the block read last.
+/// Where compressed blocks lie in the file.
 #[derive(Debug, Clone)]
+pub struct Packing {
+    packed: Packed,
+    /// From the start of the data on, and the end.
+    offsets: Vec<u64>,
+}
+
+impl Packing {
+    /// `None` if they do not fit the file.
+    pub(super) fn new(packed: Packed, header: &Header) -> Option<Packing> {
+        let offsets = packed.offsets(header.span())?;
+        let end = offsets.last()?.checked_next_multiple_of(super::PAGE)?;
+        (end == header.data_len).then_some(Packing { packed, offsets })
+    }
+}
+
+/// Page data of one image, with the block read last.
+#[derive(Debug)]
 pub struct Blocks {
     header: Header,
     sums: Sums,
+    packing: Option<(Packing, Unpacker)>,
+    /// A block as it lies in the file.
+    stored: Vec<u8>,
     /// The block in `last`.
     number: Option<u64>,
     last: Vec<u8>,
 }
 
 impl Blocks {
-    pub(super) fn new(header: Header, sums: Sums) -> Blocks {
+    pub(super) fn new(header: Header, sums: Sums, packing: Option<Packing>) -> Blocks {
         Blocks {
             header,
             sums,
+            packing: packing.map(|packing| {
+                let method = packing.packed.method;
+                (packing, Unpacker::new(method))
+            }),
+            stored: Vec::new(),
             number: None,
             last: Vec::new(),
         }
@@ -70,7 +96,7 @@ impl Blocks {
 
     /// Bytes of page data.
     pub fn len(&self) -> u64 {
-        self.header.data_len
+        self.header.span()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -82,12 +108,28 @@ impl Blocks {
     }
 
     /// Reads one whole block and compares it with its checksum.
-    fn load(&self, source: &impl ReadAt, block: u64, out: &mut [u8]) -> Result<(), ImageError> {
-        let offset = self.header.data_offset + block * SUM_BLOCK;
-        source
-            .read_exact_at(out, offset)
-            .map_err(ImageError::Read)?;
-        if !self.sums.matches(block, out) {
+    fn load(&mut self, source: &impl ReadAt, block: u64, out: &mut [u8]) -> Result<(), ImageError> {
+        let mut offset = self.header.data_offset + block * SUM_BLOCK;
+        let mut sound = true;
+        let read = match &mut self.packing {
+            None => source.read_exact_at(out, offset),
+            Some((packing, unpacker)) => {
+                let index = block as usize;
+                let (start, end) = (packing.offsets[index], packing.offsets[index + 1]);
+                offset = self.header.data_offset + start;
+                let len = (end - start) as usize;
+                if len == out.len() {
+                    source.read_exact_at(out, offset)
+                } else {
+                    self.stored.resize(len, 0);
+                    let read = source.read_exact_at(&mut self.stored, offset);
+                    sound = read.is_ok() && unpacker.unpack(&self.stored, out);
+                    read
+                }
+            }
+        };
+        read.map_err(ImageError::Read)?;
+        if !sound || !self.sums.matches(block, out) {
             return Err(ImageError::Data {
                 offset,
                 bytes: out.len() as u64,
@@ -100,6 +142,7 @@ impl Blocks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::pack::Method;
     use crate::image::state::Manifest;
     use crate::image::writer::tests::MemorySink;
     use crate::image::{Image, ImageWriter, PAGE};
@@ -107,12 +150,25 @@ mod tests {
 
     #[test]
     fn any_part_is_read_and_damage_is_noticed() {
+        any_part(None);
+        any_part(Some(Method::Lz4));
+        any_part(Some(Method::Zstd));
+    }
+
+    fn any_part(method: Option<Method>) {
         let mut sink = MemorySink::default();
         let mut writer = ImageWriter::new(&mut sink, 3);
+        if let Some(method) = method {
+            writer = writer.packed(method);
+        }
         let data: Vec<u8> = (0..37 * PAGE).map(|i| (i * 31 % 251) as u8).collect();
         let offset = writer.write_pages(&[IoSlice::new(&data)]).unwrap();
         writer.finish(&Manifest::default(), false).unwrap();
         let mut bytes = sink.bytes;
+        let image = Image::read(&bytes.as_slice()).unwrap();
+        image.verify_data(&bytes.as_slice(), |_, _| {}).unwrap();
+        assert_eq!(image.is_packed(), method.is_some());
+        assert_eq!(method.is_some(), bytes.len() < data.len());
         let mut blocks = Image::read(&bytes.as_slice()).unwrap().into_blocks();
         for (from, to) in [
             (0, 37),

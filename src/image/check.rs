@@ -77,7 +77,7 @@ fn check_extents(
     extents: &[Extent],
     header: &ParsedHeader,
 ) -> Result<(), CheckError> {
-    let data_end = header.data_offset + header.data_len;
+    let data_end = header.data_offset + header.span();
     let mut next_addr = 0;
     for (index, extent) in extents.iter().enumerate() {
         let len = extent.npages.checked_mul(PAGE);
@@ -195,7 +195,7 @@ pub(crate) mod tests {
     }
 
     fn header() -> ParsedHeader {
-        *super::super::header::Header::build(1, 2 * PAGE, (8, 0), (4, 0))
+        *super::super::header::Header::build(1, 2 * PAGE, None, (8, 0), (4, 0))
     }
 
     fn refused(change: impl FnOnce(&mut Manifest)) -> CheckError {

@@ -9,6 +9,7 @@
 //! A reader refuses a tag it does not know unless the tag has [`OPTIONAL`] set.
 
 use super::PAGE;
+use super::pack::Packed;
 use super::state::{Base, Manifest};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -28,6 +29,10 @@ pub const MANIFEST_VERSION: u32 = 1;
 /// and is read by that program as before.
 const TAG_INCREMENT: u32 = 2;
 const INCREMENT_VERSION: u32 = 1;
+
+/// How compressed page data is packed: [`Packed`].
+const TAG_PACKED: u32 = 3;
+const PACKED_VERSION: u32 = 1;
 
 /// What an increment has beside [`Manifest`].
 #[derive(Serialize, Deserialize)]
@@ -105,14 +110,22 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     Ok(value)
 }
 
-/// The manifest region of an image.
+/// The manifest region of an image whose data is not compressed.
 pub fn encode_manifest(manifest: &Manifest) -> Result<Vec<u8>, CodecError> {
+    encode_region(manifest, None)
+}
+
+/// The manifest region of an image.
+pub fn encode_region(manifest: &Manifest, packed: Option<&Packed>) -> Result<Vec<u8>, CodecError> {
     let payload = encode(manifest)?;
     let mut region = Vec::with_capacity(SECTION_HEAD + payload.len() + 8);
     push_section(&mut region, TAG_MANIFEST, MANIFEST_VERSION, &payload);
     if let Some(base) = manifest.memory.base {
         let payload = encode(&Increment::of(base, &manifest.memory.dropped))?;
         push_section(&mut region, TAG_INCREMENT, INCREMENT_VERSION, &payload);
+    }
+    if let Some(packed) = packed {
+        push_section(&mut region, TAG_PACKED, PACKED_VERSION, &encode(packed)?);
     }
     Ok(region)
 }
@@ -125,11 +138,17 @@ fn push_section(region: &mut Vec<u8>, tag: u32, version: u32, payload: &[u8]) {
     region.resize(region.len().next_multiple_of(8), 0);
 }
 
-/// Decodes a manifest region.
+/// Decodes a manifest region of an image whose data is not compressed.
 pub fn decode_manifest(region: &[u8]) -> Result<Manifest, CodecError> {
+    Ok(decode_region(region)?.0)
+}
+
+/// Decodes a manifest region.
+pub fn decode_region(region: &[u8]) -> Result<(Manifest, Option<Packed>), CodecError> {
     let mut rest = region;
     let mut manifest: Option<Manifest> = None;
     let mut increment: Option<Increment> = None;
+    let mut packed: Option<Packed> = None;
     while !rest.is_empty() {
         let head = rest
             .first_chunk::<SECTION_HEAD>()
@@ -152,6 +171,7 @@ pub fn decode_manifest(region: &[u8]) -> Result<Manifest, CodecError> {
             (TAG_INCREMENT, INCREMENT_VERSION) if increment.is_none() => {
                 increment = Some(decode(payload)?);
             }
+            (TAG_PACKED, PACKED_VERSION) if packed.is_none() => packed = Some(decode(payload)?),
             _ if tag & OPTIONAL != 0 => {}
             _ => return Err(CodecError::Unknown { tag, version }),
         }
@@ -162,7 +182,7 @@ pub fn decode_manifest(region: &[u8]) -> Result<Manifest, CodecError> {
         manifest.memory.dropped = increment.dropped()?;
         manifest.memory.base = Some(increment.base);
     }
-    Ok(manifest)
+    Ok((manifest, packed))
 }
 
 #[cfg(test)]

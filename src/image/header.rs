@@ -17,6 +17,9 @@ pub const VERSION: u32 = 1;
 pub const MACHINE_X86_64: u32 = 62;
 pub const HEADER_LEN: u64 = PAGE;
 
+/// Incompatible feature: the page data is compressed (`pack`).
+pub const PACKED: u32 = 1;
+
 /// Byte offsets of the fields, each derived from the one before.
 mod at {
     pub const MAGIC: usize = 0;
@@ -36,7 +39,8 @@ mod at {
     pub const TOTAL_LEN: usize = SUMS_LEN + 8;
     pub const MANIFEST_CRC: usize = TOTAL_LEN + 8;
     pub const SUMS_CRC: usize = MANIFEST_CRC + 4;
-    pub const RESERVED: usize = SUMS_CRC + 4;
+    pub const UNPACKED_LEN: usize = SUMS_CRC + 4;
+    pub const RESERVED: usize = UNPACKED_LEN + 8;
     pub const HEADER_CRC: usize = super::HEADER_LEN as usize - 4;
 }
 
@@ -47,7 +51,7 @@ pub struct ParsedHeader {
     pub machine: u32,
     pub page_size: u32,
     pub sum_block: u32,
-    /// Features without which the file must not be read; none so far.
+    /// Features without which the file must not be read: [`PACKED`].
     pub incompatible: u32,
     /// Features that a reader may ignore; none so far.
     pub compatible: u32,
@@ -61,6 +65,8 @@ pub struct ParsedHeader {
     pub total_len: u64,
     pub manifest_crc: u32,
     pub sums_crc: u32,
+    /// Of compressed data, its length before; else 0.
+    pub unpacked_len: u64,
     /// The page's own checksum: names this header in the generation's record.
     pub crc: u32,
 }
@@ -143,8 +149,22 @@ impl ParsedHeader {
             total_len: u64_at(page, at::TOTAL_LEN),
             manifest_crc: u32_at(page, at::MANIFEST_CRC),
             sums_crc: u32_at(page, at::SUMS_CRC),
+            unpacked_len: u64_at(page, at::UNPACKED_LEN),
             crc,
         })
+    }
+
+    pub fn is_packed(&self) -> bool {
+        self.incompatible & PACKED != 0
+    }
+
+    /// Bytes of page data as extents and checksums count them.
+    pub fn span(&self) -> u64 {
+        if self.is_packed() {
+            self.unpacked_len
+        } else {
+            self.data_len
+        }
     }
 
     /// Compares the header with the file it was read from.
@@ -155,8 +175,8 @@ impl ParsedHeader {
         if u64::from(self.page_size) != PAGE || u64::from(self.sum_block) != SUM_BLOCK {
             return Err(HeaderError::Units(self.page_size, self.sum_block));
         }
-        if self.incompatible != 0 {
-            return Err(HeaderError::Features(self.incompatible));
+        if self.incompatible & !PACKED != 0 {
+            return Err(HeaderError::Features(self.incompatible & !PACKED));
         }
         if self.total_len != file_len {
             return Err(HeaderError::Length {
@@ -170,7 +190,10 @@ impl ParsedHeader {
             && follows(self.data_offset, self.data_len, self.manifest_offset)
             && follows(self.manifest_offset, self.manifest_len, self.sums_offset)
             && follows(self.sums_offset, self.sums_len, self.total_len)
-            && self.sums_len == super::sums::table_len(self.data_len);
+            && (self.is_packed() || self.unpacked_len == 0)
+            && self.span().is_multiple_of(PAGE)
+            && self.span() <= u64::MAX / 2
+            && self.sums_len == super::sums::table_len(self.span());
         if !sound {
             return Err(HeaderError::Layout);
         }
@@ -180,9 +203,11 @@ impl ParsedHeader {
 
 impl Header {
     /// A header for a finished image; regions follow one another from the header on.
+    /// `unpacked`: the length that the data had before it was compressed.
     pub(super) fn build(
         generation: u64,
         data_len: u64,
+        unpacked: Option<u64>,
         manifest: (u64, u32),
         sums: (u64, u32),
     ) -> Header {
@@ -192,7 +217,7 @@ impl Header {
             machine: MACHINE_X86_64,
             page_size: PAGE as u32,
             sum_block: SUM_BLOCK as u32,
-            incompatible: 0,
+            incompatible: if unpacked.is_some() { PACKED } else { 0 },
             compatible: 0,
             generation,
             data_offset: HEADER_LEN,
@@ -204,6 +229,7 @@ impl Header {
             total_len: sums_offset + sums.0,
             manifest_crc: manifest.1,
             sums_crc: sums.1,
+            unpacked_len: unpacked.unwrap_or(0),
             crc: 0,
         });
         header.0.crc = u32_at(&header.encode(), at::HEADER_CRC);
@@ -236,6 +262,7 @@ impl Header {
             (at::SUMS_OFFSET, h.sums_offset),
             (at::SUMS_LEN, h.sums_len),
             (at::TOTAL_LEN, h.total_len),
+            (at::UNPACKED_LEN, h.unpacked_len),
         ] {
             page[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
         }
@@ -257,7 +284,7 @@ mod tests {
     use super::*;
 
     fn sample() -> Header {
-        Header::build(42, 3 * PAGE, (104, 7), (4, 9))
+        Header::build(42, 3 * PAGE, None, (104, 7), (4, 9))
     }
 
     #[test]
@@ -299,9 +326,32 @@ mod tests {
     }
 
     #[test]
+    fn packed_data_has_two_lengths() {
+        let header = Header::build(1, PAGE, Some(3 * PAGE), (8, 0), (4, 0));
+        let parsed = ParsedHeader::parse(&header.encode()).unwrap();
+        assert_eq!(parsed.validate(header.total_len).unwrap(), header);
+        assert_eq!((header.data_len, header.span()), (PAGE, 3 * PAGE));
+        let mut plain = *header;
+        plain.incompatible = 0;
+        assert_eq!(plain.validate(plain.total_len), Err(HeaderError::Layout));
+        let mut later = *header;
+        later.incompatible = 3;
+        assert_eq!(
+            later.validate(later.total_len),
+            Err(HeaderError::Features(2))
+        );
+    }
+
+    #[test]
     fn a_terabyte_fits() {
         let data = 1 << 40;
-        let header = Header::build(1, data, (8, 0), (super::super::sums::table_len(data), 0));
+        let header = Header::build(
+            1,
+            data,
+            None,
+            (8, 0),
+            (super::super::sums::table_len(data), 0),
+        );
         let parsed = ParsedHeader::parse(&header.encode()).unwrap();
         assert!(parsed.validate(header.total_len).is_ok());
     }

@@ -1,7 +1,7 @@
 //! The volatile checkpoint's format (docs/FORMAT.md).
 //!
 //! An image file is: one header page (fixed width, decoded by hand), page data
-//! (page-aligned, uncompressed, mapped at restore), the manifest (bincode), the
+//! (page-aligned, mapped at restore; compressed if asked to), the manifest (bincode), the
 //! checksum table. Written sequentially; the header is written last, so a file
 //! with a valid header is a finished one. A published image never changes.
 //!
@@ -11,6 +11,7 @@
 //! | `header` | the header page: encode, parse, validate | target and command |
 //! | `codec` | structs to bytes and back; the only user of bincode | target and command |
 //! | `sums` | the checksum table of the page data | target and command |
+//! | `pack` | compressed page data | target and command |
 //! | `writer` | the streaming writer | target: helper thread or forked writer |
 //! | `reader` | opening and verifying | target: constructor; command |
 //! | `blocks` | page data compared with its checksums | helper (merging), constructor, command |
@@ -22,6 +23,7 @@ pub mod chain;
 pub mod check;
 pub mod codec;
 pub mod header;
+pub mod pack;
 pub mod reader;
 pub mod state;
 pub mod sums;

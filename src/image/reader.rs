@@ -4,7 +4,7 @@
 //! Runs in the constructor of a recovering target (raw system calls only), in the
 //! command, and on plain bytes in tests and under the fuzzer.
 
-use super::blocks::Blocks;
+use super::blocks::{Blocks, Packing};
 use super::check::{CheckError, check_manifest};
 use super::codec::{self, CodecError};
 use super::header::{HEADER_LEN, Header, HeaderError, ParsedHeader};
@@ -81,6 +81,8 @@ pub enum ImageError {
     Manifest(#[from] CodecError),
     #[error("the manifest makes no sense: {0}")]
     Check(#[from] CheckError),
+    #[error("what the image says of its compression makes no sense")]
+    Packing,
     #[error("page data is damaged at offset {offset:#x} ({bytes} bytes)")]
     Data { offset: u64, bytes: u64 },
 }
@@ -91,6 +93,7 @@ pub struct Image {
     pub header: Header,
     pub manifest: Manifest,
     sums: Sums,
+    packing: Option<Packing>,
 }
 
 impl Image {
@@ -108,12 +111,20 @@ impl Image {
         if crc32c::crc32c(&table) != header.sums_crc {
             return Err(ImageError::SumsChecksum);
         }
-        let manifest = codec::decode_manifest(&region)?;
+        let (manifest, packed) = codec::decode_region(&region)?;
         check_manifest(&manifest, &header)?;
+        let packing = match packed {
+            Some(packed) if header.is_packed() => {
+                Some(Packing::new(packed, &header).ok_or(ImageError::Packing)?)
+            }
+            None if !header.is_packed() => None,
+            _ => return Err(ImageError::Packing),
+        };
         Ok(Image {
             header,
             manifest,
             sums: Sums::new(table),
+            packing,
         })
     }
 
@@ -136,7 +147,7 @@ impl Image {
         source: &impl ReadAt,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<(), ImageError> {
-        let mut blocks = Blocks::new(self.header, self.sums.clone());
+        let mut blocks = self.blocks();
         let total = blocks.len();
         let mut buffer = vec![0u8; SUM_BLOCK.min(total) as usize];
         let mut done = 0;
@@ -150,9 +161,19 @@ impl Image {
         Ok(())
     }
 
+    /// Is the page data compressed? Then the file's bytes are not what extents point to.
+    pub fn is_packed(&self) -> bool {
+        self.packing.is_some()
+    }
+
+    /// A reader of the page data.
+    pub fn blocks(&self) -> Blocks {
+        Blocks::new(self.header, self.sums.clone(), self.packing.clone())
+    }
+
     /// The page data alone, without the manifest.
     pub fn into_blocks(self) -> Blocks {
-        Blocks::new(self.header, self.sums)
+        Blocks::new(self.header, self.sums, self.packing)
     }
 }
 

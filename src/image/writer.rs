@@ -13,6 +13,7 @@
 //! tried a second time, the caller throws the file away.
 
 use super::header::{HEADER_LEN, Header};
+use super::pack::{Method, Stream};
 use super::state::Manifest;
 use super::sums::PageSums;
 use super::{PAGE, codec};
@@ -85,6 +86,8 @@ pub struct ImageWriter<S> {
     /// Where the next page goes.
     end: u64,
     sums: PageSums,
+    /// Compresses, if asked to; then `end` counts in the data as it was.
+    stream: Option<Stream>,
     void: bool,
 }
 
@@ -101,8 +104,23 @@ impl<S: ImageSink> ImageWriter<S> {
             generation,
             end: HEADER_LEN,
             sums: PageSums::with_expected(data_len),
+            stream: None,
             void: false,
         }
+    }
+
+    /// Compresses the data; before anything is written.
+    pub fn packed(self, method: Method) -> ImageWriter<S> {
+        debug_assert_eq!(self.end, HEADER_LEN);
+        ImageWriter {
+            stream: Some(Stream::new(method)),
+            ..self
+        }
+    }
+
+    /// Can pages be written again ([`ImageWriter::rewrite_pages`])?
+    pub fn can_rewrite(&self) -> bool {
+        self.stream.is_none()
     }
 
     /// The offset that the next page will get.
@@ -120,6 +138,9 @@ impl<S: ImageSink> ImageWriter<S> {
         let start = self.end;
         if pages.iter().any(|p| !(p.len() as u64).is_multiple_of(PAGE)) {
             return Err(WriteError::Unaligned);
+        }
+        if self.stream.is_some() {
+            return self.pack(pages);
         }
         let mut batch: [IoSlice<'_>; MAX_PIECES] = [IoSlice::new(&[]); MAX_PIECES];
         let (mut pieces, mut bytes) = (0, 0);
@@ -145,10 +166,30 @@ impl<S: ImageSink> ImageWriter<S> {
         Ok(start)
     }
 
+    fn pack(&mut self, pages: &[IoSlice<'_>]) -> Result<u64, WriteError> {
+        let start = self.end;
+        let Some(mut stream) = self.stream.take() else {
+            return Err(WriteError::Void);
+        };
+        for run in pages {
+            self.sums.set((self.end - HEADER_LEN) / PAGE, run);
+            stream.take(run, |bytes, at| {
+                self.put_at(&[IoSlice::new(bytes)], bytes.len(), at)
+            })?;
+            self.end += run.len() as u64;
+        }
+        self.stream = Some(stream);
+        Ok(start)
+    }
+
     /// Writes pages again that are in the file already, from `offset` on.
     pub fn rewrite_pages(&mut self, offset: u64, pages: &[u8]) -> Result<(), WriteError> {
         let whole = offset.is_multiple_of(PAGE) && (pages.len() as u64).is_multiple_of(PAGE);
-        if !whole || offset < HEADER_LEN || offset + pages.len() as u64 > self.end {
+        if !whole
+            || !self.can_rewrite()
+            || offset < HEADER_LEN
+            || offset + pages.len() as u64 > self.end
+        {
             return Err(WriteError::Unaligned);
         }
         let mut at = offset;
@@ -232,28 +273,26 @@ impl<S: ImageSink> ImageWriter<S> {
         Ok(start)
     }
 
-    /// Writes manifest, checksums and, last, the header. `sync` makes the file
-    /// durable before and after the header, so that a header on the disk means that
-    /// all the rest is there.
-    /// Nothing can be written after it.
-    pub fn finish(&mut self, manifest: &Manifest, sync: bool) -> Result<Written, WriteError> {
-        self.end(manifest, sync)
-    }
-
-    /// The same without syncing, for a sink that collects what is written: the header is
-    /// its last write.
-    pub fn finish_with_sink(mut self, manifest: &Manifest) -> Result<(S, Written), WriteError> {
-        let written = self.end(manifest, false)?;
-        Ok((self.sink, written))
-    }
-
     /// Where it writes to.
     pub fn sink_mut(&mut self) -> &mut S {
         &mut self.sink
     }
 
-    fn end(&mut self, manifest: &Manifest, sync: bool) -> Result<Written, WriteError> {
-        let region = codec::encode_manifest(manifest)?;
+    /// Writes manifest, checksums and, last, the header. `sync` makes the file
+    /// durable before and after the header, so that a header on the disk means that
+    /// all the rest is there. Nothing can be written after it.
+    pub fn finish(&mut self, manifest: &Manifest, sync: bool) -> Result<Written, WriteError> {
+        let span = self.data_len();
+        let packed = match self.stream.take() {
+            Some(stream) => {
+                let put = |bytes: &[u8], at| self.put_at(&[IoSlice::new(bytes)], bytes.len(), at);
+                let (packed, end) = stream.finish(put)?;
+                self.end = end;
+                Some(packed)
+            }
+            None => None,
+        };
+        let region = codec::encode_region(manifest, packed.as_ref())?;
         let data_bytes = self.data_len();
         let table = std::mem::take(&mut self.sums).finish();
         self.put_bytes(&region)?;
@@ -261,6 +300,7 @@ impl<S: ImageSink> ImageWriter<S> {
         let header = Header::build(
             self.generation,
             data_bytes,
+            packed.map(|_| span),
             (region.len() as u64, crc32c::crc32c(&region)),
             (table.len() as u64, crc32c::crc32c(&table)),
         );

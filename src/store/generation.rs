@@ -40,13 +40,28 @@ pub struct GenerationRecord {
     /// Encoded behind the rest, see [`GenerationRecord::encode`].
     #[serde(skip)]
     pub files: FilesRecord,
-    /// The same.
-    #[serde(skip)]
-    pub phases: Phases,
     /// Since its commit the increment has become complete. From a journal record of its
     /// own ([`super::journal::Record::Merged`]).
     #[serde(skip)]
     pub merged: Option<Merged>,
+    /// Encoded as well.
+    #[serde(skip)]
+    pub phases: Phases,
+}
+
+/// The complete images that have taken the place of an increment's: `member-<index>.full`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Merged {
+    pub generation: u64,
+    pub time_ns: u64,
+    /// By member.
+    pub members: Vec<MergedMember>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MergedMember {
+    pub bytes: u64,
+    pub header_crc: u32,
 }
 
 /// How the stop is split, and what was done before it: microseconds.
@@ -67,21 +82,6 @@ pub struct Phases {
     pub precopied_pages: u64,
     /// Pages that were left for the stop.
     pub residue_pages: u64,
-}
-
-/// The complete images that have taken the place of an increment's: `member-<index>.full`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Merged {
-    pub generation: u64,
-    pub time_ns: u64,
-    /// By member.
-    pub members: Vec<MergedMember>,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MergedMember {
-    pub bytes: u64,
-    pub header_crc: u32,
 }
 
 /// The files' half of a generation as it was when the generation was committed.

@@ -328,9 +328,10 @@ impl<F: Fs> Member<F> {
     /// Everything but the name.
     fn complete(&mut self, fs: &F) -> Result<MergedMember, MergeError> {
         // Taken: a second call is a merge that has failed.
-        let writer = self.writer.take().ok_or(WriteError::Void)?;
-        let (queue, written) = writer.finish_with_sink(&self.manifest)?;
-        let mut parts = queue.0;
+        let mut writer = self.writer.take().ok_or(WriteError::Void)?;
+        let written = writer.finish(&self.manifest, false)?;
+        let mut parts = std::mem::take(&mut writer.sink_mut().0);
+        // The header is the last write.
         let header = parts.pop().into_iter().collect();
         write_out(fs, &self.file, &self.tmp, parts)?;
         fs.sync_data(&self.file).on("sync", &self.tmp)?;

@@ -22,6 +22,7 @@
 //! | `find` | the latest valid generation, chains of images |
 //! | `merge` | an increment becomes complete |
 //! | `files`, `stream` | tables and streams: what they lead back to, when they go |
+//! | `working_set` | what a program touched soon after a restart |
 //! | `retention` | removing generations and whole jobs |
 //! | `start` | what a starting process does: recover, or begin afresh |
 //! | `report` | the file by which a running program answers the command |
@@ -47,6 +48,7 @@ pub mod retention;
 pub mod start;
 pub mod stream;
 pub mod template;
+pub mod working_set;
 
 #[cfg(test)]
 mod chain_tests;

@@ -160,6 +160,10 @@ impl Trial {
             "CKPT_LOG".into(),
             format!("debug:{}", path_text(&dir.join("ckpt.log"))),
         );
+        // The whole suite with another tracker than the best one.
+        if let Ok(tracker) = std::env::var("CKPT_TEST_TRACKER") {
+            ckpt.insert("CKPT_TRACKER".into(), tracker);
+        }
         let seed = std::env::var("CKPT_TEST_SEED")
             .ok()
             .and_then(|s| s.parse().ok())

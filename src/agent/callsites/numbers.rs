@@ -265,11 +265,61 @@ const MEMORY: &[c_long] = &[
     SYS_shmctl,
 ];
 
+/// Calls that only write results into memory: of interest while pages are write-protected.
+const RESULTS: &[c_long] = &[
+    SYS_stat,
+    SYS_lstat,
+    SYS_fstat,
+    SYS_newfstatat,
+    SYS_statx,
+    SYS_statfs,
+    SYS_fstatfs,
+    SYS_getcwd,
+    SYS_readlink,
+    SYS_readlinkat,
+    SYS_getdents64,
+    SYS_getxattr,
+    SYS_lgetxattr,
+    SYS_fgetxattr,
+    SYS_listxattr,
+    SYS_llistxattr,
+    SYS_flistxattr,
+    SYS_getsockname,
+    SYS_getpeername,
+    SYS_getrusage,
+    SYS_times,
+    SYS_time,
+    SYS_gettimeofday,
+    SYS_clock_getres,
+    SYS_uname,
+    SYS_sysinfo,
+    SYS_getrandom,
+    SYS_getrlimit,
+    SYS_getresuid,
+    SYS_getresgid,
+    SYS_getgroups,
+    SYS_getcpu,
+    SYS_capget,
+    SYS_mincore,
+    SYS_io_pgetevents,
+    SYS_mq_getsetattr,
+];
+
+#[allow(non_upper_case_globals)]
+const SYS_io_pgetevents: c_long = 333;
+
 /// Is a site of call `nr` to be patched?
 pub fn wanted(nr: i64) -> bool {
-    [FILES, DESCRIPTORS, PROCESSES, SIGNALS_AND_TIME, MEMORY]
-        .iter()
-        .any(|list| list.contains(&nr))
+    [
+        FILES,
+        DESCRIPTORS,
+        PROCESSES,
+        SIGNALS_AND_TIME,
+        MEMORY,
+        RESULTS,
+    ]
+    .iter()
+    .any(|list| list.contains(&nr))
 }
 
 /// Everything the choice depends on, for naming cached copies.

@@ -13,13 +13,16 @@ use crate::agent::snapshot::choose::{self, Costs, Method, Room};
 use crate::agent::snapshot::copy::Buffer;
 use crate::agent::snapshot::precopy::{self, Live};
 use crate::agent::snapshot::{PageScanner, Pages, SnapshotError, scan};
+use crate::agent::state::AGENT;
 use crate::agent::stop::now_ns;
-use crate::agent::track::{self, Dirty, Probe, Tracker};
+use crate::agent::track::{self, Change, Dirty, Probe, Tracker};
 use crate::agent::{callsites, hooks, log, procfs};
-use crate::config::SnapshotChoice;
+use crate::config::{Compress, SnapshotChoice, TrackerChoice};
+use crate::image::pack;
 use crate::image::state::Base;
 use crate::image::writer::{ImageSink, ImageWriter};
 use crate::store::generation::{GenerationKind, GenerationRecord};
+use ckpt_sys::syscall;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// A residue of no more pages than this is not worth another round while the program
@@ -35,13 +38,15 @@ pub struct Increments {
     base: Option<u64>,
     pub buffer: Buffer,
     pub costs: Costs,
-    live: Live,
+    pub live: Live,
     scanner: Option<PageScanner>,
     /// The map as it was before the latest stop, with VmFlags, and which advice it knows.
     known: Plan,
     known_advice: u32,
     /// Pages that were left for the latest stop.
     residue: u64,
+    /// Only a child may write, whose limits are its own.
+    by_child: bool,
     /// Checkpoints for which pre-copy is left out, since the program was faster.
     skip: u32,
 }
@@ -59,9 +64,18 @@ pub struct Ahead<S> {
     pub precopied: u64,
 }
 
+/// How the image is compressed.
+fn packing(choice: Compress) -> Option<pack::Method> {
+    match choice {
+        Compress::None => None,
+        Compress::Lz4 => Some(pack::Method::Lz4),
+        Compress::Zstd => Some(pack::Method::Zstd),
+    }
+}
+
 /// Which ranges are the library's own.
-pub fn with_own<R>(settings: &Settings, f: impl FnOnce(&memory::Own<'_>) -> R) -> R {
-    let mut store = settings.store_root.clone();
+pub fn with_own<R>(store_root: &[u8], f: impl FnOnce(&memory::Own<'_>) -> R) -> R {
+    let mut store = store_root.to_vec();
     store.extend_from_slice(b"/jobs");
     let mut store = procfs::real_path(&store).unwrap_or(store);
     store.push(b'/');
@@ -71,11 +85,54 @@ pub fn with_own<R>(settings: &Settings, f: impl FnOnce(&memory::Own<'_>) -> R) -
     })
 }
 
+/// Does RLIMIT_FSIZE hold for this process? It is not meant for our images, but what this
+/// process writes is held to it.
+fn file_size_is_limited() -> bool {
+    let mut limit = [0u64; 2];
+    let get = std::ptr::null::<u64>();
+    // SAFETY: valid structs.
+    unsafe { syscall!(libc::SYS_prlimit64, 0, libc::RLIMIT_FSIZE, get, &mut limit) };
+    limit[0] != libc::RLIM_INFINITY
+}
+
 /// What a round of pre-copy can deal with: all private memory of the map.
 fn stored_ranges(plan: &Plan) -> Vec<(u64, u64)> {
     let private = |piece: &&Piece| !matches!(piece.how, How::Nothing | How::Copied);
     let pieces = plan.pieces.iter().filter(private);
     pieces.map(|p| (p.vma.start, p.vma.end)).collect()
+}
+
+/// The library's writable data: the mappings side by side around the agent's block.
+fn own_data(pieces: &[Piece]) -> Vec<(u64, u64)> {
+    let here = &raw const AGENT as u64;
+    let Some(middle) = pieces
+        .iter()
+        .position(|p| p.vma.start <= here && here < p.vma.end)
+    else {
+        return Vec::new();
+    };
+    let writable = |p: &Piece| p.vma.prot & libc::PROT_WRITE as u32 != 0;
+    let joined = |a: &Piece, b: &Piece| a.vma.end == b.vma.start && writable(a) && writable(b);
+    let (mut first, mut last) = (middle, middle);
+    while first > 0 && joined(&pieces[first - 1], &pieces[first]) {
+        first -= 1;
+    }
+    while last + 1 < pieces.len() && joined(&pieces[last], &pieces[last + 1]) {
+        last += 1;
+    }
+    // The kernel may have joined large neighbours to it.
+    const REACH: u64 = 4 << 20;
+    let all = pieces[first..=last].iter();
+    all.map(|p| {
+        (
+            p.vma
+                .start
+                .max(here.saturating_sub(REACH) & !(memory::PAGE - 1)),
+            p.vma.end.min((here + REACH) & !(memory::PAGE - 1)),
+        )
+    })
+    .filter(|(start, end)| start < end)
+    .collect()
 }
 
 /// How many increments a generation consists of.
@@ -94,8 +151,7 @@ pub(super) fn chain_length(records: &[&GenerationRecord], generation: u64) -> Op
 }
 
 impl Increments {
-    pub fn new(settings: &Settings) -> Increments {
-        let choice = settings.config.tracker;
+    pub fn new(choice: TrackerChoice) -> Increments {
         Increments {
             tracker: track::choose(choice, &Probe::for_choice(choice)),
             dirty: Dirty::new(),
@@ -107,22 +163,27 @@ impl Increments {
             known: Plan::default(),
             known_advice: 0,
             residue: 0,
+            by_child: false,
             skip: 0,
         }
     }
 
     /// The present contents are those of `generation`, as far as the tracker can tell later.
-    fn stand_on(&mut self, settings: &Settings, generation: u64) {
+    fn stand_on(&mut self, store_root: &[u8], generation: u64) {
         if !self.tracker.increments() {
             return;
         }
-        let Ok(plan) = with_own(settings, memory::collect) else {
+        let Ok(plan) = with_own(store_root, memory::collect) else {
             return;
         };
         let mut unchanged = Dirty::new();
         match self.tracker.sweep(&plan.pieces, &mut unchanged) {
             Ok(()) => self.base = Some(generation),
             Err(error) => log::line(format_args!("tracker: {error}")),
+        }
+        // The restored helper has changed a few words of the library's data already.
+        for range in own_data(&plan.pieces) {
+            self.dirty.insert(range.0, range.1, Change::Present);
         }
     }
 
@@ -166,11 +227,16 @@ impl Increments {
     ) -> Result<Ahead<S>, CheckpointError> {
         let started = now_ns();
         let base = self.base(records, settings.config.chain);
+        self.by_child = file_size_is_limited();
         if base.is_none() {
             self.base = None;
         }
+        let mut writer = ImageWriter::new(sink, generation);
+        if let Some(method) = packing(settings.config.compress) {
+            writer = writer.packed(method);
+        }
         let mut ahead = Ahead {
-            pages: Pages::new(ImageWriter::new(sink, generation)),
+            pages: Pages::new(writer),
             pending: Dirty::new(),
             swept: false,
             base,
@@ -178,7 +244,7 @@ impl Increments {
             precopy_us: 0,
             precopied: 0,
         };
-        with_own(settings, |own| {
+        with_own(&settings.store_root, |own| {
             // A map that cannot be saved is refused at the stop, in words.
             if let Ok(plan) = memory::collect(own) {
                 self.precopy(&mut ahead, plan, own)?;
@@ -198,7 +264,7 @@ impl Increments {
         mut plan: Plan,
         own: &memory::Own<'_>,
     ) -> Result<(), SnapshotError> {
-        if self.tracker.live() && self.sweep_ahead(ahead, &plan)? {
+        if self.tracker.live() && !self.by_child && self.sweep_ahead(ahead, &plan)? {
             let mut left = ahead.pending.present_pages();
             let mut before = u64::MAX;
             let mut rounds = 0;
@@ -357,8 +423,14 @@ impl Increments {
     }
 
     pub fn method<S>(&self, ahead: &Ahead<S>, choice: SnapshotChoice) -> Method {
+        if self.by_child {
+            return Method::Fork;
+        }
         let warm = self.buffer.warm_pages();
-        choose::choose(choice, self.residue, warm, &self.costs, &ahead.room)
+        // Without the net the kernel's writes into guarded pages would fail.
+        let guarding = AGENT.net_installed.load(Ordering::Relaxed);
+        let (pages, costs) = (self.residue, &self.costs);
+        choose::choose(choice, pages, warm, costs, &ahead.room, guarding)
     }
 
     /// After the checkpoint: memory that is not worth keeping goes back.
@@ -370,11 +442,11 @@ impl Increments {
 
 static RESTORED: AtomicPtr<Increments> = AtomicPtr::new(std::ptr::null_mut());
 
-/// In the restored helper, before the program's threads run: what they write from now on
-/// has changed since `generation`.
+/// In the restored helper, before it changes anything but a few words of the library's own
+/// data: what is written from now on has changed since `generation`.
 pub fn prepare_restored(settings: &Settings, generation: u64) {
-    let mut increments = Box::new(Increments::new(settings));
-    increments.stand_on(settings, generation);
+    let mut increments = Box::new(Increments::new(settings.config.tracker));
+    increments.stand_on(&settings.store_root, generation);
     RESTORED.store(Box::into_raw(increments), Ordering::SeqCst);
 }
 

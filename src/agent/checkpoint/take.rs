@@ -10,7 +10,7 @@ use crate::agent::outputs::keep::{self, Output};
 use crate::agent::settings::Settings;
 use crate::agent::side::SideBuffer;
 use crate::agent::snapshot::stretch::store_frozen;
-use crate::agent::snapshot::{self, Frame, Method, Outcome, SnapshotError, fork};
+use crate::agent::snapshot::{self, Frame, Method, Outcome, SnapshotError, fork, priority};
 use crate::agent::state::AGENT;
 use crate::agent::stop::{self, Stopped, now_ns};
 use crate::agent::track::Dirty;
@@ -123,8 +123,7 @@ pub(super) fn take<S: ImageSink>(
         table.install(&mapped);
     }
     let t4 = now_ns();
-    stop::release(stopped);
-    let t5 = now_ns();
+    let t5 = stop::release(stopped);
     increments.keep(&shot.ahead.pending);
     phases.copy_us = (t4 - t3) / 1000;
     phases.release_us = (t5 - t4) / 1000;
@@ -135,7 +134,7 @@ pub(super) fn take<S: ImageSink>(
     match method {
         Method::Copy => increments.costs.copied(pages, ns),
         Method::Fork => increments.costs.forked(shot.ahead.room.tables, ns),
-        Method::Write => {}
+        Method::Priority | Method::Write => {}
     }
     taken.snapshot = method.name();
     let room = shot.ahead.room;
@@ -157,6 +156,8 @@ struct Shot<S> {
 enum Frozen {
     /// In the buffer.
     Copied,
+    /// Under guard where it is; the second, which could not be guarded, in the buffer.
+    Guarded(priority::Guarded, Dirty),
     /// With the child.
     Forked(fork::Writer),
     /// In the image.
@@ -168,6 +169,7 @@ impl Frozen {
         match self {
             Frozen::Copied => Method::Copy,
             Frozen::Forked(_) => Method::Fork,
+            Frozen::Guarded(..) => Method::Priority,
             Frozen::Written => Method::Write,
         }
     }
@@ -194,11 +196,30 @@ impl<S: ImageSink> Shot<S> {
         {
             return Ok(Frozen::Forked(child));
         }
+        if wanted == Method::Priority {
+            return self.guard(increments);
+        }
         self.read_flags();
         let Ahead { pages, pending, .. } = &mut self.ahead;
         // SAFETY: as above.
         unsafe { store_frozen(pages, &self.plan.pieces, pending)? };
         Ok(Frozen::Written)
+    }
+
+    fn guard(&mut self, increments: &mut Increments) -> Result<Frozen, SnapshotError> {
+        self.read_flags();
+        let watched = increments.tracker.name() == "mprotect";
+        let Ahead { pages, pending, .. } = &mut self.ahead;
+        let (guarded, mut rest) = priority::guard(&self.plan.pieces, pending, watched)?;
+        // SAFETY: the program is stopped, and the plan is its map.
+        unsafe {
+            if !increments.buffer.copy(&self.plan.pieces, &rest)? {
+                store_frozen(pages, &self.plan.pieces, &rest)?;
+                rest.clear();
+                increments.buffer.shrink(u64::MAX);
+            }
+        }
+        Ok(Frozen::Guarded(guarded, rest))
     }
 
     /// What nobody can read later.
@@ -228,7 +249,7 @@ impl<S: ImageSink> Shot<S> {
     fn store(
         mut self,
         frozen: Frozen,
-        increments: &Increments,
+        increments: &mut Increments,
     ) -> Result<Outcome, CheckpointError> {
         match frozen {
             Frozen::Forked(child) => {
@@ -246,6 +267,14 @@ impl<S: ImageSink> Shot<S> {
                     .buffer
                     .store(pages, pending)
                     .map_err(store_error)?;
+            }
+            Frozen::Guarded(guarded, rest) => {
+                let Ahead { pages, pending, .. } = &mut self.ahead;
+                pages.drop_absent(pending);
+                guarded
+                    .store(pages, &mut increments.live, &self.plan.pieces)
+                    .map_err(store_error)?;
+                increments.buffer.store(pages, &rest).map_err(store_error)?;
             }
             Frozen::Written => {}
         }
@@ -323,7 +352,7 @@ fn collect(
         job: job.to_owned(),
     };
     let descriptors = descriptors::collect(&target, &mut side).map_err(refused)?;
-    let mut plan = with_own(settings, memory::collect).map_err(refused)?;
+    let mut plan = with_own(&settings.store_root, memory::collect).map_err(refused)?;
     let net = AGENT.net_installed.load(Ordering::Relaxed);
     let known = net && increments.flags(&mut plan);
     if !known && (!net || hooks::memory::special_advice_seen()) {

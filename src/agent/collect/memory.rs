@@ -9,6 +9,7 @@ use crate::agent::collect::unfrozen::Copier;
 use crate::agent::procfs::{self, hex, read_file};
 use crate::agent::region;
 use crate::agent::side::SideBuffer;
+use crate::agent::track;
 use crate::image::state::{
     Extent, MemoryState, SharedKind, SharedObject, VmaKind, VmaState, vma_flag,
 };
@@ -285,6 +286,7 @@ pub fn collect(own: &Own<'_>) -> Result<Plan, MemoryError> {
             plan.add(&line, at, line.end, own)?;
         }
     }
+    track::mprotect::program_view(&mut plan.pieces);
     Ok(plan)
 }
 

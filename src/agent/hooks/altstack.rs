@@ -11,6 +11,7 @@
 
 use super::frame::{CallFrame, Verdict};
 use super::user;
+use crate::agent::track::fault;
 use ckpt_sys::{raw::check, syscall, tls::ThreadBlock, tls::thread_block};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 
@@ -60,7 +61,42 @@ pub fn needed() -> u64 {
 }
 
 fn own_size() -> u64 {
-    (needed() + HANDLER_ROOM + 4095) & !4095
+    // A write fault inside the stop handler puts a second frame there.
+    (2 * needed() + HANDLER_ROOM + 4095) & !4095
+}
+
+/// The stacks of ours that may be in use: never write-protected.
+pub fn own_stacks() -> impl Iterator<Item = (u64, u64)> {
+    let len = LEN.load(Relaxed).min(POOL.len());
+    POOL[..len]
+        .iter()
+        .map(|own| own.base.load(Relaxed))
+        .filter(|&base| base != 0)
+        .map(|base| (base, base + own_size()))
+}
+
+/// Gives a thread without an alternate stack one of ours, by the frame that it returns
+/// to: a write fault on its own stack could not be handled there. The program goes on
+/// seeing none.
+///
+/// # Safety
+/// `uc` is the frame of the present handler.
+pub unsafe fn provide(uc: *mut libc::ucontext_t) {
+    // SAFETY: the frame (the caller's promise); the thread's own block.
+    unsafe {
+        let stack = &mut (*uc).uc_stack;
+        if stack.ss_flags & SS_DISABLE as i32 == 0 {
+            return;
+        }
+        let block = &mut *thread_block();
+        if let Some(base) = take(block) {
+            (block.altstack_sp, block.altstack_size) = (0, 0);
+            block.altstack_flags = SS_DISABLE as u32;
+            stack.ss_sp = base as *mut libc::c_void;
+            stack.ss_flags = 0;
+            stack.ss_size = own_size() as usize;
+        }
+    }
 }
 
 /// A stack for this thread: its own, one of a dead thread, or a new one.
@@ -130,11 +166,19 @@ pub fn sigaltstack(frame: &mut CallFrame) -> Verdict {
         }
     }
     let disables = asked[1] & SS_DISABLE != 0;
+    if new != 0 && !disables {
+        fault::release(asked[0], asked[2]);
+    }
+    // While pages are protected every thread has one.
+    let keeps = disables && new != 0 && fault::active() && block.altstack_slot != 0;
     let small = new != 0 && !disables && (MINSIGSTKSZ..needed()).contains(&asked[2]);
     if !small && block.altstack_slot == 0 {
         return Verdict::Forward;
     }
     let mut given = asked;
+    if keeps && let Some(base) = take(block) {
+        given = [base, 0, own_size()];
+    }
     if small && let Some(base) = take(block) {
         given[0] = base;
         given[2] = own_size();
@@ -149,7 +193,8 @@ pub fn sigaltstack(frame: &mut CallFrame) -> Verdict {
         return Verdict::Done;
     }
     if is_own(block, before[0]) {
-        let state = before[1] & (SS_ONSTACK | SS_DISABLE);
+        let hidden = u64::from(block.altstack_flags) & SS_DISABLE;
+        let state = before[1] & (SS_ONSTACK | SS_DISABLE) | hidden;
         before = [
             block.altstack_sp,
             (u64::from(block.altstack_flags) & !3) | state,

@@ -21,6 +21,7 @@ use super::frame::{CallFrame, Verdict};
 use super::maps::{Mapping, Maps};
 use super::ranges;
 use crate::agent::state::InHook;
+use crate::agent::track::fault;
 use crate::image::state::vma_flag;
 use ckpt_sys::{raw::check, syscall};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
@@ -151,6 +152,37 @@ fn convert(start: u64, end: u64) -> Result<(), i32> {
         }
         Ok(())
     })
+}
+
+/// A call that changes mappings: what is write-protected for the tracker is given back
+/// first, so that the kernel finds the protections that the program knows.
+pub fn release_for(frame: &CallFrame) {
+    let [addr, len, third, flags, new, _] = frame.args;
+    match frame.rax {
+        libc::SYS_munmap | libc::SYS_mprotect | libc::SYS_pkey_mprotect => {
+            fault::release(addr, len)
+        }
+        libc::SYS_mmap if flags & libc::MAP_FIXED as u64 != 0 => fault::release(addr, len),
+        libc::SYS_mremap => {
+            fault::release(addr, len);
+            if flags & libc::MREMAP_FIXED as u64 != 0 {
+                fault::release(new, third);
+            }
+        }
+        libc::SYS_madvise => match third as i32 {
+            libc::MADV_NORMAL | libc::MADV_WILLNEED | libc::MADV_RANDOM => {}
+            libc::MADV_SEQUENTIAL | libc::MADV_HUGEPAGE | libc::MADV_NOHUGEPAGE => {}
+            _ => fault::release(addr, len),
+        },
+        libc::SYS_brk if addr != 0 => {
+            // SAFETY: asks where the heap ends.
+            let end = unsafe { syscall!(libc::SYS_brk, 0) } as u64;
+            if addr < end {
+                fault::release(addr, end - addr);
+            }
+        }
+        _ => {}
+    }
 }
 
 fn done(frame: &mut CallFrame, result: Result<u64, i32>) -> Verdict {

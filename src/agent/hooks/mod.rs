@@ -39,6 +39,7 @@ pub mod user;
 
 use crate::agent::resume::ImageFile;
 use crate::agent::state::AGENT;
+use crate::agent::track::{fault, touch};
 use frame::{CallFrame, Verdict};
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -97,6 +98,9 @@ fn table_of_others() -> [u8; 512] {
     if ranges::active() {
         mark(IMAGE_CALLS);
     }
+    if fault::active() {
+        mark(touch::NUMBERS);
+    }
     if AGENT.ids_translated.load(Relaxed) {
         mark(ids::calls::NUMBERS);
         mark(ids::locks::NUMBERS);
@@ -110,6 +114,10 @@ fn table_of_others() -> [u8; 512] {
 /// Handles a call of the table. The frame is a system call that the program is about
 /// to make: its pointers are used as the kernel would use them.
 pub fn dispatch(frame: &mut CallFrame) -> Verdict {
+    if fault::active() {
+        touch::call(frame.rax, &frame.args);
+        memory::release_for(frame);
+    }
     if let Some(verdict) = files::dispatch(frame) {
         return verdict;
     }

@@ -15,6 +15,7 @@
 use super::frame::{CallFrame, Verdict};
 use super::{senders, user};
 use crate::agent::state::{AGENT, RESERVED_BIT, RESERVED_SIGNAL, awake};
+use crate::agent::track::fault;
 use crate::image::state::KernelSigaction;
 use ckpt_sys::{callsite, syscall};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
@@ -84,9 +85,15 @@ pub fn set_reserved_action(new: &KernelSigaction) -> KernelSigaction {
 
 /// What the program would see of the kernel's `action` for `sig`.
 pub fn program_view(sig: i32, action: &mut KernelSigaction) {
-    if sig == RESERVED_SIGNAL {
-        *action = reserved_action();
+    if is_kept(sig) {
+        *action = match sig {
+            RESERVED_SIGNAL => reserved_action(),
+            _ => fault_action(),
+        };
         return;
+    }
+    if FAULT_IN_MASK.load(Relaxed) & (1 << (sig - 1)) != 0 {
+        action.mask |= fault::FAULT_BIT;
     }
     if action.restorer == counting() {
         action.restorer = RESTORERS[sig as usize].load(Relaxed);
@@ -96,6 +103,43 @@ pub fn program_view(sig: i32, action: &mut KernelSigaction) {
         action.mask |= RESERVED_BIT;
     }
 }
+
+/// The program's action for SIGSEGV while the kernel's is ours (`track::fault`).
+static FAULT: [[AtomicU64; 4]; 16] = [const { [const { AtomicU64::new(0) }; 4] }; 16];
+static FAULT_NEXT: AtomicUsize = AtomicUsize::new(1);
+static FAULT_AT: AtomicUsize = AtomicUsize::new(0);
+
+/// The program's action for SIGSEGV.
+pub fn fault_action() -> KernelSigaction {
+    let slot = &FAULT[FAULT_AT.load(Acquire)];
+    KernelSigaction {
+        handler: slot[0].load(Relaxed),
+        flags: slot[1].load(Relaxed),
+        restorer: slot[2].load(Relaxed),
+        mask: slot[3].load(Relaxed),
+    }
+}
+
+/// Replaces it and returns the one before.
+pub fn set_fault_action(new: &KernelSigaction) -> KernelSigaction {
+    let at = FAULT_NEXT.fetch_add(1, Relaxed) % FAULT.len();
+    let slot = &FAULT[at];
+    slot[0].store(new.handler, Relaxed);
+    slot[1].store(new.flags, Relaxed);
+    slot[2].store(new.restorer, Relaxed);
+    slot[3].store(new.mask, Relaxed);
+    let before = fault_action();
+    FAULT_AT.store(at, Release);
+    before
+}
+
+/// Is this signal answered from a table?
+fn is_kept(sig: i32) -> bool {
+    sig == RESERVED_SIGNAL || (sig == libc::SIGSEGV && fault::installed())
+}
+
+/// Bit `sig - 1`: the program's mask of that action holds SIGSEGV.
+static FAULT_IN_MASK: AtomicU64 = AtomicU64::new(0);
 
 pub(super) fn kernel(sig: i32, act: *const KernelSigaction, old: *mut KernelSigaction) -> isize {
     // SAFETY: both are null or valid.
@@ -122,6 +166,23 @@ pub fn adopt_handlers() {
         action.restorer = counting();
         action.mask &= !RESERVED_BIT;
         kernel(sig, &action, std::ptr::null_mut());
+    }
+}
+
+/// Pages are about to be protected: no handler's mask may hold SIGSEGV any more.
+pub fn open_masks() {
+    for sig in 1..=64 {
+        let mut action = KernelSigaction::default();
+        if sig == libc::SIGSEGV || kernel(sig, std::ptr::null(), &mut action) != 0 {
+            continue;
+        }
+        if action.handler > 1 && action.mask & fault::FAULT_BIT != 0 {
+            if sig != RESERVED_SIGNAL {
+                FAULT_IN_MASK.fetch_or(1 << (sig - 1), Relaxed);
+            }
+            action.mask &= !fault::FAULT_BIT;
+            kernel(sig, &action, std::ptr::null_mut());
+        }
     }
 }
 
@@ -160,6 +221,13 @@ fn replace(sig: i32, act: u64, old: u64) -> Result<(), i32> {
             Some(new) => set_reserved_action(&new),
             None => reserved_action(),
         }
+    } else if is_kept(sig) {
+        match new {
+            // A child that shares our memory changes its own actions only.
+            Some(_) if in_shared_child() => fault_action(),
+            Some(new) => set_fault_action(&new),
+            None => fault_action(),
+        }
     } else {
         exchange(sig, new)?
     };
@@ -176,12 +244,19 @@ fn exchange(sig: i32, new: Option<KernelSigaction>) -> Result<KernelSigaction, i
     let bit = 1u64 << (sig - 1);
     let behind = senders::current(sig);
     let (last, had) = (place.load(Relaxed), RESERVED_IN_MASK.load(Relaxed) & bit);
+    let had_fault = FAULT_IN_MASK.load(Relaxed) & bit;
     let ret = match new {
         None => kernel(sig, std::ptr::null(), &mut before),
         Some(mut new) => {
             let has = new.mask & RESERVED_BIT != 0;
-            new.mask &= !RESERVED_BIT;
+            let has_fault = new.mask & fault::never_blocked() != 0;
+            new.mask &= !(RESERVED_BIT | fault::never_blocked());
             if !in_shared_child() {
+                if has_fault {
+                    FAULT_IN_MASK.fetch_or(bit, Relaxed);
+                } else if had_fault != 0 {
+                    FAULT_IN_MASK.fetch_and(!bit, Relaxed);
+                }
                 if has {
                     RESERVED_IN_MASK.fetch_or(bit, Relaxed);
                 } else if had != 0 {
@@ -205,6 +280,9 @@ fn exchange(sig: i32, new: Option<KernelSigaction>) -> Result<KernelSigaction, i
     senders::unwrap(&mut before, behind);
     if had != 0 {
         before.mask |= RESERVED_BIT;
+    }
+    if had_fault != 0 {
+        before.mask |= fault::FAULT_BIT;
     }
     Ok(before)
 }

@@ -13,6 +13,7 @@ use super::masks::{Interned, intern};
 use super::sigaction::in_shared_child;
 use super::user;
 use crate::agent::state::{RESERVED_BIT, RESERVED_SIGNAL};
+use crate::agent::track::fault;
 use ckpt_sys::{syscall, tls::thread_block};
 
 user::plain!([u64; 16]);
@@ -79,11 +80,15 @@ pub fn adopt() {
 pub fn rt_sigprocmask(frame: &mut CallFrame) -> Verdict {
     let [how, set, old, size, ..] = frame.args;
     let was = reserved_blocked();
-    if size != 8 || (set == 0 && !was) {
+    let never = fault::never_blocked();
+    // SAFETY: the thread's own block.
+    let was_fault = unsafe { (*thread_block()).faults_blocked != 0 };
+    if size != 8 || (set == 0 && !was && !was_fault) {
         return Verdict::Forward;
     }
     let mut local = 0u64;
     let mut now = was;
+    let mut now_fault = was_fault;
     if set != 0 {
         if !(4096..1 << 47).contains(&set) {
             return Verdict::Forward; // EFAULT is the kernel's to say
@@ -93,17 +98,23 @@ pub fn rt_sigprocmask(frame: &mut CallFrame) -> Verdict {
         // SAFETY: a pointer that libc has read already.
         local = unsafe { std::ptr::read_unaligned(set as *const u64) };
         let named = local & RESERVED_BIT != 0;
-        now = match how as i32 {
-            libc::SIG_BLOCK => was || named,
-            libc::SIG_UNBLOCK => was && !named,
-            libc::SIG_SETMASK => named,
-            _ => return Verdict::Forward,
+        let named_fault = local & never != 0;
+        let after = |was: bool, named: bool| match how as i32 {
+            libc::SIG_BLOCK => Some(was || named),
+            libc::SIG_UNBLOCK => Some(was && !named),
+            libc::SIG_SETMASK => Some(named),
+            _ => None,
         };
-        if !was && !named {
+        let (Some(next), Some(next_fault)) = (after(was, named), after(was_fault, named_fault))
+        else {
+            return Verdict::Forward;
+        };
+        (now, now_fault) = (next, next_fault);
+        if !was && !named && !was_fault && !named_fault {
             return Verdict::Forward;
         }
         if how as i32 != libc::SIG_UNBLOCK {
-            local &= !RESERVED_BIT;
+            local &= !(RESERVED_BIT | never);
         }
     }
     let at = if set == 0 { 0 } else { &raw const local as u64 };
@@ -119,11 +130,16 @@ pub fn rt_sigprocmask(frame: &mut CallFrame) -> Verdict {
     } else {
         before &= !RESERVED_BIT;
     }
+    if was_fault {
+        before |= fault::FAULT_BIT;
+    }
     if old != 0
         && let Err(e) = user::write(old, &before)
     {
         frame.rax = -i64::from(e);
     }
+    // SAFETY: the thread's own block.
+    unsafe { (*thread_block()).faults_blocked = u32::from(now_fault) };
     set_view(now);
     Verdict::Done
 }
@@ -193,8 +209,9 @@ pub fn masked(frame: &mut CallFrame, at: usize, size: usize) -> Verdict {
     if let Some(verdict) = enter_masked(frame, mask) {
         return verdict;
     }
-    if mask & RESERVED_BIT != 0
-        && let Some(copy) = intern(mask & !RESERVED_BIT)
+    let never = RESERVED_BIT | fault::never_blocked();
+    if mask & never != 0
+        && let Some(copy) = intern(mask & !never)
     {
         frame.args[at] = copy.mask_address();
     }
@@ -219,8 +236,9 @@ pub fn masked_pair(frame: &mut CallFrame) -> Verdict {
     if let Some(verdict) = enter_masked(frame, mask) {
         return verdict;
     }
-    if mask & RESERVED_BIT != 0
-        && let Some(copy) = intern(mask & !RESERVED_BIT)
+    let never = RESERVED_BIT | fault::never_blocked();
+    if mask & never != 0
+        && let Some(copy) = intern(mask & !never)
     {
         frame.args[5] = Interned::pair_address(copy);
     }

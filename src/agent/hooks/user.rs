@@ -6,6 +6,7 @@
 //! memory is touched directly.
 
 use crate::agent::refusal;
+use crate::agent::track::fault;
 use ckpt_sys::syscall;
 
 #[repr(C)]
@@ -80,6 +81,7 @@ pub fn read<T: Plain>(addr: u64) -> Result<T, i32> {
 /// Writes `value` at `addr`; EFAULT when that cannot be done.
 pub fn write<T: Plain>(addr: u64, value: &T) -> Result<(), i32> {
     let local = (value as *const T) as u64;
+    fault::touch(addr, size_of::<T>() as u64);
     match transfer(libc::SYS_process_vm_writev, addr, local, size_of::<T>()) {
         Ok(n) if n < size_of::<T>() => Err(libc::EFAULT),
         Ok(_) => Ok(()),

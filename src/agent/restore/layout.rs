@@ -13,7 +13,7 @@ use crate::image::state::VmaState;
 
 /// Runs smaller than this are read, not mapped: a mapping costs two areas in the kernel,
 /// and more time than a few pages take to read.
-const MAP_MIN_PAGES: u64 = 4;
+pub const MAP_MIN_PAGES: u64 = 4;
 
 /// The contents of one memory area.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub struct Contents {
 pub struct Limits {
     /// Mappings at most.
     pub maps: u64,
+    /// Pages that a run must have to be mapped.
+    pub least: u64,
     /// Only images from this number on (older ones) are mapped.
     pub first_file: u32,
 }
@@ -103,7 +105,7 @@ pub fn plan(
         open.push(strip);
         strip_of.push(Some(strip));
     }
-    let threshold = threshold(&strips, limits.maps);
+    let threshold = threshold(&strips, limits);
     let mapped = |strip: &Strip| strip.own >= threshold;
     let mut chosen: Vec<&Strip> = strips.iter().filter(|s| mapped(s)).collect();
     // Oldest first: what is newer lies on top.
@@ -131,9 +133,9 @@ pub fn plan(
 }
 
 /// The smallest strip to be mapped.
-fn threshold(strips: &[Strip], most: u64) -> u64 {
-    let mut threshold = MAP_MIN_PAGES;
-    while strips.iter().filter(|s| s.own >= threshold).count() as u64 > most {
+fn threshold(strips: &[Strip], limits: Limits) -> u64 {
+    let mut threshold = limits.least.max(1);
+    while strips.iter().filter(|s| s.own >= threshold).count() as u64 > limits.maps {
         threshold *= 2;
     }
     threshold
@@ -163,6 +165,7 @@ mod tests {
 
     const NO_LIMIT: Limits = Limits {
         maps: 1000,
+        least: MAP_MIN_PAGES,
         first_file: 0,
     };
 
@@ -289,6 +292,7 @@ mod tests {
             }
             let limits = Limits {
                 maps: below(12),
+                least: 1 + below(4),
                 first_file: below(3) as u32,
             };
             let odd = below(4);

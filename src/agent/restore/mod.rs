@@ -9,24 +9,30 @@ pub mod area;
 pub mod check;
 pub mod descriptors;
 pub mod layout;
+pub mod method;
 pub mod proxy;
 pub mod tape;
+pub mod unpack;
 
 use crate::agent::recover::files::FilesBack;
 use crate::agent::region::{self, Region};
 use crate::agent::resume::{HelperArgs, Payload, ThreadRecord};
 use crate::agent::stop::rseq_area;
 use crate::agent::{log, procfs};
-use crate::image::chain::ChainError;
+use crate::config::RestoreMethod;
+use crate::image::PAGE;
+use crate::image::chain::{ChainError, Sourced};
 use crate::image::codec;
 use crate::image::state::{Extent, FileKind, Manifest, SharedObject};
 use crate::store::RawFs;
 use crate::store::find::FoundMember;
+use crate::store::working_set::WorkingSet;
 use area::Area;
 use ckpt_sys::blob::{BLOB_THREAD_STACK, RESTORER, RestorerArgs, RestorerThread};
 use ckpt_sys::syscall;
 use ckpt_sys::thread::enter_restorer;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU32;
 
 /// What cannot be brought back here.
@@ -40,6 +46,11 @@ pub enum RestoreError {
     Cwd { path: String, error: std::io::Error },
     #[error("put the chain of images together: {0}")]
     Chain(#[from] ChainError),
+    #[error("unpack the image of generation {generation}: {error}")]
+    Unpack {
+        generation: u64,
+        error: std::io::Error,
+    },
     #[error("find free address space for the restorer: errno {0}")]
     Area(i32),
     #[error("rebuild shared memory {name}: {error}")]
@@ -53,7 +64,9 @@ pub enum RestoreError {
 /// How to restore (from the environment).
 #[derive(Debug, Clone)]
 pub struct Options {
-    pub lazy: bool,
+    pub method: RestoreMethod,
+    /// The job's directory.
+    pub job: PathBuf,
     pub files: FilesBack,
 }
 
@@ -69,7 +82,13 @@ pub fn restore(
     mut payload: Payload,
 ) -> Result<std::convert::Infallible, RestoreError> {
     let pieces = member.compose()?;
-    let manifest = member.image.manifest;
+    let (files, mappable) = needed_files(&member, &pieces, &options.job)?;
+    // The descriptors as well: this is the program's table.
+    let FoundMember {
+        image, file, older, ..
+    } = member;
+    drop((file, older));
+    let manifest = image.manifest;
     check::machine(&manifest)?;
     check::files(&manifest)?;
     alone::be_alone();
@@ -83,14 +102,17 @@ pub fn restore(
         error,
     })?;
 
-    // The generation's own image, those that pages come from, and the lock. The number that
-    // each image of the chain has in this list, if any:
-    let files = 1 + member.older.len();
-    let mut place: Vec<Option<usize>> = vec![None; files];
+    let before = WorkingSet::read(&RawFs, &options.job);
+    let choice = {
+        let files: Vec<_> = files.iter().flatten().map(|file| file.as_fd()).collect();
+        method::choose(options.method, &pieces, &files, before.as_ref())
+    };
+    // The images that contents come from, and the lock. The number that each image of the
+    // chain has in this list, if any:
+    let mut place: Vec<Option<usize>> = vec![None; files.len()];
     let mut keep: Vec<RawFd> = Vec::new();
-    let older = member.older.into_iter().map(|link| link.file);
-    for (number, file) in std::iter::once(member.file).chain(older).enumerate() {
-        if number == 0 || pieces.iter().any(|piece| piece.file as usize == number) {
+    for (number, file) in files.into_iter().enumerate() {
+        if let Some(file) = file {
             place[number] = Some(keep.len());
             keep.push(file.as_raw_fd());
             // From here on the numbers in `keep` count; the owners must not close them.
@@ -104,7 +126,7 @@ pub fn restore(
     std::mem::forget(lock);
     let late = restore_descriptors(&manifest, &mut keep, &mut payload, &options.files)?;
     let image_fd = keep[0];
-    let image_fds = place
+    let image_fds: Vec<i32> = place
         .iter()
         .map(|at| at.map_or(-1, |at| keep[at]))
         .collect();
@@ -126,8 +148,18 @@ pub fn restore(
         shared_fds.push(fd);
     }
 
+    let lazy = choice.lazy && mappable;
+    log::line(format_args!(
+        "memory is {} ({}), {} images, {} pieces",
+        if lazy { "mapped" } else { "read" },
+        if mappable { choice.why } else { "unpacked" },
+        image_fds.iter().filter(|&&fd| fd >= 0).count(),
+        pieces.len(),
+    ));
     let options = tape::Options {
-        lazy: options.lazy,
+        lazy,
+        cold: lazy && choice.cold,
+        collapse: !manifest.process.thp_disable && huge_pages_allowed(),
         noexec: is_noexec(image_fd),
         max_maps: read_number(b"/proc/sys/vm/max_map_count").unwrap_or(65530),
         huge_pages: huge_pages(),
@@ -140,7 +172,13 @@ pub fn restore(
     let nthreads = manifest.threads.len();
     let stacks = nthreads as u64 * BLOB_THREAD_STACK;
     let maps: usize = contents.iter().map(|area| area.maps.len()).sum();
-    let payload_room = 4 * codec_len(&payload)? + (maps + files) as u64 * 32;
+    let files = options.image_fds.len();
+    let fetched = if options.cold {
+        maps + before.as_ref().map_or(0, |set| set.runs.len())
+    } else {
+        0
+    };
+    let payload_room = 4 * codec_len(&payload)? + (maps + files + 2 * fetched) as u64 * 32;
     let scratch = RESTORER.len() as u64
         + tape::area_needed(&manifest, &contents)
         + stacks
@@ -166,6 +204,10 @@ pub fn restore(
     }
     tape::process(&mut tape, &manifest, &mut area);
     payload.mapped = std::mem::take(&mut tape.mapped);
+    payload.cold = options.cold;
+    if options.cold {
+        payload.prefetch = to_be_fetched(&payload.mapped, before.as_ref());
+    }
     for &(file, example) in &tape.examples {
         payload.add_image_file(options.image_fds[file as usize], example);
     }
@@ -273,6 +315,70 @@ pub fn restore(
         );
         enter_restorer(blob, args_at, stack_at & !15)
     }
+}
+
+/// The files of the chain that contents come from, and whether they may be mapped;
+/// compressed ones are unpacked.
+fn needed_files(
+    member: &FoundMember<RawFs>,
+    pieces: &[Sourced],
+    job: &Path,
+) -> Result<(Vec<Option<OwnedFd>>, bool), RestoreError> {
+    let mut files = Vec::new();
+    let mut mappable = true;
+    for (number, (file, image)) in member.chain().enumerate() {
+        let mut parts = unpack::parts(pieces, number as u32);
+        if number == 0 {
+            // Contents of shared objects and open files are in the generation's own image.
+            let mut manifest = image.manifest.clone();
+            let contents = manifest.descriptors.content_extents().map(|e| &*e);
+            let shared = image.manifest.memory.shared.iter().map(|o| &o.extents);
+            let extents = shared.chain(contents).flatten();
+            parts.extend(extents.map(|e| (e.offset, e.npages)));
+        } else if parts.is_empty() {
+            files.push(None);
+            continue;
+        }
+        let fail = |error| RestoreError::Unpack {
+            generation: image.header.generation,
+            error,
+        };
+        files.push(Some(if image.is_packed() {
+            let unpacked = unpack::unpack(file, image.blocks(), parts, job).map_err(fail)?;
+            mappable &= unpacked.mappable;
+            unpacked.file
+        } else {
+            file.try_clone().map_err(fail)?
+        }));
+    }
+    Ok((files, mappable))
+}
+
+/// What of the mapped ranges is to be brought into memory ahead of the program: what it
+/// touched after the restart before, then the rest if there is room for it.
+fn to_be_fetched(mapped: &[(u64, u64, u32)], before: Option<&WorkingSet>) -> Vec<(u64, u64)> {
+    let mut ranges = Vec::new();
+    let runs = before.map_or(&[][..], |set| &set.runs);
+    let mut first = 0;
+    for &(page, pages) in runs {
+        let (start, end) = (page * PAGE, (page + pages) * PAGE);
+        while mapped.get(first).is_some_and(|range| range.1 <= start) {
+            first += 1;
+        }
+        let touched = mapped[first..].iter().take_while(|range| range.0 < end);
+        ranges.extend(touched.map(|range| (range.0.max(start), range.1.min(end))));
+    }
+    let all: u64 = mapped.iter().map(|range| range.1 - range.0).sum();
+    if all < unpack::available() / 4 * 3 {
+        ranges.extend(mapped.iter().map(|range| (range.0, range.1)));
+    }
+    ranges
+}
+
+/// The administrator has not forbidden transparent huge pages.
+fn huge_pages_allowed() -> bool {
+    let path = b"/sys/kernel/mm/transparent_hugepage/enabled";
+    procfs::read_file(path).is_ok_and(|text| !text.windows(7).any(|w| w == b"[never]"))
 }
 
 /// Contents of unlinked files and memfds, read from a mapping of the image: its

@@ -21,6 +21,13 @@ const MOST_PIECES: usize = 512;
 /// Runs larger than this are read by a call of their own.
 const GATHER_PAGES: u64 = 64;
 
+/// Images that are not in memory: so many pieces are mapped though they are small, since
+/// reading a page over a mapping reads the page below it from the disk first.
+const MOST_COLD_PIECES: usize = 8000;
+/// Bytes of a huge page of anonymous memory.
+const HUGE: u64 = 2 << 20;
+const MADV_COLLAPSE: u64 = 25;
+
 /// How the image's memory is brought back.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -35,6 +42,10 @@ pub struct Options {
     /// Of the chain's images, as `Sourced::file` counts them; -1: not needed. The first one
     /// is the generation's own.
     pub image_fds: Vec<i32>,
+    /// Much of the images must come from the disk.
+    pub cold: bool,
+    /// Large runs that are read may lie in huge pages.
+    pub collapse: bool,
 }
 
 #[derive(Debug, Default)]
@@ -73,6 +84,36 @@ impl Tape {
             OP_READ_FULL,
             [fd as u64, addr, len, offset, 0, 0],
         );
+    }
+
+    /// Puts huge pages where contents will fill them. A fresh page of 4 KiB costs more than
+    /// to read it; MADV_COLLAPSE, other than MADV_HUGEPAGE, leaves no mark in the mapping. It
+    /// wants one page that is there already.
+    fn huge_pages(&mut self, pieces: &[Sourced], options: &Options) {
+        let mut at = 0;
+        while at < pieces.len() {
+            let mut last = at;
+            while last + 1 < pieces.len() && pieces[last + 1].addr == pieces[last].end() {
+                last += 1;
+            }
+            let start = pieces[at].addr.next_multiple_of(HUGE);
+            let end = pieces[last].end() / HUGE * HUGE;
+            let mut block = start;
+            while block < end {
+                while pieces[at].end() <= block {
+                    at += 1;
+                }
+                let piece = &pieces[at];
+                let fd = options.image_fds[piece.file as usize];
+                self.read(fd, block, PAGE, piece.offset + (block - piece.addr));
+                block += HUGE;
+            }
+            if start < end {
+                let arg = [start, end - start, MADV_COLLAPSE, 0, 0, 0];
+                self.op(libc::SYS_madvise, OP_MAY_FAIL, arg);
+            }
+            at = last + 1;
+        }
     }
 
     /// Reads pieces into memory that is mapped; small ones that lie side by side in a file
@@ -156,11 +197,22 @@ fn mappable(vma: &VmaState, options: &Options) -> bool {
         && !(options.noexec && vma.prot & libc::PROT_EXEC as u32 != 0)
 }
 
+/// May its memory lie in huge pages? The program may have said no.
+fn may_be_huge(vma: &VmaState) -> bool {
+    let special = vma_flag::NOHUGEPAGE | vma_flag::HUGETLB | vma_flag::GROWSDOWN;
+    matches!(vma.kind, VmaKind::Anon | VmaKind::Heap) && vma.flags & special == 0
+}
+
 /// Which contents are mapped and which are read. The map count stays below the limit.
 pub fn plan(manifest: &Manifest, pieces: &[Sourced], options: &Options) -> Vec<Contents> {
     let vmas = &manifest.memory.vmas;
     let limits = Limits {
         maps: (options.max_maps * 6 / 10).saturating_sub(vmas.len() as u64) / 2,
+        least: if options.cold && pieces.len() <= MOST_COLD_PIECES {
+            1
+        } else {
+            layout::MAP_MIN_PAGES
+        },
         first_file: options.image_fds.len().saturating_sub(MOST_FILES) as u32,
     };
     layout::plan(vmas, pieces, |vma| mappable(vma, options), limits)
@@ -277,8 +329,21 @@ pub fn memory(
             }
         }
         let ranges = inside.mapped_ranges();
+        if options.cold {
+            for &(from, to) in &ranges {
+                let random = libc::MADV_RANDOM as u64;
+                tape.op(
+                    libc::SYS_madvise,
+                    OP_MAY_FAIL,
+                    [from, to - from, random, 0, 0, 0],
+                );
+            }
+        }
         let ranges = ranges.into_iter().map(|(from, to)| (from, to, vma.flags));
         tape.mapped.extend(ranges);
+        if options.collapse && may_be_huge(vma) {
+            tape.huge_pages(&inside.reads, options);
+        }
         tape.contents(&inside.reads, options, area);
         if given != prot {
             tape.op(libc::SYS_mprotect, 0, [start, len, prot, 0, 0, 0]);
@@ -430,7 +495,10 @@ pub fn area_needed(manifest: &Manifest, contents: &[Contents]) -> u64 {
         .sum();
     let maps: usize = contents.iter().map(|area| area.maps.len()).sum();
     let reads: usize = contents.iter().map(|area| area.reads.len()).sum();
-    let ops = vmas + maps + reads + shared + 200;
+    let pages = contents.iter().flat_map(|area| &area.reads);
+    let pages: u64 = pages.map(|piece| piece.npages).sum();
+    let huge = (pages * PAGE / HUGE) as usize + reads;
+    let ops = vmas + 2 * maps + reads + huge + shared + 200;
     // An entry of a vector for each piece, and what rounding costs each vector.
     let vectors = reads * (size_of::<[u64; 2]>() + 32);
     let actions = 64 * 64;

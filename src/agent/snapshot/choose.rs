@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `copy` | a copy of the residue | that much memory |
 //! | `fork` | a copy of all page tables | a page for each that the program writes meanwhile |
+//! | `priority` | protecting the residue | a reserve for what the program overwrites first |
 //! | `write` | the residue written to the file | nothing |
 //!
 //! The costs are moving averages of what was measured in this life of the program.
@@ -17,6 +18,7 @@ use crate::config::SnapshotChoice;
 pub enum Method {
     Copy,
     Fork,
+    Priority,
     Write,
 }
 
@@ -25,6 +27,7 @@ impl Method {
         match self {
             Method::Copy => "copy",
             Method::Fork => "fork",
+            Method::Priority => "priority",
             Method::Write => "write",
         }
     }
@@ -121,30 +124,53 @@ impl Room {
     }
 }
 
-/// Bytes that this process's control group (version 2, and what stands above it) may
-/// still take. Memory of the page cache can be had again.
+/// Bytes that this process's control group, and what stands above it, may still take.
 fn cgroup_left() -> Option<u64> {
     let text = procfs::read_file(b"/proc/self/cgroup").ok()?;
-    let line = text
-        .split(|&b| b == b'\n')
-        .find_map(|line| line.strip_prefix(b"0::/"))?;
-    let mut path = b"/sys/fs/cgroup/".to_vec();
-    path.extend_from_slice(line);
     let mut least: Option<u64> = None;
-    while path.len() >= b"/sys/fs/cgroup".len() {
+    for line in text.split(|&b| b == b'\n') {
+        let left = if let Some(path) = line.strip_prefix(b"0::/") {
+            let names: Names = (b"memory.max", b"memory.current", b"inactive_file ");
+            left_below(b"/sys/fs/cgroup", path, names)
+        } else if let Some(at) = line.windows(9).position(|w| w == b":memory:/") {
+            let names: Names = (
+                b"memory.limit_in_bytes",
+                b"memory.usage_in_bytes",
+                b"total_inactive_file ",
+            );
+            left_below(b"/sys/fs/cgroup/memory", &line[at + 9..], names)
+        } else {
+            None
+        };
+        if let Some(left) = left {
+            least = Some(least.map_or(left, |l| l.min(left)));
+        }
+    }
+    least
+}
+
+/// Of a group: its limit, what is used, and the line of `memory.stat` with what of that
+/// can be had again.
+type Names = (&'static [u8], &'static [u8], &'static [u8]);
+
+/// The least that is left in the group at `path` and those above it.
+fn left_below(root: &[u8], path: &[u8], (limit, used, cache): Names) -> Option<u64> {
+    let mut path = [root, b"/", path].concat();
+    let mut least: Option<u64> = None;
+    while path.len() >= root.len() {
         let read = |name: &[u8]| {
             let file = [&path[..], b"/", name].concat();
             procfs::read_file(&file).ok()
         };
         let number = |name: &[u8]| procfs::number(&read(name)?).map(|n| n.max(0) as u64);
-        if let (Some(max), Some(now)) = (number(b"memory.max"), number(b"memory.current")) {
-            let cache = read(b"memory.stat").map_or(0, |stat| {
+        if let (Some(max), Some(now)) = (number(limit), number(used)) {
+            let again = read(b"memory.stat").map_or(0, |stat| {
                 let line = stat
                     .split(|&b| b == b'\n')
-                    .find_map(|line| line.strip_prefix(b"inactive_file "));
+                    .find_map(|line| line.strip_prefix(cache));
                 line.and_then(procfs::number).unwrap_or(0).max(0) as u64
             });
-            let left = max.saturating_sub(now.saturating_sub(cache));
+            let left = max.saturating_sub(now.saturating_sub(again));
             least = Some(least.map_or(left, |l| l.min(left)));
         }
         let cut = path.iter().rposition(|&b| b == b'/')?;
@@ -154,11 +180,20 @@ fn cgroup_left() -> Option<u64> {
 }
 
 /// The method for a residue of `pages`, of which the buffer can take `warm` at once.
-pub fn choose(choice: SnapshotChoice, pages: u64, warm: u64, costs: &Costs, room: &Room) -> Method {
+/// `guarding`: pages can be guarded here.
+pub fn choose(
+    choice: SnapshotChoice,
+    pages: u64,
+    warm: u64,
+    costs: &Costs,
+    room: &Room,
+    guarding: bool,
+) -> Method {
     match choice {
         SnapshotChoice::Fork => Method::Fork,
         SnapshotChoice::Copy if pages <= warm => Method::Copy,
         SnapshotChoice::Copy => Method::Write,
+        SnapshotChoice::Priority if guarding => Method::Priority,
         SnapshotChoice::Auto | SnapshotChoice::Priority => {
             if pages <= warm && costs.copy(pages) <= costs.fork(room.tables) {
                 return Method::Copy;
@@ -168,6 +203,8 @@ pub fn choose(choice: SnapshotChoice, pages: u64, warm: u64, costs: &Costs, room
                 Method::Fork
             } else if pages <= warm {
                 Method::Copy
+            } else if guarding {
+                Method::Priority
             } else {
                 Method::Write
             }
@@ -186,7 +223,14 @@ mod tests {
     };
 
     fn auto(pages: u64, warm: u64, room: &Room) -> Method {
-        choose(SnapshotChoice::Auto, pages, warm, &Costs::default(), room)
+        choose(
+            SnapshotChoice::Auto,
+            pages,
+            warm,
+            &Costs::default(),
+            room,
+            false,
+        )
     }
 
     #[test]
@@ -195,7 +239,7 @@ mod tests {
         assert_eq!(auto(262_144, 262_144, &ROOM), Method::Fork);
         // Not what does not fit into the buffer.
         assert_eq!(auto(2000, 1000, &ROOM), Method::Fork);
-        let asked = |choice| choose(choice, 2000, 1000, &Costs::default(), &ROOM);
+        let asked = |choice| choose(choice, 2000, 1000, &Costs::default(), &ROOM, true);
         assert_eq!(asked(SnapshotChoice::Copy), Method::Write);
         assert_eq!(asked(SnapshotChoice::Fork), Method::Fork);
     }
@@ -219,7 +263,7 @@ mod tests {
         costs.copied(3, 1);
         assert!((costs.copy_page_ns - 5000.0).abs() < 1.0);
         assert_eq!(
-            choose(SnapshotChoice::Auto, 1000, 2000, &costs, &ROOM),
+            choose(SnapshotChoice::Auto, 1000, 2000, &costs, &ROOM, true),
             Method::Fork
         );
         let room = Room::look();

@@ -197,7 +197,7 @@ impl Buffer {
     /// Gives back what is more than `keep` bytes.
     pub fn shrink(&mut self, keep: u64) {
         self.held.clear();
-        let keep = keep.next_multiple_of(HUGE);
+        let keep = keep.checked_next_multiple_of(HUGE).unwrap_or(u64::MAX);
         if self.warm > keep {
             let (at, len) = (self.at + keep, self.warm - keep);
             // SAFETY: our own mapping, nothing in use in it.

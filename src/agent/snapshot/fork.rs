@@ -7,6 +7,7 @@
 
 use super::{Outcome, SnapshotError};
 use crate::agent::exit;
+use crate::agent::procfs::OwnFd;
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
 use std::sync::atomic::Ordering;
@@ -61,6 +62,7 @@ pub fn fork(work: &mut dyn FnMut() -> Result<Outcome, SnapshotError>) -> Option<
                 }
                 syscall!(libc::SYS_prctl, libc::PR_SET_NAME, c"ckpt-writer".as_ptr());
                 lift_file_size_limit();
+                die_first();
                 match work() {
                     Ok(outcome) => {
                         (*shared).outcome = outcome;
@@ -103,6 +105,15 @@ fn lift_file_size_limit() {
         syscall!(libc::SYS_prlimit64, 0, resource, 0, &mut limit);
         limit[0] = limit[1];
         syscall!(libc::SYS_prlimit64, 0, resource, &limit, 0);
+    }
+}
+
+/// When memory runs out it is the writer that must go, not the program: the checkpoint
+/// fails, and that is all.
+fn die_first() {
+    if let Ok(file) = OwnFd::open_with(b"/proc/thread-self/oom_score_adj", libc::O_WRONLY) {
+        // SAFETY: a buffer of the length given. Raising one's own score needs no privilege.
+        unsafe { syscall!(libc::SYS_write, file.raw(), b"1000".as_ptr(), 4) };
     }
 }
 

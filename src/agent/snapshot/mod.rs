@@ -8,6 +8,7 @@
 //! | [`precopy`] | rounds of copying while the program runs |
 //! | [`copy`] | the residue is copied aside during the stop, stored after it |
 //! | [`fork`] | the residue is stored by a child whose memory the kernel freezes |
+//! | [`priority`] | the residue is stored while the program runs; what it writes goes first |
 //! | [`choose`] | which of them, by what they cost here |
 //! | this one | the end of all of them: manifest, checksums, header |
 //!
@@ -18,6 +19,7 @@ pub mod copy;
 pub mod fork;
 pub mod pages;
 pub mod precopy;
+pub mod priority;
 pub mod scan;
 pub mod stretch;
 
@@ -56,6 +58,10 @@ pub enum SnapshotError {
     Open { path: &'static str, errno: i32 },
     #[error(transparent)]
     Memory(MemoryError),
+    #[error("guard pages until they are stored: {0}")]
+    Guard(String),
+    #[error("memory at {0:#x} went away before it was stored")]
+    Vanished(u64),
     #[error("no memory to copy pages to: errno {0}")]
     NoRoom(i32),
 }

@@ -1,8 +1,8 @@
 //! Pages on their way into the image: what is zero, what is written again in its place,
 //! what is appended; and in the end where the latest copy of each page lies.
 //!
-//! Pages come in *passes*, each with ascending addresses: a round of pre-copy, the
-//! residue of the stop. Used by the helper thread and by the forked writer, which goes
+//! Pages come in *passes*, mostly with ascending addresses, no page twice in one pass: a
+//! round of pre-copy, the residue of the stop. Used by the helper thread and by the forked writer, which goes
 //! on with the state that it inherits.
 
 use super::SnapshotError;
@@ -33,7 +33,7 @@ pub struct Pages<S> {
     added: Vec<Extent>,
     /// Ranges of `stored` that the present pass has found to hold nothing any more.
     gone: Vec<(u64, u64)>,
-    /// The first extent of `stored` that the present pass may still meet.
+    /// The extent of `stored` that was met last.
     next: usize,
     /// Pages written, those written again included.
     pub written: u64,
@@ -61,23 +61,23 @@ impl<S: ImageSink> Pages<S> {
 
     /// Where the page lies, and how many that follow lie behind it.
     fn place(&mut self, addr: u64) -> Option<(u64, u64)> {
-        // A look ahead may have gone too far.
-        while let Some(e) = self.next.checked_sub(1).map(|k| &self.stored[k])
-            && e.addr + e.npages * PAGE > addr
-        {
-            self.next -= 1;
-        }
-        while let Some(e) = self.stored.get(self.next)
-            && e.addr + e.npages * PAGE <= addr
-        {
-            self.next += 1;
-        }
+        let end = |e: &Extent| e.addr + e.npages * PAGE;
+        let near = |k: usize| {
+            let before = k.checked_sub(1).and_then(|k| self.stored.get(k));
+            before.is_none_or(|e| end(e) <= addr)
+                && self.stored.get(k).is_none_or(|e| end(e) > addr)
+        };
+        // Mostly the same extent or the next one; the writer of `priority` jumps.
+        self.next = [self.next, self.next + 1]
+            .into_iter()
+            .find(|&k| near(k))
+            .unwrap_or_else(|| self.stored.partition_point(|e| end(e) <= addr));
         let e = self.stored.get(self.next).filter(|e| e.addr <= addr)?;
         let skip = (addr - e.addr) / PAGE;
         Some((e.offset + skip * PAGE, e.npages - skip))
     }
 
-    /// Takes at most [`BATCH_PAGES`] pages or so, ascending within the pass.
+    /// Takes at most [`BATCH_PAGES`] pages or so.
     pub fn put(&mut self, chunks: &[Chunk<'_>]) -> Result<(), SnapshotError> {
         let mut fresh: Vec<IoSlice<'_>> = Vec::new();
         let mut end = self.writer.position();
@@ -107,6 +107,10 @@ impl<S: ImageSink> Pages<S> {
                         self.written += len;
                     }
                     Way::Append => {
+                        if !self.writer.can_rewrite() {
+                            // The copy that is there already counts no longer.
+                            self.forget(addr, addr + len * PAGE);
+                        }
                         push(
                             &mut self.added,
                             Extent {
@@ -135,8 +139,8 @@ impl<S: ImageSink> Pages<S> {
             return Way::Nowhere;
         }
         match self.place(chunk.addr + page * PAGE) {
-            Some((offset, _)) => Way::Again(offset),
-            None => Way::Append,
+            Some((offset, _)) if self.writer.can_rewrite() => Way::Again(offset),
+            _ => Way::Append,
         }
     }
 
@@ -169,10 +173,14 @@ impl<S: ImageSink> Pages<S> {
         self.next = 0;
         if !self.gone.is_empty() {
             let old = std::mem::take(&mut self.stored);
-            let gone = std::mem::take(&mut self.gone);
+            let mut gone = std::mem::take(&mut self.gone);
+            gone.sort_unstable();
             subtract(&old, &gone, &mut self.stored);
         }
-        let added = std::mem::take(&mut self.added);
+        let mut added = std::mem::take(&mut self.added);
+        if !added.is_sorted_by_key(|e| e.addr) {
+            added.sort_unstable_by_key(|e| e.addr);
+        }
         if self.stored.is_empty() {
             self.stored = added;
         } else if !added.is_empty() {
@@ -239,6 +247,9 @@ fn subtract(old: &[Extent], ranges: &[(u64, u64)], out: &mut Vec<Extent>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::Image;
+    use crate::image::pack::Method;
+    use crate::image::state::Manifest;
     use crate::image::writer::tests::MemorySink;
 
     const SPACE: u64 = 64;
@@ -257,12 +268,17 @@ mod tests {
             seed ^= seed << 17;
             seed % below
         };
-        for _ in 0..300 {
+        for round in 0..400 {
             let mut sink = MemorySink::default();
-            let mut pages = Pages::new(ImageWriter::new(&mut sink, 1));
+            let mut writer = ImageWriter::new(&mut sink, 1);
+            if round % 4 == 0 {
+                writer = writer.packed(Method::Lz4);
+            }
+            let mut pages = Pages::new(writer);
             let mut model = [None; SPACE as usize];
             for _ in 0..random(6) {
                 let mut at = random(9);
+                let mut later: Vec<(u64, Vec<u8>, bool)> = Vec::new();
                 while at < SPACE {
                     let len = (1 + random(7)).min(SPACE - at);
                     let over_file = random(2) == 0;
@@ -278,7 +294,12 @@ mod tests {
                             data: &data,
                             over_file,
                         };
-                        pages.put(&[chunk]).unwrap();
+                        // Some passes come in another order.
+                        if round % 3 == 0 && random(2) == 0 {
+                            later.push((addr, data.clone(), over_file));
+                        } else {
+                            pages.put(&[chunk]).unwrap();
+                        }
                         for (k, &v) in values.iter().enumerate() {
                             let held = v != 0 || over_file;
                             model[at as usize + k] = held.then_some(v);
@@ -286,14 +307,28 @@ mod tests {
                     }
                     at += len + random(9);
                 }
+                for (addr, data, over_file) in later.iter().rev() {
+                    let chunk = Chunk {
+                        addr: *addr,
+                        data,
+                        over_file: *over_file,
+                    };
+                    pages.put(&[chunk]).unwrap();
+                }
                 pages.end_pass();
             }
             let stored = pages.parts().1.to_vec();
+            let finished = pages.writer.finish(&Manifest::default(), false);
+            finished.unwrap();
             drop(pages);
+            let bytes = sink.bytes.as_slice();
+            let mut data = Image::read(&bytes).unwrap().into_blocks();
             let mut found = [None; SPACE as usize];
             for e in &stored {
                 for k in 0..e.npages {
-                    let value = sink.bytes[(e.offset + k * PAGE) as usize];
+                    let mut held = page(0);
+                    data.read(&bytes, &mut held, e.offset + k * PAGE).unwrap();
+                    let value = held[0];
                     let place = &mut found[(e.addr / PAGE + k) as usize];
                     assert_eq!(place.replace(value), None);
                 }

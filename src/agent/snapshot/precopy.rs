@@ -38,6 +38,18 @@ impl Live {
         }
     }
 
+    /// Reads at most a batch of pages; `None` when they cannot be read.
+    pub fn read_run(&mut self, addr: u64, npages: u64) -> Option<&[u8]> {
+        let stretch = Stretch {
+            addr,
+            npages,
+            direct: true,
+            over_file: false,
+        };
+        let got = self.read(&[stretch])?;
+        (got == npages).then_some(&self.bounce[..])
+    }
+
     /// Reads the pages one after the other into the bounce buffer; how many it got before
     /// one could not be read. `None`: nothing can be read in this way.
     fn read(&mut self, batch: &[Stretch]) -> Option<u64> {

@@ -103,8 +103,19 @@ pub fn groups(pieces: &[Piece]) -> Vec<(Range, bool)> {
     groups
 }
 
+/// The same query for memory that has no pages of files.
+pub const fn without_file(query: Query) -> Query {
+    Query {
+        inverted: query.inverted & !is::FILE,
+        all: query.all & !is::FILE,
+        any: query.any & !is::FILE,
+        tell: query.tell & !is::FILE,
+        ..query
+    }
+}
+
 /// Asks for pages that exist.
-const EXISTING: Query = Query {
+pub const EXISTING: Query = Query {
     inverted: is::PFNZERO,
     all: is::PFNZERO,
     any: is::PRESENT | is::SWAPPED,

@@ -6,21 +6,28 @@
 //! | file | owns |
 //! |---|---|
 //! | [`dirty`] | the sets of page runs that sweeps yield |
-//! | `uffd`  | userfaultfd, write protection resolved by the kernel, PAGEMAP_SCAN |
-//! | `mprotect`  | write protection and SIGSEGV |
-//! | `softdirty`  | the soft-dirty bit of the page tables |
+//! | [`uffd`] | userfaultfd, write protection resolved by the kernel, PAGEMAP_SCAN |
+//! | [`mprotect`] | write protection and SIGSEGV |
+//! | [`fault`], [`table`], [`touch`] | its handler, state of pages, writes by the kernel |
+//! | [`store`] | pages to be stored before they are written |
+//! | [`softdirty`] | the soft-dirty bit of the page tables |
 //! | [`full`] | no tracking: everything that exists |
 //! | [`pagemap`] | the system call that finds pages in the page tables |
 //! | [`probe`] | what works here |
 
 pub mod blank;
 pub mod dirty;
+pub mod fault;
 pub mod full;
 #[cfg(test)]
 mod model;
+pub mod mprotect;
 pub mod pagemap;
 pub mod probe;
 pub mod softdirty;
+pub mod store;
+pub mod table;
+pub mod touch;
 pub mod uffd;
 
 pub use dirty::{Change, Dirty, Run};
@@ -70,10 +77,18 @@ pub fn choose(choice: TrackerChoice, probe: &Probe) -> Box<dyn Tracker> {
     let made: Result<Box<dyn Tracker>, TrackError> = match probe.taken(choice) {
         TrackerChoice::Uffd => uffd::Uffd::new().map(|t| Box::new(t) as _),
         TrackerChoice::SoftDirty => softdirty::SoftDirty::new().map(|t| Box::new(t) as _),
+        TrackerChoice::Mprotect => mprotect::Mprotect::new().map(|t| Box::new(t) as _),
         _ => full::Full::new().map(|t| Box::new(t) as _),
     };
     made.unwrap_or_else(|error| {
         log::line(format_args!("no pages are tracked: {error}"));
         Box::new(full::Blind)
     })
+}
+
+/// After a restore, before anything else looks: the tables of the life before are not in
+/// the image, and nothing is protected.
+pub fn forget() {
+    table::forget();
+    store::forget();
 }

@@ -16,7 +16,7 @@
 //! between the two walks is reported by the next sweep.
 
 use super::blank::{
-    Range, clip, groups, is_of_file, newly_blank, push, subtract, watchable, whole,
+    Range, clip, groups, is_of_file, newly_blank, push, subtract, watchable, whole, without_file,
 };
 use super::pagemap::{PageMap, Query, is};
 use super::{Change, Dirty, TrackError, Tracker};
@@ -77,17 +77,6 @@ const WRITTEN: Query = Query {
     tell: is::PFNZERO | is::WRITTEN,
     protect: true,
 };
-
-/// The same for memory that has no pages of files.
-const fn without_file(query: Query) -> Query {
-    Query {
-        inverted: query.inverted & !is::FILE,
-        all: query.all & !is::FILE,
-        any: query.any & !is::FILE,
-        tell: query.tell & !is::FILE,
-        ..query
-    }
-}
 
 /// Watches by userfaultfd.
 pub struct Uffd {

@@ -6,7 +6,7 @@
 //! before, as compilers and hand-written wrappers have it); a number from elsewhere is not.
 
 use super::MODIFYING;
-use crate::agent::hooks::user;
+use crate::agent::hooks::{ranges, user};
 use crate::agent::{log, procfs};
 
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
@@ -79,6 +79,12 @@ pub fn look(seen: &mut Vec<(String, u64)>) {
         let path = fields.next().unwrap_or_default();
         // A mapping without read permission is left alone.
         if inode == 0 || !mode.starts_with("r-x") || is_patched(path) {
+            continue;
+        }
+        // What a lazy restore has mapped was looked at in the life before.
+        let (major, minor) = device.split_once(':').unwrap_or_default();
+        let number = |text| u64::from_str_radix(text, 16).unwrap_or(0);
+        if ranges::is_image_file(number(major) << 32 | number(minor), inode) {
             continue;
         }
         if seen.iter().any(|(d, i)| d == device && *i == inode) {

@@ -1,0 +1,647 @@
+//! The `mprotect` tracker: write protection and SIGSEGV (US 5,802,267, dirty page list).
+//! Works on every kernel. Helper thread, while the program is stopped.
+//!
+//! What exists in private writable memory is protected, in few ranges (joined over small
+//! holes); [`super::fault`] opens pages as they are written and marks them. A page is
+//! clean when its byte says [`table::WATCHED`]. Never protected, always reported: stacks
+//! in use, thread control blocks, alternate signal stacks, the library's own memory
+//! ([`windows`]). Pages that appear, disappear or go back to their file are seen in the
+//! page tables (`blank`).
+
+use super::blank::{
+    EXISTING, Range, blank_is_content, clip, groups, is_of_file, newly_blank, push, watchable,
+    whole, without, without_file,
+};
+use super::pagemap::{PageMap, is};
+use super::table::{self, EXEC, OPEN, SETTLED, WATCHED};
+use super::{Change, Dirty, TrackError, Tracker, fault, touch};
+use crate::agent::callsites::HOOKED;
+use crate::agent::collect::memory::{How, PAGE, Piece};
+use crate::agent::hooks::{altstack, files};
+use crate::agent::state::{self, AGENT};
+use crate::agent::{procfs, stop};
+use crate::image::state::VmaKind;
+use ckpt_sys::callsite::hook_byte;
+use ckpt_sys::raw::check;
+use ckpt_sys::syscall;
+use std::cell::UnsafeCell;
+use std::sync::atomic::Ordering;
+
+/// Holes up to this long are protected together with what lies around them.
+const JOIN: u64 = 512 * PAGE;
+
+const RW: u32 = (libc::PROT_READ | libc::PROT_WRITE) as u32;
+
+/// Handler, hooks and masks in place: from here on pages may be protected. The world is
+/// stopped, or the caller is a test.
+pub fn switch_on() -> Result<(), i32> {
+    if !fault::installed() {
+        fault::install()?;
+    }
+    fault::unblock();
+    for &nr in touch::NUMBERS {
+        files::no_shortcut(nr as usize);
+        if let Some(byte) = hook_byte(nr as usize) {
+            byte.fetch_or(
+                HOOKED | ckpt_sys::callsite::MAY_CHANGE_FILES,
+                Ordering::SeqCst,
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Watches by write protection.
+pub struct Mprotect {
+    pagemap: PageMap,
+    blank: Vec<Range>,
+    /// vm.max_map_count
+    limit: u64,
+}
+
+impl Mprotect {
+    pub fn new() -> Result<Mprotect, TrackError> {
+        let text = procfs::read_file(b"/proc/sys/vm/max_map_count").unwrap_or_default();
+        let limit = procfs::number(&text).map_or(65_530, |n| n as u64);
+        Ok(Mprotect {
+            pagemap: PageMap::open()?,
+            blank: Vec::new(),
+            limit,
+        })
+    }
+
+    /// Protects the runs of `exist` (ascending) in a writable piece, but for the windows.
+    fn protect(&self, piece: &Piece, exist: &[Range], windows: &[Range], join: u64) -> bool {
+        let vma = &piece.vma;
+        let mut joined: Vec<Range> = Vec::new();
+        for &(from, to) in exist {
+            match joined.last_mut() {
+                Some(last) if from - last.1 <= join => last.1 = to,
+                _ => joined.push((from, to)),
+            }
+        }
+        let exec = match vma.prot & libc::PROT_EXEC as u32 {
+            0 => 0,
+            _ => EXEC,
+        };
+        let prot = vma.prot as i32 & !libc::PROT_WRITE;
+        let mut complete = true;
+        without(&joined, windows, |from, to| {
+            let mut closed = true;
+            table::runs(from, to, |_, _, state| closed &= state == WATCHED | exec);
+            if closed {
+                return;
+            }
+            // SAFETY: memory of the program, which is stopped; what it may do with it is
+            // kept in the bytes.
+            let done =
+                check(unsafe { syscall!(libc::SYS_mprotect, from, to - from, prot) }).is_ok();
+            table::set(from, to, if done { WATCHED | exec } else { 0 });
+            complete &= done;
+        });
+        complete
+    }
+}
+
+impl Tracker for Mprotect {
+    fn name(&self) -> &'static str {
+        "mprotect"
+    }
+
+    fn live(&self) -> bool {
+        false
+    }
+
+    fn arm(&mut self, _: &[Piece]) -> Result<(), TrackError> {
+        Ok(())
+    }
+
+    fn sweep(&mut self, pieces: &[Piece], seen: &mut Dirty) -> Result<(), TrackError> {
+        let fail = |call| move |errno| TrackError::Call { call, errno };
+        table::create().map_err(fail("mmap"))?;
+        switch_on().map_err(fail("rt_sigaction"))?;
+        let windows = windows(pieces);
+        let mut now = Dirty::new();
+        // Runs that exist, by the order of the pieces.
+        let mut exist: Vec<Range> = Vec::new();
+        for ((start, end), of_file) in groups(pieces) {
+            let mut next = 0;
+            let query = if of_file {
+                EXISTING
+            } else {
+                without_file(EXISTING)
+            };
+            self.pagemap.scan(start, end, query, |from, to, what| {
+                let of_file = what & is::PRESENT != 0 && what & is::FILE != 0;
+                clip(pieces, &mut next, (from, to), |piece, from, to| {
+                    if !(of_file && is_of_file(piece)) {
+                        push(&mut exist, (from, to));
+                    }
+                });
+            })?;
+        }
+        let mut blank: Vec<Range> = Vec::new();
+        let mut at = 0;
+        let mut jobs: Vec<(usize, Vec<Range>)> = Vec::new();
+        for (index, piece) in pieces.iter().enumerate() {
+            let (start, end) = (piece.vma.start, piece.vma.end);
+            if !watchable(piece) {
+                if matches!(piece.how, How::Scan | How::All | How::Readable) {
+                    whole(&mut self.pagemap, piece, (start, end), &mut now)?;
+                }
+                continue;
+            }
+            while at < exist.len() && exist[at].1 <= start {
+                at += 1;
+            }
+            let mine: Vec<Range> = exist[at..]
+                .iter()
+                .take_while(|run| run.0 < end)
+                .map(|run| (run.0.max(start), run.1.min(end)))
+                .collect();
+            without(&[(start, end)], &mine, |from, to| {
+                push(&mut blank, (from, to))
+            });
+            let writable = piece.vma.prot & RW == RW;
+            for &(from, to) in &mine {
+                table::runs(from, to, |from, to, state| {
+                    let clean = match writable {
+                        true => state & WATCHED != 0,
+                        false => state & SETTLED != 0,
+                    };
+                    if !clean {
+                        now.insert(from, to, Change::Present);
+                    }
+                });
+            }
+            if blank_is_content(piece) {
+                without(&[(start, end)], &mine, |from, to| {
+                    table::runs(from, to, |from, to, state| {
+                        if state == 0 {
+                            now.insert(from, to, Change::Present);
+                        }
+                    });
+                });
+            }
+            jobs.push((index, mine));
+        }
+        newly_blank(pieces, &blank, &self.blank, &mut now);
+        self.blank = blank;
+        self.close(pieces, jobs, &windows);
+        seen.unite(&now);
+        Ok(())
+    }
+}
+
+impl Mprotect {
+    /// Protects everything anew, and marks what needs no protection.
+    fn close(&mut self, pieces: &[Piece], jobs: Vec<(usize, Vec<Range>)>, windows: &[Range]) {
+        // So many ranges at the most, whatever the holes.
+        let allowed = self.limit.saturating_sub(pieces.len() as u64) / 4;
+        let mut join = JOIN;
+        let count = |join: u64| {
+            let gaps = |runs: &[Range]| {
+                runs.windows(2)
+                    .filter(|pair| pair[1].0 - pair[0].1 > join)
+                    .count() as u64
+            };
+            jobs.iter().map(|(_, runs)| 1 + gaps(runs)).sum::<u64>()
+        };
+        while count(join) > allowed && join < 1 << 46 {
+            join *= 8;
+        }
+        let ranges = count(join);
+        for (index, mine) in &jobs {
+            let piece = &pieces[*index];
+            let (start, end) = (piece.vma.start, piece.vma.end);
+            if blank_is_content(piece) {
+                if table::prepare(start, end) {
+                    table::runs(start, end, |from, to, state| {
+                        if state == 0 {
+                            table::set(from, to, SETTLED);
+                        }
+                    });
+                }
+            } else if let (Some(first), Some(last)) = (mine.first(), mine.last())
+                && !table::prepare(first.0, last.1)
+            {
+                continue;
+            }
+            if piece.vma.prot & RW == RW {
+                if piece.vma.kind != VmaKind::Stack {
+                    self.protect(piece, mine, windows, join);
+                }
+            } else {
+                for &(from, to) in mine {
+                    table::set(from, to, SETTLED);
+                }
+            }
+        }
+        let used = pieces.len() as u64 + 2 * ranges + 2 * windows.len() as u64;
+        let left = self.limit.saturating_sub(used + 2000) / 2;
+        fault::begin_interval((left / 2).min(16 << 10) as u32);
+    }
+}
+
+/// A thread of the program that does not run, and what the kernel writes for it.
+#[derive(Clone, Copy)]
+pub struct Resuming {
+    pub ucontext: u64,
+    pub fs: u64,
+    /// Robust list, word cleared at its end, rseq area; 0 for none.
+    pub words: [u64; 3],
+}
+
+struct ResumingThreads(UnsafeCell<Vec<Resuming>>);
+
+// SAFETY: the helper thread's alone.
+unsafe impl Sync for ResumingThreads {}
+
+static RESUMING: ResumingThreads = ResumingThreads(UnsafeCell::new(Vec::new()));
+
+/// The threads that a restore is about to let go, for the sweeps of `f`. Helper thread.
+pub fn while_resuming(threads: Vec<Resuming>, f: impl FnOnce()) {
+    // SAFETY: only this thread looks, in `windows`. What an image holds there is forgotten
+    // unread: it belongs to the helper of another life.
+    unsafe { RESUMING.0.get().write(threads) };
+    f();
+    // SAFETY: as above.
+    drop(std::mem::take(unsafe { &mut *RESUMING.0.get() }));
+}
+
+/// What must not be protected, ascending: around the stack pointers of the stopped
+/// threads, their control blocks and alternate stacks, and memory of the library.
+pub fn windows(pieces: &[Piece]) -> Vec<Range> {
+    /// Free stack left open below a stack pointer: where it goes next, and more than any
+    /// signal frame needs.
+    const BELOW: u64 = 16 << 20;
+    const ABOVE: u64 = 256 << 10;
+    let mut windows: Vec<Range> = fault::kept_open().chain(altstack::own_stacks()).collect();
+    let mut around = |thread: Resuming| {
+        let Resuming {
+            ucontext,
+            fs,
+            words,
+        } = thread;
+        // SAFETY: the frame of a stopped thread.
+        let (sp, stack) = unsafe {
+            let uc = ucontext as *const libc::ucontext_t;
+            (
+                (*uc).uc_mcontext.gregs[libc::REG_RSP as usize] as u64,
+                (*uc).uc_stack,
+            )
+        };
+        // A glibc thread's control block lies at the upper end of its stack.
+        let top = match fs.wrapping_sub(sp) {
+            0..=0x400_0000 => fs + touch::ABOVE_TLS,
+            _ => sp + ABOVE,
+        };
+        windows.push((sp.saturating_sub(BELOW), top));
+        windows.push((ucontext & !(PAGE - 1), ucontext + (32 << 10)));
+        if fs != 0 {
+            windows.push((fs - touch::BELOW_TLS, fs + touch::ABOVE_TLS));
+        }
+        for word in words {
+            if word != 0 {
+                windows.push((word, word + 64));
+            }
+        }
+        let base = stack.ss_sp as u64;
+        if base != 0 && stack.ss_flags & libc::SS_DISABLE == 0 {
+            windows.push((base, base + stack.ss_size as u64));
+        }
+    };
+    stop::parked(|slot| {
+        around(Resuming {
+            ucontext: slot.ucontext,
+            fs: slot.fs_base,
+            words: [slot.robust_list, slot.clear_child_tid, slot.rseq],
+        });
+    });
+    // SAFETY: set by the restored helper around its own sweep.
+    for &thread in unsafe { &*RESUMING.0.get() } {
+        around(thread);
+    }
+    // The library's own data.
+    let own = &raw const AGENT as u64;
+    if let Some(k) = pieces
+        .iter()
+        .position(|p| p.vma.start <= own && own < p.vma.end)
+    {
+        let is_path = |piece: &Piece| match (&piece.vma.kind, &pieces[k].vma.kind) {
+            (VmaKind::FilePrivate { path: a, .. }, VmaKind::FilePrivate { path: b, .. }) => a == b,
+            _ => false,
+        };
+        let near = pieces.iter().enumerate();
+        let near = near.filter(|(i, p)| i.abs_diff(k) <= 8 && (*i == k || is_path(p)));
+        for (i, piece) in near {
+            windows.push((piece.vma.start, piece.vma.end));
+            // .bss follows.
+            if let Some(next) = pieces.get(i + 1)
+                && next.vma.start == piece.vma.end
+                && next.vma.kind == VmaKind::Anon
+                && next.vma.end - next.vma.start < 64 << 20
+            {
+                windows.push((next.vma.start, next.vma.end));
+            }
+        }
+    }
+    let awake = state::awake_page();
+    if awake != 0 {
+        windows.push((awake, awake + PAGE));
+    }
+    for window in &mut windows {
+        window.0 &= !(PAGE - 1);
+        window.1 = window.1.next_multiple_of(PAGE);
+    }
+    windows.sort_unstable();
+    let mut joined = Vec::new();
+    for window in windows {
+        push(&mut joined, window);
+    }
+    joined
+}
+
+/// The map as the program believes it to be: what we have protected is writable. Splits
+/// and joins pieces accordingly. After `memory::collect`.
+pub fn program_view(pieces: &mut Vec<Piece>) {
+    if !fault::active() {
+        return;
+    }
+    let mut out: Vec<Piece> = Vec::with_capacity(pieces.len());
+    for piece in pieces.drain(..) {
+        let private = !matches!(
+            piece.vma.kind,
+            VmaKind::Shared { .. } | VmaKind::FileShared { .. }
+        );
+        let (start, end) = (piece.vma.start, piece.vma.end);
+        let writable = piece.vma.prot & libc::PROT_WRITE as u32 != 0;
+        if !private {
+            out.push(piece);
+            continue;
+        }
+        table::runs(start, end, |from, to, state| {
+            let mut part = part(&piece, from, to);
+            if state & WATCHED != 0 && !writable {
+                part.vma.prot |= libc::PROT_WRITE as u32;
+            } else if state & WATCHED != 0 {
+                // Somebody has changed the protection behind our back.
+                table::set(from, to, OPEN | state & EXEC);
+            }
+            join(&mut out, part);
+        });
+    }
+    *pieces = out;
+}
+
+fn part(piece: &Piece, from: u64, to: u64) -> Piece {
+    let mut part = piece.clone();
+    if let VmaKind::FilePrivate { offset, .. } = &mut part.vma.kind {
+        *offset += from - piece.vma.start;
+    }
+    (part.vma.start, part.vma.end) = (from, to);
+    part
+}
+
+/// Appends, or joins with the last one what the kernel would have joined.
+fn join(out: &mut Vec<Piece>, piece: Piece) {
+    if let Some(last) = out.last_mut()
+        && last.vma.end == piece.vma.start
+        && last.vma.prot == piece.vma.prot
+        && last.vma.flags == piece.vma.flags
+        && last.how == piece.how
+    {
+        let alike = match (&last.vma.kind, &piece.vma.kind) {
+            (
+                VmaKind::FilePrivate { path, offset },
+                VmaKind::FilePrivate {
+                    path: other,
+                    offset: at,
+                },
+            ) => path == other && offset + (last.vma.end - last.vma.start) == *at,
+            (a, b) => a == b && matches!(a, VmaKind::Anon | VmaKind::Heap | VmaKind::Stack),
+        };
+        if alike {
+            last.vma.end = piece.vma.end;
+            return;
+        }
+    }
+    out.push(piece);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::{Model, program};
+    use super::*;
+    use crate::agent::collect::memory;
+    use crate::agent::hooks::testing::{child_status, in_child};
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
+
+    fn pieces(start: u64, end: u64) -> Vec<Piece> {
+        let own = memory::Own {
+            store: b"/nonexistent/",
+            is_cache: |_| false,
+        };
+        let mut pieces = memory::collect(&own).unwrap().pieces;
+        pieces.retain(|p| p.vma.start >= start && p.vma.end <= end);
+        pieces
+    }
+
+    /// Memory with a guard at either end, every page written.
+    fn memory(pages: u64) -> u64 {
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let len = (pages + 2) * PAGE;
+        // SAFETY: a fresh mapping.
+        unsafe {
+            let at = check(syscall!(libc::SYS_mmap, 0, len, prot, flags, -1i32, 0)).unwrap() as u64;
+            syscall!(libc::SYS_mprotect, at, PAGE, 0);
+            syscall!(libc::SYS_mprotect, at + len - PAGE, PAGE, 0);
+            for page in 1..=pages {
+                ((at + page * PAGE) as *mut u64).write_volatile(page);
+            }
+            at + PAGE
+        }
+    }
+
+    fn poke(addr: u64, value: u64) {
+        // SAFETY: memory of the test.
+        unsafe { (addr as *mut u64).write_volatile(value) };
+    }
+
+    fn sweep(tracker: &mut Mprotect, base: u64, pages: u64) -> Dirty {
+        let mut seen = Dirty::new();
+        let end = base + pages * PAGE;
+        tracker.sweep(&pieces(base, end), &mut seen).unwrap();
+        seen
+    }
+
+    #[test]
+    fn a_copy_kept_by_sweeps_equals_the_memory() {
+        for seed in 1..=4 {
+            let mut tracker = Mprotect::new().unwrap();
+            let mut model = Model::new(&mut tracker, 0x2345_6789_abcd + seed);
+            model.run(40);
+            assert!(
+                model.reported <= 2 * model.changed + 2000,
+                "{} reported, {} touched",
+                model.reported,
+                model.changed
+            );
+        }
+    }
+
+    #[test]
+    fn only_what_was_written_is_reported_and_the_map_looks_untouched() {
+        let pages = 4096;
+        let base = memory(pages);
+        let before = pieces(base, base + pages * PAGE);
+        let mut tracker = Mprotect::new().unwrap();
+        assert_eq!(sweep(&mut tracker, base, pages).present_pages(), pages);
+        assert!(sweep(&mut tracker, base, pages).is_empty());
+        for k in 0..40 {
+            poke(base + k * 97 * PAGE, 5);
+        }
+        let now = pieces(base, base + pages * PAGE);
+        assert_eq!(now.len(), before.len());
+        assert_eq!(now[0].vma, before[0].vma);
+        let seen = sweep(&mut tracker, base, pages);
+        assert_eq!((seen.present_pages(), seen.absent_pages()), (40, 0));
+        // Writes by the kernel.
+        let mut ends = [0i32; 2];
+        // SAFETY: a pipe of the test.
+        unsafe { assert_eq!(libc::pipe(ends.as_mut_ptr()), 0) };
+        let text = *b"0123456789";
+        // SAFETY: as above.
+        unsafe { libc::write(ends[1], text.as_ptr().cast(), 10) };
+        let target = base + 7 * PAGE - 5;
+        let got = program(libc::SYS_read, &[ends[0] as u64, target, 10]);
+        assert_eq!(got, 10);
+        assert_eq!(sweep(&mut tracker, base, pages).present_pages(), 2);
+    }
+
+    #[test]
+    fn more_scattered_writes_than_mappings() {
+        let pages = 160_000;
+        let base = memory(pages);
+        let mut tracker = Mprotect::new().unwrap();
+        sweep(&mut tracker, base, pages);
+        // Every second page: 80,000 runs, more than vm.max_map_count.
+        for page in (0..pages).step_by(2) {
+            poke(base + page * PAGE, page + 1);
+        }
+        let text = procfs::read_file(b"/proc/self/maps").unwrap();
+        let lines = text.iter().filter(|&&b| b == b'\n').count();
+        assert!(lines < 50_000, "{lines} mappings");
+        let seen = sweep(&mut tracker, base, pages);
+        assert!(
+            (0..pages)
+                .step_by(2)
+                .all(|p| seen.at(base + p * PAGE).is_some())
+        );
+    }
+
+    #[test]
+    fn threads_fault_at_once() {
+        let pages = 256;
+        let base = memory(pages);
+        let mut tracker = Mprotect::new().unwrap();
+        for round in 0..40u64 {
+            sweep(&mut tracker, base, pages);
+            let go = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                for thread in 0..4u64 {
+                    let go = &go;
+                    scope.spawn(move || {
+                        while !go.load(Acquire) {
+                            std::hint::spin_loop();
+                        }
+                        for page in 0..pages {
+                            poke(base + page * PAGE + 8 * thread, round);
+                        }
+                    });
+                }
+                go.store(true, Release);
+            });
+            let seen = sweep(&mut tracker, base, pages);
+            assert_eq!(seen.present_pages(), pages);
+        }
+    }
+
+    #[test]
+    fn all_signals_blocked() {
+        in_child(|| {
+            let base = memory(8);
+            let mut tracker = Mprotect::new().unwrap();
+            sweep(&mut tracker, base, 8);
+            let all = !0u64;
+            let mut old = 0u64;
+            let (at, old_at) = (&raw const all as u64, &raw mut old as u64);
+            assert_eq!(program(libc::SYS_rt_sigprocmask, &[0, at, old_at, 8]), 0);
+            assert_eq!(old & fault::FAULT_BIT, 0);
+            poke(base, 1);
+            assert_eq!(program(libc::SYS_rt_sigprocmask, &[0, 0, old_at, 8]), 0);
+            assert_ne!(old & fault::FAULT_BIT, 0);
+            assert_eq!(sweep(&mut tracker, base, 8).present_pages(), 1);
+        });
+    }
+
+    static CAUGHT: AtomicU64 = AtomicU64::new(0);
+    static GUARDED: AtomicU64 = AtomicU64::new(0);
+
+    extern "C" fn theirs(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        // SAFETY: the kernel's information; a page of the test.
+        unsafe {
+            let addr = (*info).si_addr() as u64;
+            assert_eq!(addr, GUARDED.load(SeqCst));
+            syscall!(libc::SYS_mprotect, addr & !4095, PAGE, 3);
+        }
+        CAUGHT.fetch_add(1, SeqCst);
+    }
+
+    #[test]
+    fn the_programs_own_faults_stay_its_own() {
+        in_child(|| {
+            let base = memory(8);
+            let mut tracker = Mprotect::new().unwrap();
+            sweep(&mut tracker, base, 8);
+            let mut action = crate::image::state::KernelSigaction {
+                handler: theirs as *const () as u64,
+                flags: libc::SA_SIGINFO as u64 | 0x0400_0000,
+                restorer: ckpt_sys::thread::restorer as *const () as u64,
+                mask: 0,
+            };
+            let at = &raw const action as u64;
+            let segv = libc::SIGSEGV as u64;
+            assert_eq!(program(libc::SYS_rt_sigaction, &[segv, at, 0, 8]), 0);
+            // A page that the program itself has protected, amid pages of ours.
+            let page = base + 3 * PAGE;
+            assert_eq!(program(libc::SYS_mprotect, &[page, PAGE, 1]), 0);
+            GUARDED.store(page + 16, SeqCst);
+            poke(base, 1);
+            assert_eq!(CAUGHT.load(SeqCst), 0);
+            poke(page + 16, 2);
+            assert_eq!(CAUGHT.load(SeqCst), 1);
+            let old_at = &raw mut action as u64;
+            assert_eq!(program(libc::SYS_rt_sigaction, &[segv, 0, old_at, 8]), 0);
+            assert_eq!(action.handler, theirs as *const () as u64);
+            let seen = sweep(&mut tracker, base, 8);
+            assert!(seen.at(base).is_some() && seen.at(page).is_some());
+        });
+    }
+
+    #[test]
+    fn a_crash_is_a_crash() {
+        let status = child_status(|| {
+            let base = memory(8);
+            let mut tracker = Mprotect::new().unwrap();
+            sweep(&mut tracker, base, 8);
+            poke(base, 1);
+            let default = crate::image::state::KernelSigaction::default();
+            let at = &raw const default as u64;
+            program(libc::SYS_rt_sigaction, &[libc::SIGSEGV as u64, at, 0, 8]);
+            poke(8, 1);
+        });
+        assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGSEGV);
+    }
+}

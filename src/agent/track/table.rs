@@ -1,0 +1,229 @@
+//! One byte of state for every page that is, or was, write-protected by us.
+//!
+//! Two levels: a word for each GiB of address space, which leads to 256 KiB of bytes once
+//! a page of it is marked. All of it lies in one reservation that is touched as far as it
+//! is needed and is no part of the image ([`own_range`]). Lock-free; any context.
+
+use crate::agent::collect::memory::PAGE;
+use ckpt_sys::raw::check;
+use ckpt_sys::syscall;
+use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering::*};
+
+/// Protected by us; the program may write.
+pub const WATCHED: u8 = 1;
+/// Was protected, and was opened since the last sweep.
+pub const OPEN: u8 = 2;
+/// The program may also execute it.
+pub const EXEC: u8 = 4;
+/// Known to the base; the program may not write, or has not made the page its own.
+pub const SETTLED: u8 = 8;
+/// Must be stored before it is written (`priority` snapshot).
+pub const STORE: u8 = 16;
+/// Is being stored or copied.
+pub const BUSY: u8 = 32;
+
+const GIB: u64 = 1 << 30;
+const LEAF: usize = (GIB / PAGE) as usize;
+const DIRECTORY: usize = 1 << 17;
+const LEAVES: usize = 2048;
+/// Directory (8 bytes each), then leaves.
+const SIZE: usize = DIRECTORY * 8 + LEAVES * LEAF;
+
+static BASE: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
+static LEN: AtomicU64 = AtomicU64::new(0);
+static USED: AtomicUsize = AtomicUsize::new(0);
+
+/// The reservation, empty when there is none.
+pub fn own_range() -> (u64, u64) {
+    let base = BASE.load(Relaxed) as u64;
+    (base, base + LEN.load(Relaxed))
+}
+
+/// After a restore: the table of the life before is not in the image.
+pub fn forget() {
+    BASE.store(std::ptr::null_mut(), SeqCst);
+    LEN.store(0, SeqCst);
+    USED.store(0, SeqCst);
+}
+
+#[inline]
+pub fn exists() -> bool {
+    !BASE.load(Relaxed).is_null()
+}
+
+/// Makes the table. Helper thread.
+pub fn create() -> Result<(), i32> {
+    if exists() {
+        return Ok(());
+    }
+    let mut len = SIZE as u64;
+    loop {
+        let (prot, flags) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+        );
+        // SAFETY: a fresh reservation.
+        match check(unsafe { syscall!(libc::SYS_mmap, 0, len, prot, flags, -1i32, 0) }) {
+            Ok(base) => {
+                LEN.store(len, SeqCst);
+                BASE.store(base as *mut u8, SeqCst);
+                return Ok(());
+            }
+            // A limit of the address space: fewer leaves.
+            Err(errno) if len <= (DIRECTORY * 8 + 4 * LEAF) as u64 => return Err(errno),
+            Err(_) => len = (DIRECTORY * 8) as u64 + (len - (DIRECTORY * 8) as u64) / 2,
+        }
+    }
+}
+
+fn entry(addr: u64) -> Option<&'static AtomicU64> {
+    let base = BASE.load(Relaxed);
+    let index = (addr / GIB) as usize;
+    if base.is_null() || index >= DIRECTORY {
+        return None;
+    }
+    // SAFETY: inside the directory, which lives as long as `BASE` names it.
+    Some(unsafe { &*base.cast::<AtomicU64>().add(index) })
+}
+
+fn leaf(addr: u64) -> Option<*mut AtomicU8> {
+    match entry(addr)?.load(Acquire) {
+        0 => None,
+        at => Some(at as *mut AtomicU8),
+    }
+}
+
+/// The byte of the page at `addr`; `None`: never marked.
+#[inline]
+pub fn byte(addr: u64) -> Option<&'static AtomicU8> {
+    let leaf = leaf(addr)?;
+    // SAFETY: inside a leaf.
+    Some(unsafe { &*leaf.add((addr % GIB / PAGE) as usize) })
+}
+
+/// What the byte holds.
+#[inline]
+pub fn get(addr: u64) -> u8 {
+    byte(addr).map_or(0, |byte| byte.load(Acquire))
+}
+
+/// Makes room for the pages of `start..end`. Helper thread. False: no room is left.
+pub fn prepare(start: u64, end: u64) -> bool {
+    let mut at = start / GIB * GIB;
+    while at < end {
+        let Some(entry) = entry(at) else { return false };
+        if entry.load(Relaxed) == 0 {
+            let k = USED.load(Relaxed);
+            let offset = DIRECTORY * 8 + k * LEAF;
+            if (offset + LEAF) as u64 > LEN.load(Relaxed) {
+                return false;
+            }
+            USED.store(k + 1, Relaxed);
+            entry.store(BASE.load(Relaxed) as u64 + offset as u64, Release);
+        }
+        at += GIB;
+    }
+    true
+}
+
+/// Calls `f(start, end, state)` for the runs of equal bytes in `start..end`.
+pub fn runs(start: u64, end: u64, mut f: impl FnMut(u64, u64, u8)) {
+    let (mut from, mut state) = (start, None);
+    let mut at = start;
+    while at < end {
+        let stop = (at / GIB + 1) * GIB;
+        let stop = stop.min(end);
+        let Some(leaf) = leaf(at) else {
+            if state != Some(0) {
+                if let Some(state) = state {
+                    f(from, at, state);
+                }
+                (from, state) = (at, Some(0));
+            }
+            at = stop;
+            continue;
+        };
+        // SAFETY: the part of a leaf up to the next GiB. Bytes may change while they are
+        // looked at only where the caller can bear it.
+        let bytes = unsafe {
+            let first = leaf.add((at % GIB / PAGE) as usize);
+            std::slice::from_raw_parts(first, ((stop - at) / PAGE) as usize)
+        };
+        let mut k = 0;
+        while k < bytes.len() {
+            let now = bytes[k].load(Relaxed);
+            if state != Some(now) {
+                if let Some(state) = state {
+                    f(from, at + k as u64 * PAGE, state);
+                }
+                (from, state) = (at + k as u64 * PAGE, Some(now));
+            }
+            k += 1;
+            while k + 8 <= bytes.len() {
+                // SAFETY: eight bytes inside the slice, aligned or not.
+                let word = unsafe { bytes.as_ptr().add(k).cast::<u64>().read_unaligned() };
+                if word != u64::from_ne_bytes([now; 8]) {
+                    break;
+                }
+                k += 8;
+            }
+        }
+        at = stop;
+    }
+    if let Some(state) = state
+        && from < end
+    {
+        f(from, end, state);
+    }
+}
+
+/// Sets the bytes of `start..end` where there is room for them.
+pub fn set(start: u64, end: u64, state: u8) {
+    let mut at = start;
+    while at < end {
+        let stop = ((at / GIB + 1) * GIB).min(end);
+        if let Some(leaf) = leaf(at) {
+            for k in 0..(stop - at) / PAGE {
+                // SAFETY: inside the leaf.
+                let byte = unsafe { &*leaf.add((at % GIB / PAGE + k) as usize) };
+                if byte.load(Relaxed) != state {
+                    byte.store(state, Release);
+                }
+            }
+        }
+        at = stop;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_and_runs() {
+        create().unwrap();
+        let base = 5 * GIB - 4 * PAGE;
+        assert_eq!((get(base), get(u64::MAX)), (0, 0));
+        let runs_of = |from: u64, to: u64| {
+            let mut out = Vec::new();
+            runs(base + from * PAGE, base + to * PAGE, |start, end, state| {
+                out.push(((start - base) / PAGE, (end - base) / PAGE, state));
+            });
+            out
+        };
+        assert_eq!(runs_of(0, 10), [(0, 10, 0)]);
+        assert!(prepare(base, base + 10 * PAGE));
+        set(base + 2 * PAGE, base + 6 * PAGE, WATCHED);
+        set(base + 5 * PAGE, base + 6 * PAGE, OPEN);
+        assert_eq!(
+            runs_of(0, 40),
+            [(0, 2, 0), (2, 5, WATCHED), (5, 6, OPEN), (6, 40, 0)]
+        );
+        assert_eq!(runs_of(3, 4), [(3, 4, WATCHED)]);
+        assert_eq!(get(base + 5 * PAGE + 17), OPEN);
+        // What was never marked costs nothing, whatever its size.
+        let mut n = 0;
+        runs(0, 1 << 46, |_, _, _| n += 1);
+        assert_eq!(n, 4);
+    }
+}

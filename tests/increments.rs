@@ -1,0 +1,262 @@
+//! Checkpoints that are increments come back exactly, in every combination of tracker,
+//! snapshot and restore (docs/INCREMENTS.md).
+
+mod common;
+
+use common::*;
+
+/// Killed three times with a checkpoint every 20 ms. `CKPT_CHAIN` is short, so that
+/// complete generations and merged ones take part.
+fn survives(guest: &str, tracker: &str, snapshot: &'static str, restore: &'static str) {
+    let setting = Setting { restore, snapshot };
+    let trial = Trial::new(Program::guest(guest).seconds(1.2), setting)
+        .ckpt("CKPT_INTERVAL", "20ms")
+        .ckpt("CKPT_CHAIN", "5")
+        .ckpt("CKPT_TRACKER", tracker);
+    trial.survives(3);
+}
+
+/// Every snapshot with every restore.
+macro_rules! combinations {
+    ($($tracker:ident = $name:literal;)*) => { $(
+        mod $tracker {
+            combinations! { in $name:
+                copy_lazy = "copy", "lazy";
+                copy_eager = "copy", "eager";
+                fork_lazy = "fork", "lazy";
+                fork_eager = "fork", "eager";
+                priority_lazy = "priority", "lazy";
+                priority_eager = "priority", "eager";
+                auto_lazy = "auto", "lazy";
+                auto_eager = "auto", "eager";
+            }
+        }
+    )* };
+    (in $name:literal: $($test:ident = $snapshot:literal, $restore:literal;)*) => { $(
+        mod $test {
+            #[test]
+            fn threads() {
+                crate::survives("inc_threads", $name, $snapshot, $restore);
+            }
+            #[test]
+            fn model() {
+                crate::survives("inc_model", $name, $snapshot, $restore);
+            }
+        }
+    )* };
+}
+
+combinations! {
+    uffd = "uffd";
+    mprotect = "mprotect";
+    full = "full";
+}
+
+/// A generation of which the store says this.
+fn generations(trial: &Trial) -> Vec<serde_json::Value> {
+    let output = std::process::Command::new(build::command())
+        .args(["list", "--json"])
+        .env("CKPT_DIR", trial.dir.join("store"))
+        .output()
+        .expect("ckpt list");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let all: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let jobs = all["jobs"].as_array().expect("jobs").clone();
+    let of = |job: &serde_json::Value| job["generations"].as_array().cloned().unwrap_or_default();
+    jobs.iter().flat_map(of).collect()
+}
+
+/// What the list says of a program that changes little: increments, small, on a base;
+/// and the split of the stop adds up.
+#[test]
+fn what_is_stored_is_what_changed() {
+    let big = Program::guest("mem_big")
+        .seconds(3.0)
+        .env("GUEST_MIB", "128");
+    let mut trial = Trial::new(big, LAZY_FORK)
+        .ckpt("CKPT_INTERVAL", "20ms")
+        .ckpt("CKPT_KEEP", "100")
+        .ckpt("CKPT_SNAPSHOT", "auto");
+    let mut started = trial.start();
+    let mut known = 0;
+    for _ in 0..15 {
+        known = trial
+            .await_generation(&mut started, known)
+            .expect("it runs long enough");
+    }
+    started.kill(true);
+    let all = generations(&trial);
+    let increments: Vec<_> = all.iter().filter(|g| g["kind"] == "increment").collect();
+    if increments.is_empty() && all.iter().all(|g| g["tracker"] == "full") {
+        eprintln!("SKIPPED: no tracker works here, so all generations are complete");
+        return;
+    }
+    assert!(increments.len() >= 3, "{all:#?}");
+    for g in &increments {
+        assert!(g["parent"].as_u64() < g["generation"].as_u64(), "{g:#?}");
+        let number = |name: &str| g["phases"][name].as_u64().expect(name);
+        let names = ["park_us", "collect_us", "scan_us", "copy_us"];
+        let sum: u64 = names.iter().map(|name| number(name)).sum();
+        let stop = g["stop_us"].as_u64().expect("stop_us");
+        assert!(sum <= stop + 10 && sum > 0, "{g:#?}");
+    }
+    // The first ones are taken while the guest fills its memory.
+    let bytes = |g: &serde_json::Value, name: &str| g[name].as_u64().expect("bytes");
+    let logical = all.iter().map(|g| bytes(g, "bytes_logical")).max();
+    let smallest = increments.iter().map(|g| bytes(g, "bytes_stored")).min();
+    assert!(
+        smallest.expect("some") * 4 < logical.expect("some"),
+        "{smallest:?} of {logical:?} bytes"
+    );
+}
+
+/// A checkpoint that fails loses nothing: the program goes on, the next one is right.
+mod trouble {
+    use crate::common::*;
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+    use std::time::{Duration, Instant};
+
+    fn trial(guest: &str, snapshot: &'static str) -> Trial {
+        let setting = Setting {
+            restore: "lazy",
+            snapshot,
+        };
+        Trial::new(Program::guest(guest).seconds(3.0), setting).ckpt("CKPT_INTERVAL", "20ms")
+    }
+
+    struct Mounted(PathBuf);
+
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            let mut umount = Command::new("umount");
+            let _ = umount.args(["-l".as_ref(), self.0.as_os_str()]).status();
+        }
+    }
+
+    fn mount(at: &Path, size: &str) -> Option<Mounted> {
+        std::fs::create_dir_all(at).expect("a mount point");
+        let mut mount = Command::new("mount");
+        let options = format!("mode=1777,size={size}");
+        mount.args(["-t", "tmpfs", "-o", &options, "none"]).arg(at);
+        let done = mount.output().ok()?;
+        done.status.success().then(|| Mounted(at.to_owned()))
+    }
+
+    /// The disk is full while images are written; later there is room again.
+    fn disk_full(snapshot: &'static str) {
+        let mut trial = trial("inc_threads", snapshot);
+        let place = trial.dir.join("small");
+        let Some(_mounted) = mount(&place, "110m") else {
+            eprintln!("SKIPPED: nothing can be mounted here, so no disk gets full");
+            return;
+        };
+        let filler = place.join("filler");
+        std::fs::write(&filler, vec![1u8; 40 << 20]).expect("room for the filler");
+        let store = place.join("store");
+        std::os::unix::fs::symlink(&store, trial.dir.join("store")).expect("a link");
+        let mut trial = {
+            trial.note("the store is on 110 MiB, 40 of them taken");
+            trial
+                .ckpt("CKPT_DIR", &path_text(&store))
+                .ckpt("CKPT_KEEP", "100")
+                .ckpt("CKPT_CHAIN", "100")
+        };
+        let bare = trial.bare();
+        let mut started = trial.start();
+        let log = trial.dir.join("ckpt.log");
+        let refusals = || {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            let full = |l: &&str| l.contains("no space") || l.contains("bytes were taken");
+            text.lines().filter(full).count()
+        };
+        let limit = Instant::now() + Duration::from_secs(60);
+        while refusals() < 3 && !started.has_ended() && Instant::now() < limit {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if refusals() < 3 {
+            trial.fail("the disk never got full");
+        }
+        let known = trial.generation();
+        std::fs::remove_file(&filler).expect("remove the filler");
+        if trial.await_generation(&mut started, known).is_none() {
+            trial.fail("no checkpoint once there was room again");
+        }
+        started.kill(true);
+        let life = trial.finish();
+        trial.compare(&bare, &life);
+    }
+
+    #[test]
+    fn disk_full_copy() {
+        disk_full("copy");
+    }
+
+    #[test]
+    fn disk_full_fork() {
+        disk_full("fork");
+    }
+
+    /// Something (the kernel, short of memory) kills the forked writer.
+    #[test]
+    fn writer_killed() {
+        let mut trial = trial("inc_threads", "fork");
+        let bare = trial.bare();
+        let mut started = trial.start();
+        let mut killed = 0;
+        let limit = Instant::now() + Duration::from_secs(60);
+        while killed < 5 && !started.has_ended() && Instant::now() < limit {
+            for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
+                let Some(id) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
+                    continue;
+                };
+                let read = |name| std::fs::read_to_string(entry.path().join(name));
+                let ours = read("stat").is_ok_and(|stat| {
+                    let rest = stat.rsplit(')').next().unwrap_or_default().to_owned();
+                    let parent = rest.split_whitespace().nth(1).and_then(|p| p.parse().ok());
+                    parent == Some(started.id)
+                });
+                if ours && read("comm").is_ok_and(|name| name.trim() == "ckpt-writer") {
+                    // SAFETY: a child of our own test program.
+                    unsafe { libc::kill(id, libc::SIGKILL) };
+                    killed += 1;
+                }
+            }
+        }
+        if killed < 5 {
+            trial.fail("no writer was seen");
+        }
+        let known = trial.generation();
+        if trial.await_generation(&mut started, known).is_none() {
+            trial.fail("no checkpoint after the last writer was killed");
+        }
+        started.kill(true);
+        let life = trial.finish();
+        trial.compare(&bare, &life);
+    }
+
+    fn limits(which: &str) {
+        let setting = Setting {
+            restore: "lazy",
+            snapshot: "auto",
+        };
+        let program = Program::guest("inc_limits").arg(which).seconds(1.2);
+        let trial = Trial::new(program, setting).ckpt("CKPT_INTERVAL", "20ms");
+        trial.survives(3);
+    }
+
+    #[test]
+    fn limited_address_space() {
+        limits("space");
+    }
+
+    #[test]
+    fn limited_file_size() {
+        limits("file");
+    }
+
+    #[test]
+    fn limited_processes() {
+        limits("processes");
+    }
+}
