@@ -19,7 +19,7 @@ use crate::agent::prefetch::{self, Prefetch};
 use crate::agent::settings::{self, Settings};
 use crate::agent::state::AGENT;
 use crate::agent::stop::now_ns;
-use crate::agent::{children, ending, exit, interface, log, refusal, request};
+use crate::agent::{ballast, children, ending, exit, interface, log, refusal, request};
 use crate::config::Interval;
 use crate::interval::{Cost, Pace};
 use crate::persist::table;
@@ -159,6 +159,7 @@ impl Worker {
             prefetch: prefetch::take(),
             asked: Vec::new(),
         };
+        ballast::take();
         if life == Life::Restored {
             worker.adopt_job();
         }
@@ -272,7 +273,9 @@ impl Worker {
 
     fn checkpoint(&mut self, trigger: Trigger) {
         let answering = !self.asked.is_empty();
+        ballast::drop();
         let result = self.try_checkpoint(trigger);
+        ballast::take();
         let now = now_ns();
         if let Some(ns) = interval_ns(self.settings, &self.pace)
             && self.due_ns.is_some_and(|due| now >= due)

@@ -11,6 +11,7 @@
 //! 6. Nothing at all happens in a set-uid process.
 //! 7. No panics: an agent that meets the unexpected refuses and logs.
 
+pub mod ballast;
 pub mod callsites;
 pub mod checkpoint;
 pub mod children;

@@ -2,6 +2,7 @@
 //! (header, thread control block, stack, heap). It is never in an image; after a
 //! restore a new one lies in the restorer's area.
 
+use crate::agent::ballast;
 use crate::agent::heap::{HELPER_HEAP, Heap};
 use crate::agent::snapshot::copy;
 use crate::agent::{side, track};
@@ -43,13 +44,14 @@ pub fn own_ranges() -> impl Iterator<Item = (u64, u64)> {
         // SAFETY: a published region stays mapped as long as it is published.
         unsafe { (*(base as *const Region)).len }
     };
-    let mut ranges = [(0, 0); 5 + table::OWN_RANGES];
+    let mut ranges = [(0, 0); 6 + table::OWN_RANGES];
     ranges[0] = (base, base + len);
     ranges[1] = side::range();
     ranges[2] = copy::range();
     ranges[3] = track::table::own_range();
     ranges[4] = track::store::own_range();
-    ranges[5..].copy_from_slice(&table::own_ranges());
+    ranges[5] = ballast::range();
+    ranges[6..].copy_from_slice(&table::own_ranges());
     ranges.sort_unstable();
     ranges.into_iter().filter(|(start, end)| start < end)
 }

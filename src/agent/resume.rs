@@ -18,8 +18,8 @@ use crate::agent::snapshot::copy;
 use crate::agent::state::AGENT;
 use crate::agent::track::{fault, mprotect};
 use crate::agent::{
-    exit, heap, helper, interface, log, prefetch, request, settings, side, start, state, stop,
-    track,
+    ballast, exit, heap, helper, interface, log, prefetch, request, settings, side, start, state,
+    stop, track,
 };
 use crate::image::codec;
 use crate::image::state::{
@@ -239,6 +239,7 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         side::reset_after_restore();
         copy::reset_after_restore();
         prefetch::forget();
+        ballast::forget();
         track::forget();
         RESUMED.store(0, Ordering::SeqCst);
         let restorer = &*(args.restorer as *const RestorerArgs);
