@@ -45,6 +45,28 @@ pub extern "C" fn ckpt_checkpoint(id: i32) -> i32 {
     status(agent::request::checkpoint_from_program(id))
 }
 
+/// `ckpt_rollback(3)`: does not return on success, else -1 and errno.
+#[unsafe(no_mangle)]
+pub extern "C" fn ckpt_rollback(
+    id: i32,
+    value: i32,
+    regions: *const agent::rollback::call::Region,
+    n: usize,
+) -> i32 {
+    let call = agent::rollback::call::from_program(id, value, regions as u64, n as u64);
+    status(call)
+}
+
+/// `ckpt_redirect(3)`: at a rollback `to` is opened where `from` was open.
+///
+/// # Safety
+/// `from` and `to` are strings.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ckpt_redirect(from: *const libc::c_char, to: *const libc::c_char) -> i32 {
+    // SAFETY: forwarded contract.
+    status(unsafe { agent::rollback::redirect::add(from, to) })
+}
+
 /// `ckpt_hold(3)`: no checkpoint until the matching `ckpt_release`.
 #[unsafe(no_mangle)]
 pub extern "C" fn ckpt_hold() -> i32 {

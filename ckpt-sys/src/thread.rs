@@ -70,3 +70,29 @@ pub unsafe extern "C" fn restorer() -> ! {
     // Unwinders recognise these very bytes (mov $15,%rax; syscall).
     naked_asm!(".byte 0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00", "syscall")
 }
+
+/// Leaves the present stack and thread pointer for good and goes on in `entry(arg)`.
+///
+/// # Safety
+/// `stack_top` is the 16-byte aligned top of writable memory that nobody else uses, `tls` a
+/// valid thread control block; all signals are blocked.
+#[unsafe(naked)]
+pub unsafe extern "C" fn go_on_at(
+    stack_top: u64,
+    tls: u64,
+    entry: extern "C" fn(u64) -> !,
+    arg: u64,
+) -> ! {
+    naked_asm!(
+        "mov r12, rdx",
+        "mov r13, rcx",
+        "mov rsp, rdi",
+        "xor ebp, ebp",
+        "mov edi, 0x1002", // ARCH_SET_FS; rsi is the thread pointer
+        "mov eax, 158",    // arch_prctl
+        "syscall",
+        "mov rdi, r13",
+        "call r12",
+        "ud2",
+    )
+}

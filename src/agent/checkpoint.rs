@@ -16,10 +16,11 @@ use crate::agent::helper::Life;
 use crate::agent::merge::Merger;
 use crate::agent::outputs::keep::Streams;
 use crate::agent::prefetch::{self, Prefetch};
+use crate::agent::rollback::order::{self, Refused, Wanted, Which};
 use crate::agent::settings::{self, Settings};
 use crate::agent::state::AGENT;
 use crate::agent::stop::now_ns;
-use crate::agent::{ballast, children, ending, exit, interface, log, refusal, request};
+use crate::agent::{ballast, children, ending, exit, interface, log, refusal, request, rollback};
 use crate::config::Interval;
 use crate::interval::{Cost, Pace};
 use crate::persist::table;
@@ -217,6 +218,7 @@ impl Worker {
         if now >= self.look_ns {
             self.look_ns = now + ending::look();
         }
+        self.rollbacks();
         let clock = self.due_ns.is_some_and(|due| now >= due);
         let retry = self.retry_ns.is_some_and(|due| now >= due);
         let call = request::inserted_call().is_some();
@@ -269,6 +271,39 @@ impl Worker {
             }
             exit::leave_store();
         }
+    }
+
+    /// Goes back if that is wanted; what is refused is answered.
+    fn rollbacks(&mut self) {
+        if let Some(nonce) = rollback::ask::granted() {
+            self.report.answer(nonce, self.last_generation, None);
+            self.write_report();
+        }
+        if let Some(call) = rollback::call::pending() {
+            let refused = self.roll_back(&Wanted {
+                which: Which::Id(call.id),
+                value: call.value,
+                regions: (call.regions, call.nregions),
+                asked: Vec::new(),
+            });
+            rollback::call::answer(-refused.errno);
+        }
+        for nonce in request::take_asked(request::ROLLBACK) {
+            let root = PathBuf::from(std::ffi::OsStr::from_bytes(&self.settings.store_root));
+            let reason = match rollback::ask::read(&root, nonce) {
+                Ok(wanted) => self.roll_back(&wanted).reason,
+                Err(reason) => reason,
+            };
+            self.report.answer(nonce, None, Some(reason));
+            self.write_report();
+        }
+    }
+
+    /// Returns when it is refused.
+    fn roll_back(&mut self, wanted: &Wanted) -> Refused {
+        let refused = order::go_back(self.settings, self.claimed.as_mut(), wanted);
+        log::line(format_args!("rollback refused: {}", refused.reason));
+        refused
     }
 
     fn checkpoint(&mut self, trigger: Trigger) {

@@ -7,7 +7,7 @@
 use crate::agent::checkpoint::Worker;
 use crate::agent::region::{self, Region};
 use crate::agent::request;
-use crate::agent::{log, refusal, stop};
+use crate::agent::{log, refusal, rollback, stop};
 use ckpt_sys::raw::check;
 use ckpt_sys::thread::spawn_raw;
 use ckpt_sys::{syscall, tls::thread_block};
@@ -187,6 +187,12 @@ pub fn mark_running() {
 fn retire() -> ! {
     STATE.store(RETIRED, Ordering::SeqCst);
     request::answer(-libc::EPERM);
+    rollback::call::answer(-libc::EPERM);
+    leave()
+}
+
+/// Ends the calling thread, the helper, and nothing else.
+pub fn leave() -> ! {
     loop {
         // SAFETY: ends this thread only.
         unsafe { syscall!(libc::SYS_exit, 0) };
@@ -204,6 +210,9 @@ pub fn on_panic(info: &std::panic::PanicHookInfo<'_>) {
     log::line(format_args!(
         "internal error at {file}:{at}: no more checkpoints"
     ));
+    if rollback::is_final() {
+        rollback::leader::end(format_args!("internal error at {file}:{at}"));
+    }
     if in_helper {
         refusal::disable("internal error in the checkpoint library");
         stop::emergency_release();

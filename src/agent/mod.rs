@@ -34,6 +34,7 @@ pub mod region;
 pub mod request;
 pub mod restore;
 pub mod resume;
+pub mod rollback;
 pub mod settings;
 pub mod side;
 pub mod snapshot;

@@ -104,6 +104,7 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
         method: config.restore,
         job: job.dir.clone(),
         files,
+        inside: None,
     };
     match restore::restore(member, Some(lock.into_fd()), options, payload) {
         Ok(never) => match never {},

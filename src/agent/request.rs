@@ -6,7 +6,7 @@
 
 use crate::agent::state::{AGENT, RESERVED_BIT, awake};
 use crate::agent::stop::{self, Slot};
-use crate::agent::{events, helper, refusal};
+use crate::agent::{events, helper, refusal, rollback};
 use ckpt_sys::context::{CapturedContext, capture};
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
@@ -17,6 +17,8 @@ pub const COMMAND_TAG: u64 = 0xC4B7;
 
 pub const CHECKPOINT: u32 = 1;
 pub const REPORT: u32 = 2;
+/// A bit of its own, as it is the number of the command's request.
+pub const ROLLBACK: u32 = 4;
 
 pub struct Mailbox {
     /// Futex: grows with every request.
@@ -95,6 +97,7 @@ pub fn from_command(value: u64) {
     let what = match value >> 32 & 0xffff {
         1 => CHECKPOINT,
         2 => REPORT,
+        4 => ROLLBACK,
         _ => return,
     };
     // Signal handler: no lock. With all places taken the request is carried out, but
@@ -150,7 +153,7 @@ pub struct InsertedCall {
     pub id: i32,
     pub slot: Slot,
     context: CapturedContext,
-    /// Futex: 0 while waiting, then 1 (taken) or a negated errno.
+    /// Futex: 0 while waiting, then 1 (taken), [`ORDERED`] or a negated errno.
     done: AtomicI32,
 }
 
@@ -265,8 +268,31 @@ fn inserted(id: i32, mask: u64, altstack: [u64; 3]) -> i32 {
                 syscall!(libc::SYS_futex, done, FUTEX_WAIT_PRIVATE, 0, 0, 0, 0);
             },
             1 => return 0,
+            ORDERED => {
+                // First, so that another order meanwhile is not lost.
+                let _ = done.compare_exchange(ORDERED, 0, Ordering::SeqCst, Ordering::SeqCst);
+                // SAFETY: as above.
+                let slot = unsafe { &(*pointer).slot };
+                rollback::leader::obey(slot, slot.tid.load(Ordering::Relaxed) as i32);
+            }
             errno => return errno,
         }
+    }
+}
+
+/// [`InsertedCall::done`]: look at the orders of a rollback.
+const ORDERED: i32 = 2;
+
+/// Makes the thread that waits in `ckpt_checkpoint` look at the orders: it is not in the
+/// stop handler.
+pub fn order_inserted() {
+    if let Some(call) = inserted_call() {
+        call.done.store(ORDERED, Ordering::SeqCst);
+        // SAFETY: a futex word of ours.
+        unsafe {
+            let done = &call.done;
+            syscall!(libc::SYS_futex, done, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0)
+        };
     }
 }
 

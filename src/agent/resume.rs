@@ -18,8 +18,8 @@ use crate::agent::snapshot::copy;
 use crate::agent::state::AGENT;
 use crate::agent::track::{fault, mprotect};
 use crate::agent::{
-    ballast, exit, heap, helper, interface, log, prefetch, request, settings, side, start, state,
-    stop, track,
+    ballast, exit, heap, helper, interface, log, prefetch, request, rollback, settings, side,
+    start, state, stop, track,
 };
 use crate::image::codec;
 use crate::image::state::{
@@ -119,6 +119,16 @@ pub struct Payload {
     pub limits: Vec<(u32, u64, u64)>,
     /// CLOCK_MONOTONIC at the constructor's start, for the log.
     pub started_ns: u64,
+    /// Rollback: what `ckpt_checkpoint` returns; a recovery has it in the environment.
+    pub return_value: Option<i32>,
+    /// Rollback: memory that keeps its content (address, length, where the content is).
+    pub protected: Vec<(u64, u64, u64)>,
+    /// Rollback: signals that others have sent since the checkpoint.
+    pub kept_signals: Vec<PendingSignal>,
+    /// Rollback: timers that exist already, stopped.
+    pub kept_timers: Vec<i32>,
+    /// Rollback: requests of the command to be answered.
+    pub asked: Vec<u32>,
 }
 
 impl Payload {
@@ -241,6 +251,7 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         prefetch::forget();
         ballast::forget();
         track::forget();
+        rollback::reset_after_restore();
         RESUMED.store(0, Ordering::SeqCst);
         let restorer = &*(args.restorer as *const RestorerArgs);
         wait_at_least(&restorer.ready, expected_threads(restorer));
@@ -260,6 +271,7 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
                 rebuild(restorer, payload);
                 begin_table(payload);
                 prefetch::prepare(payload);
+                put_protected(payload);
                 if payload.threads.iter().any(|t| !t.pending.is_empty()) {
                     PENDING.store(payload, Ordering::SeqCst);
                 }
@@ -407,9 +419,15 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
     };
     for thread in &payload.threads {
         let tid = real(thread.tid);
-        set_sched(tid, &thread.sched);
+        // The leader of a process that goes back may have been changed since.
+        let changed = payload.return_value.is_some();
+        set_sched(tid, &thread.sched, changed);
     }
-    for signal in &payload.pending {
+    if let Some(value) = payload.return_value {
+        AGENT.return_value.store(value.max(1), Ordering::SeqCst);
+    }
+    rollback::ask::adopt(&payload.asked);
+    for signal in payload.pending.iter().chain(&payload.kept_signals) {
         put_back(signal);
     }
     // What the program had set itself, the rest as the process was started.
@@ -430,7 +448,16 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
             0
         )
     };
-    set_timers(&payload.timers, &real);
+    set_timers(&payload.timers, &payload.kept_timers, &real);
+}
+
+/// The tracker is at work already: what is written here has changed since the checkpoint.
+fn put_protected(payload: &Payload) {
+    for &(addr, len, from) in &payload.protected {
+        // SAFETY: the range was writable at the checkpoint (`rollback::check`), so it is
+        // now; the content lies in the area; nobody else runs.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, addr as *mut u8, len as usize) };
+    }
 }
 
 /// The table that leads back to the generation again. Without it the program could not
@@ -445,7 +472,7 @@ fn begin_table(payload: &Payload) {
     }
 }
 
-fn set_sched(tid: i32, sched: &SchedState) {
+fn set_sched(tid: i32, sched: &SchedState, always: bool) {
     let attr = SchedAttr {
         size: SCHED_ATTR_SIZE,
         policy: sched.policy,
@@ -460,7 +487,7 @@ fn set_sched(tid: i32, sched: &SchedState) {
     };
     // SAFETY: valid structs; a policy or mask that is not permitted here is left out.
     unsafe {
-        if *sched != SchedState::default() {
+        if always || *sched != SchedState::default() {
             syscall!(libc::SYS_sched_setattr, tid, &attr, 0);
         }
         if !sched.affinity.is_empty() {
@@ -495,7 +522,7 @@ fn split(ns: u64) -> (u64, u64) {
     (ns / 1_000_000_000, ns % 1_000_000_000)
 }
 
-fn set_timers(timers: &TimerState, real: &dyn Fn(i32) -> i32) {
+fn set_timers(timers: &TimerState, kept: &[i32], real: &dyn Fn(i32) -> i32) {
     for (which, &(remaining, interval)) in timers.itimers.iter().enumerate() {
         if remaining == 0 && interval == 0 {
             continue;
@@ -507,7 +534,12 @@ fn set_timers(timers: &TimerState, real: &dyn Fn(i32) -> i32) {
         unsafe { syscall!(libc::SYS_setitimer, which, &value, 0) };
     }
     for timer in &timers.posix {
-        if let Err(errno) = make_timer(timer, real) {
+        let made = if kept.contains(&timer.id) {
+            Ok(())
+        } else {
+            make_timer(timer, real)
+        };
+        if let Err(errno) = made.and_then(|()| set_timer(timer)) {
             log::line(format_args!(
                 "timer {} not restored: errno {errno}",
                 timer.id
@@ -531,7 +563,7 @@ const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 /// Without that prctl ids are given in ascending order: so many are tried.
 const MAX_TRIES: i32 = 65536;
 
-/// Creates a POSIX timer with its old id (libc has it in memory) and sets it.
+/// Creates a POSIX timer with its old id (libc has it in memory).
 fn make_timer(timer: &PosixTimer, real: &dyn Fn(i32) -> i32) -> Result<(), i32> {
     let event = SigEvent {
         value: timer.sigval,
@@ -561,15 +593,20 @@ fn make_timer(timer: &PosixTimer, real: &dyn Fn(i32) -> i32) -> Result<(), i32> 
             syscall!(libc::SYS_timer_delete, id);
             return Err(libc::EEXIST);
         }
-        if timer.remaining_ns != 0 {
-            let (value_s, value_ns) = split(timer.remaining_ns);
-            let (interval_s, interval_ns) = split(timer.interval_ns);
-            let value = [interval_s, interval_ns, value_s, value_ns];
-            let ret = syscall!(libc::SYS_timer_settime, id, 0, &value, 0);
-            if ret != 0 {
-                return Err(-ret as i32);
-            }
-        }
     }
     Ok(())
+}
+
+fn set_timer(timer: &PosixTimer) -> Result<(), i32> {
+    if timer.remaining_ns == 0 {
+        return Ok(());
+    }
+    let (value_s, value_ns) = split(timer.remaining_ns);
+    let (interval_s, interval_ns) = split(timer.interval_ns);
+    let value = [interval_s, interval_ns, value_s, value_ns];
+    // SAFETY: a struct itimerspec.
+    match unsafe { syscall!(libc::SYS_timer_settime, timer.id, 0, &value, 0) } {
+        0 => Ok(()),
+        error => Err(-error as i32),
+    }
 }

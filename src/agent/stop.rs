@@ -14,6 +14,7 @@ use crate::agent::collect::signals;
 use crate::agent::hooks;
 use crate::agent::procfs::{self, TaskList};
 use crate::agent::request;
+use crate::agent::rollback;
 use crate::agent::state::{AGENT, RESERVED_SIGNAL, awake};
 use crate::agent::track::{fault, touch};
 use crate::image::state::PendingSignal;
@@ -288,6 +289,7 @@ unsafe fn park(value: u64, uc: *mut libc::ucontext_t) {
             drain_own(slot, set, tid as i32);
             continue;
         }
+        rollback::leader::obey(slot, tid as i32);
         // SAFETY: a futex word of ours.
         unsafe {
             syscall!(
@@ -402,22 +404,10 @@ pub fn drain(slot: &Slot, set: u64) -> Vec<PendingSignal> {
     slot.drain_to
         .store(room.as_mut_ptr() as u64, Ordering::Release);
     slot.drain.store(set, Ordering::Release);
-    STOP.word.fetch_add(NUMBER_MASK + 1, Ordering::SeqCst);
-    // SAFETY: futex words of ours and a valid timespec.
-    unsafe {
-        syscall!(
-            libc::SYS_futex,
-            &STOP.word,
-            FUTEX_WAKE_PRIVATE,
-            i32::MAX,
-            0,
-            0,
-            0
-        )
-    };
+    look_again();
     while slot.drain.load(Ordering::Acquire) != 0 {
         let timeout = [0u64, 1_000_000];
-        // SAFETY: as above.
+        // SAFETY: a futex word of ours and a valid timespec.
         unsafe {
             syscall!(
                 libc::SYS_futex,
@@ -438,6 +428,24 @@ pub fn drain(slot: &Slot, set: u64) -> Vec<PendingSignal> {
             info: info.to_vec(),
         })
         .collect()
+}
+
+/// Helper thread: makes all parked threads look at their slots and at the orders of a
+/// rollback.
+pub fn look_again() {
+    STOP.word.fetch_add(NUMBER_MASK + 1, Ordering::SeqCst);
+    // SAFETY: a futex word of ours.
+    unsafe {
+        syscall!(
+            libc::SYS_futex,
+            &STOP.word,
+            FUTEX_WAKE_PRIVATE,
+            i32::MAX,
+            0,
+            0,
+            0
+        )
+    };
 }
 
 /// Fills in what only the calling thread can read of itself.

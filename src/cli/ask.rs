@@ -7,12 +7,13 @@
 use super::{Cli, NO_ANSWER, exit, select};
 use crate::agent::restore::proxy::STARTER_NAME;
 use crate::config::Config;
-use crate::store::report::{Report, RequestResult, encode_request};
+use crate::store::report::{Ask, Report, RequestResult, encode_request};
 use crate::store::store_root;
 use anyhow::{Context, bail};
 use procfs::process::Process;
 use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -94,7 +95,37 @@ impl Target {
 
     /// Sends a request and returns its nonce.
     pub fn send(&self, kind: u64) -> anyhow::Result<u32> {
+        self.send_as(kind, nonce())
+    }
+
+    /// Sends a request that has more to say than a signal can carry.
+    pub fn ask(&self, kind: u64, ask: &Ask) -> anyhow::Result<u32> {
         let nonce = nonce();
+        let path = Ask::path(&self.root, self.pid, nonce);
+        self.make_run_directory()?;
+        let writing = || format!("write {}", path.display());
+        std::fs::write(&path, ask.to_line()).with_context(writing)?;
+        // Root asks for others too.
+        let readable = std::fs::Permissions::from_mode(0o644);
+        std::fs::set_permissions(&path, readable).with_context(writing)?;
+        self.send_as(kind, nonce)
+    }
+
+    /// The directory of reports, which belongs to whom the store belongs.
+    fn make_run_directory(&self) -> anyhow::Result<()> {
+        let run = self.root.join("run");
+        let store = std::fs::metadata(&self.root);
+        let store = store.with_context(|| format!("store {}", self.root.display()))?;
+        match std::fs::create_dir(&run) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+            other => other.with_context(|| format!("create {}", run.display()))?,
+        }
+        std::fs::set_permissions(&run, std::fs::Permissions::from_mode(0o700))?;
+        std::os::unix::fs::chown(&run, Some(store.uid()), Some(store.gid()))?;
+        Ok(())
+    }
+
+    fn send_as(&self, kind: u64, nonce: u32) -> anyhow::Result<u32> {
         let mut info = [0u8; 128];
         let mut put = |at: usize, bytes: &[u8]| info[at..at + bytes.len()].copy_from_slice(bytes);
         // siginfo_t of a queued signal: si_signo, si_code, si_pid, si_uid, si_value.

@@ -23,6 +23,7 @@ mod plot;
 mod probe;
 mod prune;
 mod restore;
+mod rollback;
 mod run;
 mod select;
 mod show;
@@ -61,6 +62,7 @@ enum Verb {
     Run(run::Args),
     Checkpoint(checkpoint::Args),
     Restore(restore::Args),
+    Rollback(rollback::Args),
     List(list::Args),
     Show(show::Args),
     Diff(diff::Args),
@@ -126,6 +128,7 @@ pub fn main(args: Vec<OsString>, sigpipe_ignored: bool) -> ExitCode {
         Verb::Run(args) => run::run(&cli, args, sigpipe_ignored),
         Verb::Checkpoint(args) => checkpoint::run(&cli, args),
         Verb::Restore(args) => restore::run(&cli, args, sigpipe_ignored),
+        Verb::Rollback(args) => rollback::run(&cli, args),
         Verb::List(args) => list::run(&cli, args),
         Verb::Show(args) => show::run(&cli, args),
         Verb::Diff(args) => diff::run(&cli, args),

@@ -143,6 +143,12 @@ fn join(pieces: &mut Vec<Sourced>, newest: &MemoryState) {
     });
 }
 
+/// The piece that holds an address; `pieces` are as [`compose`] gives them.
+pub fn piece_at(pieces: &[Sourced], addr: u64) -> Option<&Sourced> {
+    let at = pieces.partition_point(|piece| piece.end() <= addr);
+    pieces.get(at).filter(|piece| piece.addr <= addr)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::state::{Base, Extent, VmaState};

@@ -163,7 +163,7 @@ fn look(path: &[u8]) -> Option<Stat> {
 
 /// What an undo to this generation would change now.
 pub fn diff(job_dir: &Path, to_generation: u64) -> Result<Vec<Change>, UndoError> {
-    let tables = undo::tables(job_dir, to_generation, &[])?;
+    let tables = undo::tables(job_dir, to_generation, &[], false)?;
     let summary = Summary::of(&tables);
     let mut changes = Vec::new();
     for (path, what) in &summary.names {

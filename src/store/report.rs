@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 pub const REQUEST_CHECKPOINT: u64 = 1;
 /// Asks the program for a fresh report.
 pub const REQUEST_REPORT: u64 = 2;
+/// Asks the program to go back to a checkpoint; `<root>/run/<pid>-<nonce>.ask` says which.
+pub const REQUEST_ROLLBACK: u64 = 4;
 const REQUEST_MARK: u64 = 0xC4B7;
 
 /// The value that comes with the reserved signal.
@@ -92,6 +94,67 @@ pub struct NetReport {
     pub unpatched: u32,
     /// Why it is not installed, or what is missing.
     pub note: String,
+}
+
+/// What a checkpoint is named by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Goal {
+    /// The newest one.
+    Latest,
+    /// The newest one with this id.
+    Id(i32),
+    Generation(u64),
+}
+
+/// A request to go back: `<root>/run/<pid>-<nonce>.ask`, one line, written by the command
+/// before it sends the signal and removed by the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ask {
+    pub goal: Goal,
+    /// What `ckpt_checkpoint` returns; 0: 1.
+    pub value: i32,
+}
+
+impl Ask {
+    pub fn path(root: &Path, pid: i32, nonce: u32) -> PathBuf {
+        root.join("run").join(format!("{pid}-{nonce}.ask"))
+    }
+
+    pub fn to_line(&self) -> String {
+        let value = self.value;
+        match self.goal {
+            Goal::Latest => format!("rollback latest {value}\n"),
+            Goal::Id(id) => format!("rollback id:{id} {value}\n"),
+            Goal::Generation(generation) => format!("rollback {generation} {value}\n"),
+        }
+    }
+
+    pub fn parse(line: &str) -> Option<Ask> {
+        let mut words = line.strip_suffix('\n')?.split(' ');
+        if words.next()? != "rollback" {
+            return None;
+        }
+        let goal = match words.next()? {
+            "latest" => Goal::Latest,
+            word => match word.strip_prefix("id:") {
+                Some(id) => Goal::Id(id.parse().ok().filter(|&id| id >= 0)?),
+                None => Goal::Generation(word.parse().ok()?),
+            },
+        };
+        let value = words.next()?.parse().ok().filter(|&value| value >= 0)?;
+        words.next().is_none().then_some(Ask { goal, value })
+    }
+
+    /// Reads and removes it.
+    pub fn take<F: Fs>(fs: &F, root: &Path, pid: i32, nonce: u32) -> Result<Ask, String> {
+        let path = Ask::path(root, pid, nonce);
+        let read = || fs.read_all(&fs.open(&path)?, 4096);
+        let bytes = read().on("read", &path);
+        let bytes = bytes.map_err(|error| error.to_string())?;
+        let _ = fs.unlink(&path);
+        let ask = std::str::from_utf8(&bytes).ok().and_then(Ask::parse);
+        ask.ok_or_else(|| format!("{} says nothing that is known", path.display()))
+    }
 }
 
 /// Answers kept in the report.

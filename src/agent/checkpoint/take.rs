@@ -14,7 +14,7 @@ use crate::agent::snapshot::{self, Frame, Method, Outcome, SnapshotError, fork, 
 use crate::agent::state::AGENT;
 use crate::agent::stop::{self, Stopped, now_ns};
 use crate::agent::track::Dirty;
-use crate::agent::{children, hooks, request, resume};
+use crate::agent::{children, hooks, request, resume, rollback};
 use crate::config::SnapshotChoice;
 use crate::image::state::{EntryPoints, FileKind, Manifest};
 use crate::image::writer::ImageSink;
@@ -70,6 +70,12 @@ pub(super) fn take<S: ImageSink>(
     if request::MAILBOX.holds.load(Ordering::SeqCst) != 0 {
         stop::release(stopped);
         return Err(CheckpointError::Postponed(HELD.into()));
+    }
+    if rollback::call::any_inside() {
+        stop::release(stopped);
+        return Err(CheckpointError::Postponed(
+            "the program is about to go back (ckpt_rollback)".into(),
+        ));
     }
     let collected = collect(settings, increments, &stopped, table.job());
     let t2 = now_ns();

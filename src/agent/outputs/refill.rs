@@ -1,6 +1,7 @@
 //! At a recovery: the files that the new start gives for the old outputs get the
 //! contents that the checkpoint had. Constructor, before the tables are undone (that
-//! removes them, and they are needed here) and before descriptors are restored.
+//! removes them, and they are needed here) and before descriptors are restored. At a
+//! rollback the outputs are the program's own still: the helper, with copies of them.
 //!
 //! May be killed at any point and run again: the streams only get blocks of the tables,
 //! always in the same order, and a file is filled from them again.
@@ -10,7 +11,7 @@ use crate::agent::log;
 use crate::persist::Id;
 use crate::store::generation::StreamRecord;
 use rustix::fs::{Mode, OFlags};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// What the undo and the descriptors have to know.
@@ -22,6 +23,14 @@ pub struct Refilled {
     pub filled: Vec<Id>,
 }
 
+/// Whose outputs are filled.
+pub enum Outputs<'a> {
+    /// Those that the present process was started with.
+    OfTheStart,
+    /// Those of the running program: a copy of the descriptor with this number.
+    OfTheProgram(&'a dyn Fn(i32) -> Option<OwnedFd>),
+}
+
 /// Fills the files behind the new start's descriptors. `generation` is what is to be
 /// restored, `next_table` is above every table that there is.
 pub fn refill(
@@ -29,6 +38,7 @@ pub fn refill(
     generation: u64,
     streams: &[StreamRecord],
     next_table: u32,
+    outputs: &Outputs,
 ) -> Result<Refilled, Problem> {
     let mut out = Refilled::default();
     for record in streams {
@@ -42,15 +52,24 @@ pub fn refill(
         let latest = ids.last().unwrap_or(old);
         out.inodes.extend([old, latest]);
         for &fd in &record.fds {
-            let Some((id, size)) = given(fd) else {
+            let copy_of = match outputs {
+                Outputs::OfTheStart => None,
+                Outputs::OfTheProgram(copy) => match copy(fd) {
+                    Some(copy) => Some(copy),
+                    None => continue,
+                },
+            };
+            let own = copy_of.as_ref().map_or(fd, AsRawFd::as_raw_fd);
+            let Some((id, size)) = given(own) else {
                 continue;
             };
-            if out.filled.contains(&id) {
+            // What the program has put at the number since is another file, to be left alone.
+            if out.filled.contains(&id) || (copy_of.is_some() && id != latest) {
                 continue;
             }
             // One that is as long as it was is the undo's business, if that can reach it.
             if id != latest || size < record.size || !is_at(&record.path, id) {
-                fill(job, record, &stream, fd, id == latest, size)?;
+                fill(job, record, &stream, own, id == latest, size)?;
             }
             if id != latest {
                 Ids::add(job, record.number, next_table, id)?;
@@ -90,12 +109,13 @@ fn fill(
     same: bool,
     size: u64,
 ) -> Result<(), Problem> {
-    let link = format!("/proc/self/fd/{fd}");
+    let link = format!("/proc/thread-self/fd/{fd}");
     let path = Path::new(&link);
     // A description of our own: the given one may append wherever it is told to write.
     let writing = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY;
     let file = rustix::fs::open(path, writing, Mode::empty())
         .or_else(|_| rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()))
+        .or_else(|e| given_to_write(fd).ok_or(e))
         .map_err(|e| problem("write", path, e))?;
     // Another file with other contents: they may be somebody's.
     if !same && size > 0 && !begins_alike(&file, stream, size.min(record.size)) {
@@ -114,6 +134,18 @@ fn fill(
         record.size
     ));
     Ok(())
+}
+
+/// A file that only whoever gave it could open: through what was given, unless that writes
+/// at the end whatever it is told.
+fn given_to_write(fd: i32) -> Option<OwnedFd> {
+    // SAFETY: it was asked about before.
+    let given = unsafe { BorrowedFd::borrow_raw(fd) };
+    let flags = rustix::fs::fcntl_getfl(given).ok()?;
+    if flags.contains(OFlags::APPEND) {
+        return None;
+    }
+    rustix::io::fcntl_dupfd_cloexec(given, 0).ok()
 }
 
 fn begins_alike(file: &OwnedFd, stream: &OwnedFd, len: u64) -> bool {

@@ -6,11 +6,13 @@
 
 use crate::agent::collect::identity;
 use crate::agent::log;
-use crate::agent::outputs::refill;
+use crate::agent::outputs::refill::{self, Outputs};
+use crate::agent::rollback::redirect;
 use crate::config::{Config, Resume};
-use crate::persist::{table, undo};
+use crate::persist::{exclude, table, undo};
 use crate::store::generation::GenerationRecord;
 use crate::store::{Found, Job, RawFs};
+use std::os::fd::OwnedFd;
 
 /// What restoring the descriptors must know of the files.
 #[derive(Debug, Clone, Default)]
@@ -88,13 +90,13 @@ pub fn go_back(
         .filter(|s| !is_excluded(&config.restore_exclude, &s.path))
         .cloned()
         .collect();
-    let outputs = refill::refill(&job.dir, generation, &streams, next)?;
+    let outputs = refill::refill(&job.dir, generation, &streams, next, &Outputs::OfTheStart)?;
     restored.filled = outputs.filled.iter().map(pair).collect();
     let mut options = undo::Options {
         foreign: config.foreign,
         restore_exclude: &config.restore_exclude,
         inherited: &outputs.inodes,
-        fault: None,
+        ..undo::Options::default()
     };
     let report = undo::undo(&job.dir, generation, &mut options).map_err(|e| e.to_string())?;
     for file in &report.foreign {
@@ -118,6 +120,92 @@ pub fn go_back(
             report.records, report.tables
         ));
     }
+    let replaced = report.replaced.iter();
+    restored.replaced = replaced.map(|(old, new)| (pair(old), pair(new))).collect();
+    Ok(restored)
+}
+
+/// Why the files did not go back in a running program.
+#[derive(Debug)]
+pub enum NotBack {
+    /// Nothing was done to them.
+    Unchanged(String),
+    /// Some are as they were at the checkpoint, others not.
+    Broken(String),
+}
+
+/// Are all files left alone at a rollback, by the settings or by the program's own rules?
+fn leaves_all_now(config: &Config) -> bool {
+    leaves_all_files(config) || exclude::is_excluded(b"/")
+}
+
+/// Rollback: can the files of the running program be brought to this generation? Changes
+/// nothing.
+pub fn can_go_back(
+    job: &Job<RawFs>,
+    record: &GenerationRecord,
+    config: &Config,
+) -> Result<(), String> {
+    if leaves_all_now(config) {
+        return Ok(());
+    }
+    if let Some(reason) = &record.files.incomplete {
+        return Err(format!(
+            "the files of generation {} are incomplete: {reason}",
+            record.generation
+        ));
+    }
+    let checked = undo::check_by_rules(&job.dir, record.generation, &config.restore_exclude);
+    checked.map_err(|error| error.to_string())
+}
+
+/// Rollback, while the program stands still: as [`go_back`], but the program's outputs are
+/// its own still (no new start has touched them), and what the program excludes by now is
+/// left alone as well. `output` copies a descriptor of the program. Helper thread.
+pub fn go_back_inside(
+    job: &mut Job<RawFs>,
+    record: &GenerationRecord,
+    config: &Config,
+    output: &dyn Fn(i32) -> Option<OwnedFd>,
+) -> Result<FilesBack, NotBack> {
+    let generation = record.generation;
+    let mut restored = FilesBack {
+        redirect: config.redirect.clone(),
+        ..FilesBack::default()
+    };
+    restored.redirect.extend(redirect::asked());
+    let dropped = job.drop_newer(generation, identity::realtime_ns());
+    dropped.map_err(|error| NotBack::Unchanged(error.to_string()))?;
+    // The tables go with the undo, and the streams need them.
+    let streams = record.files.streams.iter();
+    let left_alone =
+        |path: &[u8]| exclude::is_excluded(path) || is_excluded(&config.restore_exclude, path);
+    let streams: Vec<_> = streams.filter(|s| !left_alone(&s.path)).cloned().collect();
+    let outputs = Outputs::OfTheProgram(output);
+    let outputs = refill::refill(&job.dir, generation, &streams, 0, &outputs);
+    let outputs = outputs.map_err(NotBack::Broken)?;
+    let mut options = undo::Options {
+        foreign: config.foreign,
+        restore_exclude: &config.restore_exclude,
+        inherited: &outputs.inodes,
+        by_rules: true,
+        ..undo::Options::default()
+    };
+    let report = undo::undo(&job.dir, generation, &mut options).map_err(|error| match error {
+        undo::UndoError::Failed { .. } => NotBack::Broken(error.to_string()),
+        _ => NotBack::Unchanged(error.to_string()),
+    })?;
+    for file in &report.foreign {
+        let path = file.path.display();
+        log::line(format_args!("{path} was {} by somebody else", file.what));
+    }
+    if report.records > 0 {
+        log::line(format_args!(
+            "files: {} modifications of {} tables taken back",
+            report.records, report.tables
+        ));
+    }
+    let pair = |id: &crate::persist::Id| (id.dev, id.ino);
     let replaced = report.replaced.iter();
     restored.replaced = replaced.map(|(old, new)| (pair(old), pair(new))).collect();
     Ok(restored)

@@ -1,8 +1,9 @@
 //! Recovery (FIG. 8): from a checked image to the jump into the restorer.
 //!
-//! Constructor of the new process, one thread; std and libc may be used, since all
-//! of this process's memory is about to be replaced. Until [`Prepared::enter`]
-//! nothing irreversible has happened: every error is one line and exit status 125.
+//! Constructor of the new process, or at a rollback the leader of the old one, alone, with
+//! the control block of the helper ([`Inside`]): one thread; std and libc may be used,
+//! since all of this process's memory is about to be replaced. Every error is one line
+//! and exit status 125.
 
 pub mod alone;
 pub mod area;
@@ -17,6 +18,7 @@ pub mod unpack;
 use crate::agent::recover::files::FilesBack;
 use crate::agent::region::{self, Region};
 use crate::agent::resume::{HelperArgs, Payload, ThreadRecord};
+use crate::agent::rollback::check::Protected;
 use crate::agent::stop::rseq_area;
 use crate::agent::{log, procfs};
 use crate::config::RestoreMethod;
@@ -68,6 +70,17 @@ pub struct Options {
     /// The job's directory.
     pub job: PathBuf,
     pub files: FilesBack,
+    /// Rollback in the running process.
+    pub inside: Option<Inside>,
+}
+
+/// What is different in a process that runs already.
+#[derive(Debug, Clone, Default)]
+pub struct Inside {
+    /// The C library's rseq area of this thread, and its length.
+    pub rseq: (u64, u32),
+    /// Memory that keeps its content.
+    pub protected: Vec<Protected>,
 }
 
 /// Restores a member. Returns only with an error, and then this process is
@@ -91,11 +104,16 @@ pub fn restore(
     let manifest = image.manifest;
     check::machine(&manifest)?;
     check::files(&manifest)?;
-    alone::be_alone();
+    let inside = options.inside;
     raise_nofile(&manifest);
-    let same = proxy::become_pid(manifest.process.pid) == proxy::Identity::Same;
+    // From inside, the threads' old ids are free unless somebody else has taken one.
+    let mut same = true;
+    if inside.is_none() {
+        alone::be_alone();
+        same = proxy::become_pid(manifest.process.pid) == proxy::Identity::Same;
+    }
     permit_features(&manifest)?;
-    process_attributes(&manifest);
+    process_attributes(&manifest, inside.is_some());
     let path = os(&manifest.process.cwd);
     std::env::set_current_dir(&path).map_err(|error| RestoreError::Cwd {
         path: path.to_string_lossy().into_owned(),
@@ -124,7 +142,13 @@ pub fn restore(
         keep.len() - 1
     });
     std::mem::forget(lock);
-    let late = restore_descriptors(&manifest, &mut keep, &mut payload, &options.files)?;
+    let late = restore_descriptors(
+        &manifest,
+        &mut keep,
+        &mut payload,
+        &options.files,
+        inside.is_some(),
+    )?;
     let image_fd = keep[0];
     let image_fds: Vec<i32> = place
         .iter()
@@ -179,11 +203,14 @@ pub fn restore(
         0
     };
     let payload_room = 4 * codec_len(&payload)? + (maps + files + 2 * fetched) as u64 * 32;
+    let protected = inside.as_ref().map_or(&[][..], |inside| &inside.protected);
+    let kept: usize = protected.iter().map(|p| p.bytes.len() + 64 + 3 * 10).sum();
     let scratch = RESTORER.len() as u64
         + tape::area_needed(&manifest, &contents)
         + stacks
         + nthreads as u64 * (size_of::<RestorerThread>() + size_of::<ThreadRecord>() + 128) as u64
         + payload_room
+        + kept as u64
         + (256 << 10);
     let taken: Vec<(u64, u64)> = manifest
         .memory
@@ -246,6 +273,11 @@ pub fn restore(
     let tape_at = area.put_slice(&tape.ops);
     let stacks_at = area.take(stacks as usize + 64);
 
+    for part in protected {
+        let at = area.put(&part.bytes);
+        let entry = (part.addr, part.bytes.len() as u64, at);
+        payload.protected.push(entry);
+    }
     let bytes = codec::encode(&payload).map_err(|e| RestoreError::Payload(e.to_string()))?;
     let payload_at = area.put(&bytes);
     // The helper drops every descriptor but the lock; the program's table drops these.
@@ -273,7 +305,7 @@ pub fn restore(
         main_fs: manifest.threads.first().map_or(0, |t| t.fs_base),
     }]);
     let stack_at = area.take(64 << 10) + (64 << 10) - 64;
-    let rseq = own_rseq();
+    let rseq = inside.as_ref().map_or_else(own_rseq, |inside| inside.rseq);
     let args = RestorerArgs {
         area: area.start,
         area_len: area.total_len(),
@@ -400,6 +432,7 @@ fn restore_descriptors(
     keep: &mut [RawFd],
     payload: &mut Payload,
     files: &FilesBack,
+    inside: bool,
 ) -> Result<Vec<descriptors::Late>, RestoreError> {
     // SAFETY: published images are never changed or truncated.
     let map = unsafe { memmap2::Mmap::map(keep[0]) }.map_err(|error| RestoreError::Shared {
@@ -413,6 +446,7 @@ fn restore_descriptors(
         program_pid: manifest.process.pid,
         warn: &mut warn,
         files,
+        inside,
     };
     let restored = descriptors::restore(&manifest.descriptors, &source, &mut ctx)?;
     payload.inherited = restored
@@ -508,8 +542,9 @@ fn permit_features(manifest: &Manifest) -> Result<(), RestoreError> {
     Ok(())
 }
 
-/// Attributes that threads inherit when they are born.
-fn process_attributes(manifest: &Manifest) {
+/// Attributes that threads inherit when they are born. In a new process only what differs
+/// from the beginning is set.
+fn process_attributes(manifest: &Manifest, inside: bool) {
     let process = &manifest.process;
     // SAFETY: no pointers; what is not permitted here is left as it is.
     unsafe {
@@ -517,14 +552,18 @@ fn process_attributes(manifest: &Manifest) {
         if process.no_new_privs {
             syscall!(libc::SYS_prctl, libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
         }
-        if process.child_subreaper {
-            syscall!(libc::SYS_prctl, libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+        if process.child_subreaper || inside {
+            let on = u64::from(process.child_subreaper);
+            syscall!(libc::SYS_prctl, libc::PR_SET_CHILD_SUBREAPER, on, 0, 0, 0);
         }
-        if process.thp_disable {
-            syscall!(libc::SYS_prctl, libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
+        if process.thp_disable || inside {
+            let on = u64::from(process.thp_disable);
+            syscall!(libc::SYS_prctl, libc::PR_SET_THP_DISABLE, on, 0, 0, 0);
         }
     }
-    if process.oom_score_adj != 0 {
+    let adjusted = || read_number(b"/proc/self/oom_score_adj").map(|n| n as i64);
+    let wanted = i64::from(process.oom_score_adj);
+    if wanted != 0 || inside && adjusted() != Some(wanted) {
         let _ = std::fs::write(
             "/proc/self/oom_score_adj",
             process.oom_score_adj.to_string(),

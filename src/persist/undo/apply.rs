@@ -4,7 +4,7 @@ use super::rows::{RowInfo, Rows};
 use super::state::{Findings, Replaced};
 use super::{ForeignFile, Options, UndoError, failed, known_ids};
 use crate::config::Foreign;
-use crate::persist::exclude::matches;
+use crate::persist::exclude::{self, matches};
 use crate::persist::format;
 use crate::persist::kept::link_name;
 use crate::persist::sys::{self, CPath, Fd, Sys, point};
@@ -90,7 +90,8 @@ impl<'o, 'a> Undoer<'o, 'a> {
 
     pub fn is_excluded(&self, path: &[u8]) -> bool {
         let globs = self.options.restore_exclude;
-        globs.iter().any(|glob| matches(glob, path))
+        let by_rule = || self.options.by_rules && exclude::is_excluded(path);
+        globs.iter().any(|glob| matches(glob, path)) || by_rule()
     }
 
     /// Undoes all records of a table that are not undone yet; returns how many.

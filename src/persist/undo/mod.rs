@@ -22,7 +22,7 @@ pub(super) mod state;
 mod tree;
 
 use super::Id;
-use super::exclude::matches;
+use super::exclude::{is_excluded, matches};
 use super::table::{self, Record, Table};
 pub use crate::config::Foreign;
 use crate::errno::Errno;
@@ -35,6 +35,8 @@ pub struct Options<'a> {
     pub foreign: Foreign,
     /// Globs of paths that keep their present state.
     pub restore_exclude: &'a [Vec<u8>],
+    /// Files that the process's own rules exclude keep theirs as well (rollback).
+    pub by_rules: bool,
     /// Files that the new start's shell has opened: not foreign even if truncated.
     pub inherited: &'a [Id],
     /// Tests: called before each step; an error ends the undo there.
@@ -116,7 +118,16 @@ pub fn check(
     to_generation: u64,
     restore_exclude: &[Vec<u8>],
 ) -> Result<(), UndoError> {
-    tables(job_dir, to_generation, restore_exclude).map(drop)
+    tables(job_dir, to_generation, restore_exclude, false).map(drop)
+}
+
+/// The same for a rollback, from which the process's own rules take files out.
+pub fn check_by_rules(
+    job_dir: &Path,
+    to_generation: u64,
+    restore_exclude: &[Vec<u8>],
+) -> Result<(), UndoError> {
+    tables(job_dir, to_generation, restore_exclude, true).map(drop)
 }
 
 /// The tables that lead from now back to a generation, newest first, whole and
@@ -125,6 +136,7 @@ pub(super) fn tables(
     job_dir: &Path,
     to_generation: u64,
     restore_exclude: &[Vec<u8>],
+    by_rules: bool,
 ) -> Result<Vec<Table>, UndoError> {
     let mut tables = Vec::new();
     let list = table::list(job_dir)?;
@@ -135,7 +147,7 @@ pub(super) fn tables(
         }
         let excluded = |path: &[u8]| {
             let path: &[u8] = if path.is_empty() { b"/" } else { path };
-            restore_exclude.iter().any(|glob| matches(glob, path))
+            restore_exclude.iter().any(|glob| matches(glob, path)) || by_rules && is_excluded(path)
         };
         let missing = table.records.iter().find_map(|(_, record)| match record {
             Record::Incomplete { path, reason } if !excluded(path) => {
@@ -166,7 +178,12 @@ pub fn undo(
     options: &mut Options,
 ) -> Result<Report, UndoError> {
     table::remove_leftovers(job_dir)?;
-    let mut tables = tables(job_dir, to_generation, options.restore_exclude)?;
+    let mut tables = tables(
+        job_dir,
+        to_generation,
+        options.restore_exclude,
+        options.by_rules,
+    )?;
     let mut undoer = apply::Undoer::new(job_dir, options, &tables)?;
     if tables.iter().any(|t| !t.records.is_empty()) {
         undoer.look_for_foreign(&tables)?;

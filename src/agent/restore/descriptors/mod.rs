@@ -13,9 +13,12 @@
 //! and that leads to a terminal, pipe, device or named file takes what the new
 //! start has there. When that is the same regular file, or one that was given the
 //! contents of the old one, its position is set.
+//!
+//! At a rollback there is no new start: [`kept`] finds what is open still.
 
 mod anon;
 mod epoll;
+mod kept;
 mod locks;
 mod numbers;
 mod pipes;
@@ -48,6 +51,8 @@ pub struct Context<'a> {
     pub warn: &'a mut dyn FnMut(&str),
     /// What the recovery has done to the files before.
     pub files: &'a FilesBack,
+    /// Rollback: what is open is the program's own; what is still the same object stays.
+    pub inside: bool,
 }
 
 /// What the caller has to carry on with.
@@ -108,8 +113,14 @@ pub fn restore(
 ) -> Result<Restored, RestoreError> {
     let mut r = Restorer::new(table, source, ctx);
     r.make_room()?;
-    r.take_sources()?;
-    r.close_others();
+    if r.ctx.inside {
+        kept::take(&mut r)?;
+        r.close_others();
+        kept::place(&mut r)?;
+    } else {
+        r.take_sources()?;
+        r.close_others();
+    }
     for file in 0..table.files.len() {
         r.make(file)?;
     }

@@ -57,7 +57,7 @@ impl Restorer<'_, '_> {
     }
 
     /// Duplicates `fd` to a number that the image does not want.
-    fn set_aside(&self, fd: RawFd) -> Result<RawFd, RestoreError> {
+    pub(super) fn set_aside(&self, fd: RawFd) -> Result<RawFd, RestoreError> {
         if let Ok(new) = sys::dup_above(fd, self.top()) {
             return Ok(new);
         }

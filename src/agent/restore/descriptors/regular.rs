@@ -125,6 +125,10 @@ fn redirected<'a>(r: &Restorer<'a, '_>, path: &[u8]) -> Option<&'a [u8]> {
         .map(|(_, new)| &new[..])
 }
 
+pub(super) fn is_redirected(r: &Restorer, path: &[u8]) -> bool {
+    redirected(r, path).is_some()
+}
+
 fn seek(r: &Restorer, file: usize, fd: &Fd) -> Result<(), RestoreError> {
     let pos = r.state(file).pos;
     if pos != 0 {

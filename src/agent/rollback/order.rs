@@ -1,0 +1,314 @@
+//! The order of a rollback: helper thread, called by the worker.
+//!
+//! arguments, generation, images -> stop -> once more what may have changed -> protected
+//! bytes -> descriptors to the leader -> files -> no way back: all threads but the leader
+//! end, the helper last.
+
+use super::call::{LATEST, Region};
+use super::leader::{self, Handover};
+use super::*;
+use crate::agent::collect::descriptors::sys;
+use crate::agent::recover::files::{self, NotBack};
+use crate::agent::restore::{self, check as machine};
+use crate::agent::resume::Payload;
+use crate::agent::settings::Settings;
+use crate::agent::state::AGENT;
+use crate::agent::stop::{self, Stopped, now_ns};
+use crate::agent::{children, exit, helper, log, request};
+use crate::image::chain;
+use crate::store::RawFs;
+use crate::store::find::{Found, FoundMember};
+use crate::store::generation::GenerationRecord;
+use crate::store::start::Claimed;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+/// Where to go back to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// The newest generation of this id; [`LATEST`]: of any.
+    Id(i32),
+    Generation(u64),
+}
+
+/// What was asked for.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    pub which: Which,
+    /// What `ckpt_checkpoint` returns; 0: 1.
+    pub value: i32,
+    /// The caller's array of regions: address and count.
+    pub regions: (u64, u64),
+    /// Nonces of the command's requests that this answers.
+    pub asked: Vec<u32>,
+}
+
+/// Why the program goes on as if nothing had been asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    pub errno: i32,
+    pub reason: String,
+}
+
+fn refused(errno: i32, reason: impl std::fmt::Display) -> Refused {
+    Refused {
+        errno,
+        reason: reason.to_string(),
+    }
+}
+
+fn no_region(errno: i32) -> Refused {
+    refused(errno, "a protected region cannot be kept")
+}
+
+/// Goes back. Returns only when that was refused.
+pub fn go_back(settings: &Settings, claimed: Option<&mut Claimed>, wanted: &Wanted) -> Refused {
+    let Some(claimed) = claimed else {
+        return refused(libc::ENOENT, "there is no checkpoint yet");
+    };
+    match prepare(settings, claimed, wanted) {
+        Ok(ready) => stopped(settings, claimed, ready),
+        Err(refused) => refused,
+    }
+}
+
+/// What is known before the stop.
+struct Ready {
+    record: GenerationRecord,
+    member: FoundMember<RawFs>,
+    regions: Vec<Region>,
+    value: i32,
+    asked: Vec<u32>,
+    started_ns: u64,
+}
+
+fn prepare(settings: &Settings, claimed: &Claimed, wanted: &Wanted) -> Result<Ready, Refused> {
+    let started_ns = now_ns();
+    may_go_back()?;
+    let record = choose(&claimed.job.generations(), wanted.which)?;
+    let generation = record.generation;
+    let damaged = |error: &dyn std::fmt::Display| {
+        refused(libc::EIO, format_args!("generation {generation}: {error}"))
+    };
+    let Found { record, members } = claimed
+        .job
+        .open_generation(&record, settings.config.verify)
+        .map_err(|error| damaged(&error))?;
+    let member = members.into_iter().next();
+    let member = member.ok_or_else(|| damaged(&"it has no member"))?;
+    if 2 + member.older.len() > pass::MOST {
+        return Err(damaged(&"it stands on too many images"));
+    }
+    let manifest = &member.image.manifest;
+    machine::machine(manifest).map_err(|error| damaged(&error))?;
+    machine::files(manifest).map_err(|error| damaged(&error))?;
+    let (array, count) = wanted.regions;
+    let regions = check::read_regions(array, count).map_err(no_region)?;
+    if !regions.is_empty() {
+        let stacks = check::stacks(manifest, |uc| saved_sp(&member, uc)).map_err(no_region)?;
+        check::allowed(manifest, &stacks, &regions).map_err(no_region)?;
+    }
+    Ok(Ready {
+        record,
+        member,
+        regions,
+        value: wanted.value,
+        asked: wanted.asked.clone(),
+        started_ns,
+    })
+}
+
+fn choose(records: &[&GenerationRecord], which: Which) -> Result<GenerationRecord, Refused> {
+    let fits = |record: &&&GenerationRecord| match which {
+        Which::Id(LATEST) => true,
+        Which::Id(id) => record.id == id,
+        Which::Generation(generation) => record.generation == generation,
+    };
+    let found = records.iter().rev().find(fits);
+    let reason = match which {
+        Which::Id(LATEST) => "there is no checkpoint yet".to_owned(),
+        Which::Id(id) => format!("there is no checkpoint with id {id}"),
+        Which::Generation(generation) => format!("there is no generation {generation}"),
+    };
+    found
+        .map(|record| (*record).clone())
+        .ok_or_else(|| refused(libc::ENOENT, reason))
+}
+
+/// The stack pointer in the frame that the image has at `ucontext`.
+fn saved_sp(member: &FoundMember<RawFs>, ucontext: u64) -> Result<u64, i32> {
+    let at = ucontext
+        + std::mem::offset_of!(libc::ucontext_t, uc_mcontext) as u64
+        + 8 * libc::REG_RSP as u64;
+    let pieces = member.compose().map_err(|_| libc::EIO)?;
+    let piece = chain::piece_at(&pieces, at).ok_or(libc::EIO)?;
+    let (file, _) = member.chain().nth(piece.file as usize).ok_or(libc::EIO)?;
+    let mut word = [0u8; 8];
+    match rustix::io::pread(file, &mut word, piece.offset + (at - piece.addr)) {
+        Ok(8) => Ok(u64::from_ne_bytes(word)),
+        _ => Err(libc::EIO),
+    }
+}
+
+/// What may change at any time while the program runs.
+fn may_go_back() -> Result<(), Refused> {
+    if request::MAILBOX.holds.load(Ordering::SeqCst) != 0 {
+        return Err(refused(
+            libc::EAGAIN,
+            "the program is in a critical section (ckpt_hold)",
+        ));
+    }
+    children::none_alive().map_err(|reason| refused(libc::EAGAIN, reason))
+}
+
+fn stopped(settings: &Settings, claimed: &mut Claimed, ready: Ready) -> Refused {
+    let inserted = request::inserted_call().map(request::copy_slot);
+    let stopped = match stop::stop_all(inserted) {
+        Ok(stopped) => stopped,
+        Err(error) => return refused(libc::EAGAIN, error),
+    };
+    let refused = while_stopped(settings, claimed, ready, &stopped);
+    stop::release(stopped);
+    // The leader has left its part: it is released last of all by the step.
+    CONTROL.step.store(IDLE, Ordering::SeqCst);
+    refused
+}
+
+fn while_stopped(
+    settings: &Settings,
+    claimed: &mut Claimed,
+    ready: Ready,
+    stopped: &Stopped,
+) -> Refused {
+    let prepared = may_go_back().and_then(|()| last_checks(settings, claimed, &ready, stopped));
+    let protected = match prepared {
+        Ok(protected) => protected,
+        Err(refused) => return refused,
+    };
+    if let Err(errno) = hand_over(&ready.member, claimed) {
+        call_off();
+        return refused(errno, "the descriptors cannot be handed over");
+    }
+    if !exit::enter_store() {
+        call_off();
+        return refused(libc::EAGAIN, "the program is ending");
+    }
+    let (job, record) = (&mut claimed.job, &ready.record);
+    let files = match files::go_back_inside(job, record, &settings.config, &output) {
+        Ok(files) => files,
+        Err(NotBack::Unchanged(reason)) => {
+            exit::leave_store();
+            call_off();
+            return refused(libc::EIO, reason);
+        }
+        Err(NotBack::Broken(reason)) => leader::end(format_args!(
+            "cannot go back to generation {} of job {}: {reason}",
+            record.generation,
+            job.name()
+        )),
+    };
+    exit::leave_store();
+    let generation = record.generation;
+    let payload = Payload {
+        env: settings.env.clone(),
+        job_dir: job.dir.as_os_str().as_bytes().to_vec(),
+        job_key: settings.job_key.clone(),
+        store_root: settings.store_root.clone(),
+        generation,
+        started_ns: ready.started_ns,
+        return_value: Some(ready.value.max(1)),
+        asked: ready.asked,
+        ..Payload::default()
+    };
+    log::line(format_args!(
+        "going back to generation {generation} of job {}, prepared in {} us",
+        job.name(),
+        (now_ns() - ready.started_ns) / 1000
+    ));
+    let handover = Box::new(Handover {
+        member: ready.member,
+        options: restore::Options {
+            method: settings.config.restore,
+            job: job.dir.clone(),
+            files,
+            inside: None,
+        },
+        payload,
+        protected,
+        job: job.name(),
+    });
+    let handover = Box::into_raw(handover);
+    CONTROL.handover.store(handover, Ordering::SeqCst);
+    step(COMMIT);
+    CONTROL.order.store(END, Ordering::SeqCst);
+    request::order_inserted();
+    stop::look_again();
+    helper::leave()
+}
+
+/// A copy of one of the program's descriptors.
+fn output(fd: i32) -> Option<OwnedFd> {
+    let leader = AGENT.real_pid.load(Ordering::Relaxed);
+    let pidfd = sys::pidfd_of(leader, leader).ok()?;
+    let copy = sys::pidfd_getfd(pidfd.raw(), fd).ok()?;
+    // SAFETY: new, and ours alone.
+    Some(unsafe { OwnedFd::from_raw_fd(copy.release()) })
+}
+
+/// Everything that is still to be found out with the program stopped, and the bytes to be
+/// kept.
+fn last_checks(
+    settings: &Settings,
+    claimed: &Claimed,
+    ready: &Ready,
+    stopped: &Stopped,
+) -> Result<Vec<check::Protected>, Refused> {
+    let leader = AGENT.real_pid.load(Ordering::Relaxed) as u32;
+    let mut threads = stopped.threads();
+    if !threads.any(|slot| slot.tid.load(Ordering::Relaxed) == leader) {
+        return Err(refused(
+            libc::ENOTSUP,
+            "the first thread of the program has ended",
+        ));
+    }
+    let changed = crate::agent::collect::process::credentials(leader as i32);
+    if changed != settings.credentials {
+        return Err(refused(
+            libc::EPERM,
+            "the program has changed its user, its groups or its seccomp filters",
+        ));
+    }
+    files::can_go_back(&claimed.job, &ready.record, &settings.config)
+        .map_err(|reason| refused(libc::EIO, reason))?;
+    check::copy(&ready.regions).map_err(no_region)
+}
+
+/// Sends the images' descriptors and the lock's to the program's table.
+fn hand_over(member: &FoundMember<RawFs>, claimed: &Claimed) -> Result<(), i32> {
+    let leader = AGENT.real_pid.load(Ordering::Relaxed);
+    CONTROL.order.store(SERVE, Ordering::SeqCst);
+    request::order_inserted();
+    stop::look_again();
+    if await_step(IDLE) == FAILED {
+        return Err(CONTROL.error.load(Ordering::SeqCst));
+    }
+    let pidfd = sys::pidfd_of(leader, leader)?;
+    let end = sys::pidfd_getfd(pidfd.raw(), CONTROL.ends[1].load(Ordering::SeqCst))?;
+    let mut fds: Vec<i32> = vec![member.file.as_raw_fd()];
+    fds.extend(member.older.iter().map(|link| link.file.as_raw_fd()));
+    fds.push(claimed.lock.as_fd().as_raw_fd());
+    CONTROL.count.store(fds.len() as u32, Ordering::SeqCst);
+    // Fewer than a socket's buffer holds: this does not wait.
+    pass::send(end.raw(), &fds)?;
+    step(SENT);
+    match await_step(SENT) {
+        RECEIVED => Ok(()),
+        _ => Err(CONTROL.error.load(Ordering::SeqCst)),
+    }
+}
+
+/// The leader closes what it has and waits for the release like the others.
+fn call_off() {
+    CONTROL.order.store(NO_ORDER, Ordering::SeqCst);
+    step(OFF);
+}
