@@ -41,8 +41,9 @@ fn premature_exit(language: &str) {
     has(&out, "limit of 200000 KiB: status 1 ");
     has(&out, "1 beginning, no memory for block ");
     has(&out, "limit of 800000 KiB: status 0 ");
-    // The second process did not begin: it came back and tried the same block again.
-    has(&out, "0 beginnings, back, to try block ");
+    // The second process did not begin anew (what the first had said is put back): it came
+    // back and tried the same block again.
+    has(&out, "1 beginnings, back, to try block ");
     has(&out, "result equal: 64 blocks, sum ");
 }
 
@@ -60,7 +61,33 @@ fn templates(language: &str) {
     let out = run("long-initialisation", &[language, "100000", "4"]);
     has(&out, "template: ");
     has(&out, " for 4 inputs side by side, parsed 1 time");
+    has(&out, "by rollback: ");
     has(&out, "answers equal, 5 seeds of 5, jobs left: 1");
+}
+
+fn rejuvenation(language: &str) {
+    let out = run("rejuvenation", &[language, "3000", "50"]);
+    has(&out, "60 rollbacks");
+    has(&out, "output complete and in order: 3000 lines");
+    let most = |line: &str| -> u64 {
+        let line = out.lines().find(|l| l.starts_with(line)).expect(line);
+        let rest = line.split("most resident ").nth(1).expect("its memory");
+        let kib = rest.split(' ').next().and_then(|n| n.parse().ok());
+        kib.expect("a number")
+    };
+    // 3000 times 64 KiB are lost bare, 50 times under the library.
+    let (bare, under) = (most("bare: "), most("under ckpt: "));
+    assert!(bare > 180_000 && under < 30_000, "{out}");
+}
+
+#[test]
+fn rejuvenation_c() {
+    rejuvenation("c");
+}
+
+#[test]
+fn rejuvenation_rust() {
+    rejuvenation("rust");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The Python module: installed by pip into a virtual environment of the test's own (no
 //! network, no compiler), run bare and under the library. A machine without venv or pip
-//! fails here, loudly: scripts/install-deps has them.
+//! fails here, loudly: scripts/install-deps has them. Making the environment takes longer than
+//! all else, so only one test does; the others take the module from the tree.
 
 mod common;
 
@@ -11,6 +12,8 @@ use std::process::{Command, Output};
 struct Python {
     dir: PathBuf,
     interpreter: PathBuf,
+    /// `None`: installed.
+    module: Option<PathBuf>,
 }
 
 fn text(output: &Output) -> String {
@@ -50,7 +53,19 @@ impl Python {
                 .arg(&copy),
         );
         std::fs::remove_dir_all(&copy).expect("the copy");
-        Python { dir, interpreter }
+        Python {
+            dir,
+            interpreter,
+            module: None,
+        }
+    }
+
+    fn from_tree(name: &str) -> Python {
+        Python {
+            dir: user::fresh_dir(&format!("python-{name}")),
+            interpreter: build::find_command("python3"),
+            module: Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("python")),
+        }
     }
 
     /// One part of tests/python/interface.py; without CKPT variables of the test's own.
@@ -67,6 +82,10 @@ impl Python {
                 "CKPT_LOG",
                 format!("debug:{}", self.dir.join("log").display()),
             );
+        if let Some(module) = &self.module {
+            command.env("PYTHONPATH", module);
+            command.env("PYTHONDONTWRITEBYTECODE", "1");
+        }
         if loaded {
             command.env("LD_PRELOAD", build::library());
         }
@@ -101,11 +120,11 @@ impl Drop for Python {
 
 #[test]
 fn bare_it_says_that_the_library_is_not_loaded() {
-    Python::installed("bare").ends_well("bare", false);
+    Python::from_tree("bare").ends_well("bare", false);
 }
 
 #[test]
-fn recovery_and_events() {
+fn installed_by_pip_recovery_and_events() {
     let python = Python::installed("recovery");
     let first = python.part("recovery", true).output().expect("python");
     let taken = text(&first);
@@ -127,11 +146,11 @@ fn recovery_and_events() {
 
 #[test]
 fn a_handler_s_exception_comes_out_of_checkpoint() {
-    Python::installed("failure").ends_well("handler_failure", true);
+    Python::from_tree("failure").ends_well("handler_failure", true);
 }
 
 #[test]
 fn rollback() {
-    let out = Python::installed("rollback").ends_well("rollback", true);
+    let out = Python::from_tree("rollback").ends_well("rollback", true);
     assert!(out.contains("five times"), "{out}");
 }

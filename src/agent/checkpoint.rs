@@ -244,35 +244,6 @@ impl Worker {
         true
     }
 
-    /// After a lazy restore: a moment's work ahead of the program.
-    fn prefetch(&mut self) {
-        if let Some(prefetch) = self.prefetch.as_mut().filter(|p| now_ns() >= p.due())
-            && exit::enter_store()
-        {
-            if !prefetch.slice(self.claimed.as_ref().map(|claimed| &claimed.job)) {
-                self.prefetch = None;
-            }
-            exit::leave_store();
-        }
-    }
-
-    /// A slice of the merge under way.
-    fn merge(&mut self) {
-        let longest = self.settings.config.chain;
-        let due = self.merger.due().is_some_and(|due| now_ns() >= due);
-        if let Some(claimed) = self.claimed.as_mut().filter(|_| due)
-            && exit::enter_store()
-        {
-            if self.merger.slice(&mut claimed.job, longest) {
-                let (keep, now) = (self.settings.config.keep, identity::realtime_ns());
-                if let Err(error) = claimed.job.prune(keep, self.last_generation, now) {
-                    log::line(format_args!("{error}"));
-                }
-            }
-            exit::leave_store();
-        }
-    }
-
     /// Goes back if that is wanted; what is refused is answered.
     fn rollbacks(&mut self) {
         if let Some(nonce) = rollback::ask::granted() {
@@ -304,6 +275,35 @@ impl Worker {
         let refused = order::go_back(self.settings, self.claimed.as_mut(), wanted);
         log::line(format_args!("rollback refused: {}", refused.reason));
         refused
+    }
+
+    /// After a lazy restore: a moment's work ahead of the program.
+    fn prefetch(&mut self) {
+        if let Some(prefetch) = self.prefetch.as_mut().filter(|p| now_ns() >= p.due())
+            && exit::enter_store()
+        {
+            if !prefetch.slice(self.claimed.as_ref().map(|claimed| &claimed.job)) {
+                self.prefetch = None;
+            }
+            exit::leave_store();
+        }
+    }
+
+    /// A slice of the merge under way.
+    fn merge(&mut self) {
+        let longest = self.settings.config.chain;
+        let due = self.merger.due().is_some_and(|due| now_ns() >= due);
+        if let Some(claimed) = self.claimed.as_mut().filter(|_| due)
+            && exit::enter_store()
+        {
+            if self.merger.slice(&mut claimed.job, longest) {
+                let (keep, now) = (self.settings.config.keep, identity::realtime_ns());
+                if let Err(error) = claimed.job.prune(keep, self.last_generation, now) {
+                    log::line(format_args!("{error}"));
+                }
+            }
+            exit::leave_store();
+        }
     }
 
     fn checkpoint(&mut self, trigger: Trigger) {

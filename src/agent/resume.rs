@@ -248,10 +248,10 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         request::reset_after_restore();
         side::reset_after_restore();
         copy::reset_after_restore();
+        rollback::reset_after_restore();
         prefetch::forget();
         ballast::forget();
         track::forget();
-        rollback::reset_after_restore();
         RESUMED.store(0, Ordering::SeqCst);
         let restorer = &*(args.restorer as *const RestorerArgs);
         wait_at_least(&restorer.ready, expected_threads(restorer));
@@ -270,8 +270,8 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
                 }
                 rebuild(restorer, payload);
                 begin_table(payload);
-                prefetch::prepare(payload);
                 put_protected(payload);
+                prefetch::prepare(payload);
                 if payload.threads.iter().any(|t| !t.pending.is_empty()) {
                     PENDING.store(payload, Ordering::SeqCst);
                 }

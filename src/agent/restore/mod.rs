@@ -196,6 +196,8 @@ pub fn restore(
     let nthreads = manifest.threads.len();
     let stacks = nthreads as u64 * BLOB_THREAD_STACK;
     let maps: usize = contents.iter().map(|area| area.maps.len()).sum();
+    let protected = inside.as_ref().map_or(&[][..], |inside| &inside.protected);
+    let kept: usize = protected.iter().map(|p| p.bytes.len() + 64 + 3 * 10).sum();
     let files = options.image_fds.len();
     let fetched = if options.cold {
         maps + before.as_ref().map_or(0, |set| set.runs.len())
@@ -203,8 +205,6 @@ pub fn restore(
         0
     };
     let payload_room = 4 * codec_len(&payload)? + (maps + files + 2 * fetched) as u64 * 32;
-    let protected = inside.as_ref().map_or(&[][..], |inside| &inside.protected);
-    let kept: usize = protected.iter().map(|p| p.bytes.len() + 64 + 3 * 10).sum();
     let scratch = RESTORER.len() as u64
         + tape::area_needed(&manifest, &contents)
         + stacks

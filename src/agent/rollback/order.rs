@@ -15,9 +15,10 @@ use crate::agent::settings::Settings;
 use crate::agent::state::AGENT;
 use crate::agent::stop::{self, Stopped, now_ns};
 use crate::agent::{children, exit, helper, log, request};
-use crate::image::chain;
+use crate::image::chain::{self, Sourced};
 use crate::store::RawFs;
 use crate::store::find::{Found, FoundMember};
+use crate::store::fs::FileOf;
 use crate::store::generation::GenerationRecord;
 use crate::store::start::Claimed;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -105,7 +106,9 @@ fn prepare(settings: &Settings, claimed: &Claimed, wanted: &Wanted) -> Result<Re
     let (array, count) = wanted.regions;
     let regions = check::read_regions(array, count).map_err(no_region)?;
     if !regions.is_empty() {
-        let stacks = check::stacks(manifest, |uc| saved_sp(&member, uc)).map_err(no_region)?;
+        let pieces = member.compose().map_err(|error| damaged(&error))?;
+        let stacks = check::stacks(manifest, |uc| saved_sp(&member, &pieces, uc));
+        let stacks = stacks.map_err(no_region)?;
         check::allowed(manifest, &stacks, &regions).map_err(no_region)?;
     }
     Ok(Ready {
@@ -136,18 +139,20 @@ fn choose(records: &[&GenerationRecord], which: Which) -> Result<GenerationRecor
 }
 
 /// The stack pointer in the frame that the image has at `ucontext`.
-fn saved_sp(member: &FoundMember<RawFs>, ucontext: u64) -> Result<u64, i32> {
+fn saved_sp(member: &FoundMember<RawFs>, pieces: &[Sourced], ucontext: u64) -> Result<u64, i32> {
     let at = ucontext
         + std::mem::offset_of!(libc::ucontext_t, uc_mcontext) as u64
         + 8 * libc::REG_RSP as u64;
-    let pieces = member.compose().map_err(|_| libc::EIO)?;
-    let piece = chain::piece_at(&pieces, at).ok_or(libc::EIO)?;
-    let (file, _) = member.chain().nth(piece.file as usize).ok_or(libc::EIO)?;
+    let piece = chain::piece_at(pieces, at).ok_or(libc::EIO)?;
+    let number = piece.file as usize;
+    let (file, image) = member.chain().nth(number).ok_or(libc::EIO)?;
     let mut word = [0u8; 8];
-    match rustix::io::pread(file, &mut word, piece.offset + (at - piece.addr)) {
-        Ok(8) => Ok(u64::from_ne_bytes(word)),
-        _ => Err(libc::EIO),
-    }
+    let offset = piece.offset + (at - piece.addr);
+    let read = image
+        .blocks()
+        .read(&FileOf(&RawFs, file), &mut word, offset);
+    read.map_err(|_| libc::EIO)?;
+    Ok(u64::from_ne_bytes(word))
 }
 
 /// What may change at any time while the program runs.
