@@ -13,8 +13,9 @@ mod duration;
 mod parse;
 
 pub use duration::{Interval, parse_duration, parse_interval};
-pub use parse::{parse_resume, parse_signal};
+pub use parse::{join_arguments, parse_resume, parse_signal};
 
+use std::ffi::CString;
 use std::time::Duration;
 
 /// All settings of one process.
@@ -59,6 +60,8 @@ pub struct Config {
     pub audit: Option<Vec<u8>>,
     /// Do nothing at all in this process.
     pub disable: bool,
+    /// The arguments of a start from a template (`ckpt restore --template`).
+    pub arguments: Vec<CString>,
     /// Set by the library for the programs that its process starts.
     pub owner: Option<Vec<u8>>,
     /// From `HOME` and `XDG_STATE_HOME`, for the default of `dir`.
@@ -99,6 +102,7 @@ impl Default for Config {
             verify: false,
             audit: None,
             disable: false,
+            arguments: Vec::new(),
             owner: None,
             home: None,
             xdg_state_home: None,
@@ -346,6 +350,20 @@ mod tests {
                 (b"/c".to_vec(), b"/d".to_vec())
             ]
         );
+    }
+
+    #[test]
+    fn arguments_come_through_as_they_are() {
+        let all: [&[u8]; 5] = [b"", b"a b", b"50%:x", b"\xff\n=", b"-v"];
+        for given in [&all[..], &all[..1], &[]] {
+            let value = join_arguments(given.iter().copied());
+            let c = config(&[("CKPT_ARGUMENTS", &value)]).unwrap();
+            let got: Vec<&[u8]> = c.arguments.iter().map(|a| a.to_bytes()).collect();
+            assert_eq!(got, given);
+        }
+        for wrong in ["a", ":%4", ":%00", ":%zz"] {
+            assert!(config(&[("CKPT_ARGUMENTS", wrong)]).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -79,6 +79,49 @@ pub extern "C" fn ckpt_release() -> i32 {
     status(agent::request::release())
 }
 
+/// `ckpt_on(3)`: a handler of a checkpoint event.
+#[unsafe(no_mangle)]
+pub extern "C" fn ckpt_on(
+    event: i32,
+    function: Option<agent::events::Function>,
+    argument: *mut libc::c_void,
+) -> i32 {
+    status(agent::interface::on(event, function, argument))
+}
+
+/// `ckpt_ready(3)`: the program is initialised.
+#[unsafe(no_mangle)]
+pub extern "C" fn ckpt_ready() -> i32 {
+    status(agent::interface::ready())
+}
+
+/// `ckpt_heartbeat(3)`: the program is alive.
+#[unsafe(no_mangle)]
+pub extern "C" fn ckpt_heartbeat() -> i32 {
+    status(agent::interface::heartbeat())
+}
+
+/// `ckpt_generation(3)`: the latest generation, 0 for none, -1 and errno.
+#[unsafe(no_mangle)]
+pub extern "C" fn ckpt_generation() -> libc::c_long {
+    match agent::interface::generation() {
+        error @ ..0 => status(error as i32).into(),
+        generation => generation,
+    }
+}
+
+/// `ckpt_argument(3)`: an argument of a start from a template, or null.
+#[unsafe(no_mangle)]
+pub extern "C" fn ckpt_argument(index: i32) -> *const libc::c_char {
+    agent::interface::argument(index)
+}
+
+/// `ckpt_strerror(3)`: what an errno of these calls means.
+#[unsafe(no_mangle)]
+pub extern "C" fn ckpt_strerror(errno: i32) -> *const libc::c_char {
+    agent::interface::error_text(errno).as_ptr()
+}
+
 /// `ckpt_exclude(3)`: files that match are left out of file rollback.
 ///
 /// # Safety

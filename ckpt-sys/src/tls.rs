@@ -63,6 +63,8 @@ pub struct ThreadBlock {
     pub fault_count: u32,
     /// The program asked to have SIGSEGV blocked while that is not done (its view).
     pub faults_blocked: u32,
+    /// Depth of the program's own handlers of checkpoint events (`agent::events`).
+    pub in_handler: u32,
 }
 
 /// Size reserved in assembly; checked against the struct below.

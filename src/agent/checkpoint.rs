@@ -20,7 +20,7 @@ use crate::agent::rollback::order::{self, Refused, Wanted, Which};
 use crate::agent::settings::{self, Settings};
 use crate::agent::state::AGENT;
 use crate::agent::stop::now_ns;
-use crate::agent::{children, ending, exit, log, refusal, request, rollback};
+use crate::agent::{ballast, children, ending, exit, interface, log, refusal, request, rollback};
 use crate::config::Interval;
 use crate::interval::{Cost, Pace};
 use crate::persist::table;
@@ -160,6 +160,7 @@ impl Worker {
             prefetch: prefetch::take(),
             asked: Vec::new(),
         };
+        ballast::take();
         if life == Life::Restored {
             worker.adopt_job();
         }
@@ -307,7 +308,9 @@ impl Worker {
 
     fn checkpoint(&mut self, trigger: Trigger) {
         let answering = !self.asked.is_empty();
+        ballast::drop();
         let result = self.try_checkpoint(trigger);
+        ballast::take();
         let now = now_ns();
         if let Some(ns) = interval_ns(self.settings, &self.pace)
             && self.due_ns.is_some_and(|due| now >= due)
@@ -319,6 +322,7 @@ impl Worker {
             Ok(generation) => {
                 self.postponed = 0;
                 self.last_generation = Some(generation);
+                interface::committed(generation);
                 self.report.last_generation = Some(generation);
                 self.report.last_checkpoint_ns = identity::realtime_ns();
                 self.report.checkpoints += 1;
@@ -617,6 +621,10 @@ impl Worker {
         self.report.net = crate::agent::callsites::summary::get();
         self.report.tracker = self.increments.tracker.name().into();
         self.report.files_incomplete = table::incomplete_reason();
+        let said = interface::said();
+        self.report.heartbeats = said.heartbeats;
+        self.report.heartbeat_ns = said.heartbeat_ns;
+        self.report.ready_ns = said.ready_ns;
         let root = PathBuf::from(std::ffi::OsStr::from_bytes(&self.settings.store_root));
         if let Err(error) = self.report.write(&RawFs, &root) {
             log::line(format_args!("{error}"));

@@ -11,15 +11,18 @@
 //! 6. Nothing at all happens in a set-uid process.
 //! 7. No panics: an agent that meets the unexpected refuses and logs.
 
+pub mod ballast;
 pub mod callsites;
 pub mod checkpoint;
 pub mod children;
 pub mod collect;
 pub mod ending;
+pub mod events;
 pub mod exit;
 pub mod heap;
 pub mod helper;
 pub mod hooks;
+pub mod interface;
 pub mod log;
 pub mod merge;
 pub mod outputs;

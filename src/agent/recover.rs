@@ -94,6 +94,9 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
             .iter()
             .map(|i| (i.fd, i.dev, i.ino))
             .collect(),
+        limits: settings::get()
+            .map(|s| s.limits.clone())
+            .unwrap_or_default(),
         started_ns: stop::now_ns(),
         ..Payload::default()
     };

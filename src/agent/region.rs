@@ -2,6 +2,7 @@
 //! (header, thread control block, stack, heap). It is never in an image; after a
 //! restore a new one lies in the restorer's area.
 
+use crate::agent::ballast;
 use crate::agent::heap::{HELPER_HEAP, Heap};
 use crate::agent::snapshot::copy;
 use crate::agent::{side, track};
@@ -14,7 +15,7 @@ const PAGE: u64 = 4096;
 const STACK: u64 = 1 << 20;
 const TCB: u64 = 4096;
 /// Reserved, not used: the memory is only touched as far as it is needed.
-pub const PREFERRED_LEN: u64 = 1 << 30;
+const PREFERRED_LEN: u64 = 1 << 30;
 pub const MINIMUM_LEN: u64 = 16 << 20;
 
 /// The start of the region.
@@ -43,13 +44,14 @@ pub fn own_ranges() -> impl Iterator<Item = (u64, u64)> {
         // SAFETY: a published region stays mapped as long as it is published.
         unsafe { (*(base as *const Region)).len }
     };
-    let mut ranges = [(0, 0); 5 + table::OWN_RANGES];
+    let mut ranges = [(0, 0); 6 + table::OWN_RANGES];
     ranges[0] = (base, base + len);
     ranges[1] = side::range();
     ranges[2] = copy::range();
     ranges[3] = track::table::own_range();
     ranges[4] = track::store::own_range();
-    ranges[5..].copy_from_slice(&table::own_ranges());
+    ranges[5] = ballast::range();
+    ranges[6..].copy_from_slice(&table::own_ranges());
     ranges.sort_unstable();
     ranges.into_iter().filter(|(start, end)| start < end)
 }
@@ -62,10 +64,30 @@ pub fn kept_fd() -> Option<i32> {
     (fd >= 0).then_some(fd)
 }
 
+/// RLIMIT_AS.
+fn address_space() -> u64 {
+    let mut pair = [u64::MAX; 2];
+    // SAFETY: the kernel fills two words.
+    unsafe { syscall!(libc::SYS_prlimit64, 0, libc::RLIMIT_AS, 0, &mut pair) };
+    pair[0]
+}
+
+/// The length to begin with, a power of two: the program would miss what is reserved of a
+/// limited address space, so a small part of it has to do.
+pub fn preferred_len() -> u64 {
+    let share = (address_space() / 16).clamp(MINIMUM_LEN, PREFERRED_LEN);
+    1 << share.ilog2()
+}
+
+/// Is the process's address space limited?
+pub fn limited() -> bool {
+    address_space() != u64::MAX
+}
+
 /// Maps a region of its own with a guard page at either end. A size that
 /// RLIMIT_AS does not allow is halved until it fits.
 pub fn map() -> Result<u64, i32> {
-    let mut len = PREFERRED_LEN;
+    let mut len = preferred_len();
     loop {
         // SAFETY: fresh address space.
         let got = unsafe {

@@ -6,7 +6,7 @@
 
 use crate::agent::state::{AGENT, RESERVED_BIT, awake};
 use crate::agent::stop::{self, Slot};
-use crate::agent::{helper, refusal, rollback};
+use crate::agent::{events, helper, refusal, rollback};
 use ckpt_sys::context::{CapturedContext, capture};
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
@@ -160,13 +160,14 @@ pub struct InsertedCall {
 /// `ckpt_checkpoint`: returns 0 when taken, the return value (> 0) when resumed
 /// from the checkpoint, a negated errno on failure.
 ///
-/// Errors: ENOSYS the agent is asleep here, EBUSY inside `ckpt_hold`, EPERM refused
+/// Errors: ENOSYS the agent is asleep here, EBUSY inside `ckpt_hold` or a handler, EPERM refused
 /// for good (see `ckpt status`), EAGAIN refused for now, EIO the store failed.
 pub fn checkpoint_from_program(id: i32) -> i32 {
     if !awake() {
         return -libc::ENOSYS;
     }
-    if MAILBOX.holds.load(Ordering::SeqCst) != 0 {
+    events::pay();
+    if events::in_handler() || MAILBOX.holds.load(Ordering::SeqCst) != 0 {
         return -libc::EBUSY;
     }
     if refusal::disabled().is_some() {
@@ -175,6 +176,7 @@ pub fn checkpoint_from_program(id: i32) -> i32 {
     if let Err(errno) = helper::ensure() {
         return -errno;
     }
+    events::run(events::BEFORE);
     // While this thread counts as stopped it must not run handlers of the program.
     let everything = u64::MAX;
     let mut mask = 0u64;
@@ -193,6 +195,11 @@ pub fn checkpoint_from_program(id: i32) -> i32 {
     let result = inserted(id, mask, altstack);
     // SAFETY: as above.
     unsafe { syscall!(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &mask, 0, 8) };
+    events::run(if result > 0 {
+        events::RESTORED
+    } else {
+        events::AFTER
+    });
     result
 }
 
@@ -337,9 +344,11 @@ pub fn answer_call(call: *const InsertedCall, result: i32) {
 
 /// After a restore: nobody waits, nothing is wanted.
 pub fn reset_after_restore() {
-    MAILBOX
+    let caller = MAILBOX
         .inserted
-        .store(std::ptr::null_mut(), Ordering::SeqCst);
+        .swap(std::ptr::null_mut(), Ordering::SeqCst);
+    // A caller that comes back runs the handlers itself.
+    events::owe(caller.is_null());
     MAILBOX.wanted.store(0, Ordering::SeqCst);
 }
 
@@ -348,6 +357,7 @@ pub fn hold() -> i32 {
     if !awake() {
         return -libc::ENOSYS;
     }
+    events::pay();
     MAILBOX.holds.fetch_add(1, Ordering::SeqCst);
     0
 }
@@ -363,6 +373,7 @@ pub fn release() -> i32 {
         Ok(1) => {
             // A checkpoint may have been put off meanwhile: let the helper look.
             wake();
+            events::pay();
             0
         }
         Ok(_) => 0,

@@ -18,7 +18,8 @@ use crate::agent::snapshot::copy;
 use crate::agent::state::AGENT;
 use crate::agent::track::{fault, mprotect};
 use crate::agent::{
-    exit, heap, helper, log, prefetch, request, rollback, settings, side, start, state, stop, track,
+    ballast, exit, heap, helper, interface, log, prefetch, request, rollback, settings, side,
+    start, state, stop, track,
 };
 use crate::image::codec;
 use crate::image::state::{
@@ -114,6 +115,8 @@ pub struct Payload {
     pub shared: Vec<Mapping>,
     /// Descriptors that the new process was started with: (fd, dev, ino).
     pub inherited: Vec<(i32, u64, u64)>,
+    /// Resource limits of the new start; empty: the process is not a new one.
+    pub limits: Vec<(u32, u64, u64)>,
     /// CLOCK_MONOTONIC at the constructor's start, for the log.
     pub started_ns: u64,
     /// Rollback: what `ckpt_checkpoint` returns; a recovery has it in the environment.
@@ -247,6 +250,7 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         copy::reset_after_restore();
         rollback::reset_after_restore();
         prefetch::forget();
+        ballast::forget();
         track::forget();
         RESUMED.store(0, Ordering::SeqCst);
         let restorer = &*(args.restorer as *const RestorerArgs);
@@ -397,9 +401,13 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
                 sid: payload.process.sid,
             });
             settings::adopt(payload);
+            interface::restored(payload.generation);
             if let Some(settings) = settings::get() {
                 exit::configure(settings.config.keep_on_exit);
             }
+            // Before any thread runs: the image may name another job (its template), which an
+            // early exit would remove.
+            exit::set_job_dir(&payload.job_dir);
         });
         let _ = state::wake();
     }
@@ -422,7 +430,11 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
     for signal in payload.pending.iter().chain(&payload.kept_signals) {
         put_back(signal);
     }
-    for &(resource, soft, hard) in &payload.process.rlimits {
+    // What the program had set itself, the rest as the process was started.
+    let own = &payload.process.rlimits;
+    let given = settings::get().map_or(&[][..], |s| &s.limits);
+    let given = given.iter().filter(|g| !own.iter().any(|o| o.0 == g.0));
+    for &(resource, soft, hard) in own.iter().chain(given) {
         set_rlimit(resource, soft, hard);
     }
     // SAFETY: no pointers.

@@ -26,6 +26,8 @@ pub struct Settings {
     pub credentials: Vec<u8>,
     /// Descriptors that the process was started with: (fd, dev, ino).
     pub inherited: Vec<(i32, u64, u64)>,
+    /// Resource limits that the process was started with: (resource, soft, hard).
+    pub limits: Vec<(u32, u64, u64)>,
 }
 
 static SETTINGS: AtomicPtr<Settings> = AtomicPtr::new(std::ptr::null_mut());
@@ -78,6 +80,11 @@ pub fn restored(payload: &Payload) -> Option<Settings> {
         restored: Some((payload.job_dir.clone(), payload.generation)),
         credentials: old.credentials.clone(),
         inherited: payload.inherited.clone(),
+        limits: if payload.limits.is_empty() {
+            old.limits.clone()
+        } else {
+            payload.limits.clone()
+        },
     })
 }
 

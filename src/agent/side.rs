@@ -3,11 +3,13 @@
 //! from the buffer's start until the snapshot makes them file offsets.
 //!
 //! It has a mapping of its own, which grows as far as there is memory (the helper's
-//! heap ends with its region) and is no part of the image ([`range`]).
+//! heap ends with its region) and is no part of the image ([`range`]). Where the program
+//! has used up its address space (RLIMIT_AS) the helper's heap has to do.
 
 use crate::agent::collect::descriptors::ContentSink;
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
+use std::alloc::Layout;
 use std::sync::atomic::{AtomicU64, Ordering::*};
 
 const PAGE: usize = 4096;
@@ -19,6 +21,8 @@ pub struct SideBuffer {
     at: usize,
     len: usize,
     capacity: usize,
+    /// In the helper's heap.
+    in_heap: bool,
 }
 
 static START: AtomicU64 = AtomicU64::new(0);
@@ -74,6 +78,52 @@ impl SideBuffer {
     }
 
     fn reserve(&mut self, capacity: usize) -> Result<(), i32> {
+        if self.in_heap {
+            return self.move_to_heap(capacity);
+        }
+        match self.map(capacity) {
+            Err(libc::ENOMEM) => self.move_to_heap(capacity),
+            mapped => mapped,
+        }
+    }
+
+    fn layout(capacity: usize) -> Result<Layout, i32> {
+        Layout::from_size_align(capacity, PAGE).map_err(|_| libc::ENOMEM)
+    }
+
+    fn move_to_heap(&mut self, capacity: usize) -> Result<(), i32> {
+        // SAFETY: a layout of at least a page; the old contents are whole.
+        unsafe {
+            let at = std::alloc::alloc_zeroed(Self::layout(capacity)?);
+            if at.is_null() {
+                return Err(libc::ENOMEM);
+            }
+            std::ptr::copy_nonoverlapping(self.bytes().as_ptr(), at, self.len);
+            self.free();
+            (self.at, self.capacity, self.in_heap) = (at as usize, capacity, true);
+        }
+        Ok(())
+    }
+
+    /// Gives the memory back; the contents are lost.
+    fn free(&mut self) {
+        if self.capacity == 0 {
+            return;
+        }
+        if self.in_heap {
+            if let Ok(layout) = Self::layout(self.capacity) {
+                // SAFETY: allocated with this layout, no longer used.
+                unsafe { std::alloc::dealloc(self.at as *mut u8, layout) };
+            }
+        } else {
+            publish(0, 0);
+            // SAFETY: our own mapping, no longer used.
+            unsafe { syscall!(libc::SYS_munmap, self.at, self.capacity) };
+        }
+        (self.at, self.capacity, self.in_heap) = (0, 0, false);
+    }
+
+    fn map(&mut self, capacity: usize) -> Result<(), i32> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a fresh mapping, or our own one moved.
@@ -99,11 +149,7 @@ impl SideBuffer {
 
 impl Drop for SideBuffer {
     fn drop(&mut self) {
-        if self.capacity != 0 {
-            publish(0, 0);
-            // SAFETY: our own mapping, no longer used.
-            unsafe { syscall!(libc::SYS_munmap, self.at, self.capacity) };
-        }
+        self.free();
     }
 }
 
@@ -136,6 +182,12 @@ mod tests {
         assert!(start <= side.bytes().as_ptr() as u64 && end - start >= 1000 * PAGE as u64);
         side.truncate(PAGE);
         assert_eq!(side.grow(1).unwrap().len(), 1);
+        // No address space left: the contents move.
+        side.move_to_heap(4 * PAGE).unwrap();
+        assert_eq!(range(), (0, 0));
+        assert_eq!(&side.bytes()[..101], &[&[7u8; 100][..], &[0]].concat()[..]);
+        assert_eq!(side.append(&vec![9; 5 * PAGE]), Ok(PAGE as u64 + 1));
+        assert_eq!((side.bytes()[99], side.bytes()[5 * PAGE]), (7, 9));
         drop(side);
         assert_eq!(range(), (0, 0));
     }

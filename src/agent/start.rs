@@ -7,12 +7,12 @@
 
 use crate::agent::callsites;
 use crate::agent::collect::descriptors::inherited_now;
-use crate::agent::collect::process::credentials;
+use crate::agent::collect::process::{credentials, limits};
 use crate::agent::recover;
 use crate::agent::settings::{self, Settings};
 use crate::agent::state::{self, AGENT};
 use crate::agent::track::Probe;
-use crate::agent::{exit, helper, hooks, log, refusal, request, stop};
+use crate::agent::{exit, helper, hooks, log, refusal, region, request, stop};
 use crate::config::Config;
 use crate::persist::exclude;
 use crate::store::{self, JobKey};
@@ -109,6 +109,7 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
         restored: None,
         credentials: credentials(pid),
         inherited,
+        limits: limits(),
     };
     // SAFETY: one thread.
     unsafe { settings::publish(Box::new(settings)) };
@@ -166,7 +167,8 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
         unsafe { request::install_trigger(signo) };
     }
     mark_owner(pid);
-    if config.interval.is_some()
+    // Where memory is limited the helper takes its own before the program takes all.
+    if (config.interval.is_some() || region::limited())
         && let Err(errno) = helper::ensure()
     {
         log::line(format_args!(

@@ -3,7 +3,8 @@
 
 use super::exec::{self, Environment};
 use super::{Cli, Outcome, select};
-use crate::config::Resume;
+use crate::config::{Resume, join_arguments};
+use crate::store::{Fs, Owner, RawFs};
 use anyhow::{Context, bail};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -13,6 +14,10 @@ use std::path::Path;
 ///
 /// The recorded program is started with its recorded arguments in its recorded
 /// directory, and becomes the process of the checkpoint.
+///
+/// With --template the job stays as it is, and the process goes on in a new job that begins
+/// with a copy (by hard links) of the checkpoint. Any number of them may run side by side.
+/// Files are left as they are; --redirect gives each its own inputs and outputs.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Key, name or beginning of one [default: the only job there is]
@@ -35,12 +40,36 @@ pub struct Args {
     /// Verify all page data first
     #[arg(long)]
     verify: bool,
+    /// What ckpt_checkpoint returns, greater than 0
+    #[arg(long, value_name = "N")]
+    value: Option<String>,
+    /// Leave the job as it is and go on in a new one
+    #[arg(long)]
+    template: bool,
+    /// With --template: what ckpt_argument gives the program
+    #[arg(last = true, requires = "template", allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+/// `OLD=NEW` with both paths absolute.
+fn redirection(pair: &OsString) -> anyhow::Result<OsString> {
+    let bytes = pair.as_bytes();
+    let Some(at) = bytes.iter().position(|&b| b == b'=') else {
+        bail!("--redirect {}: expected OLD=NEW", pair.to_string_lossy());
+    };
+    let absolute = |path: &[u8]| std::path::absolute(OsStr::from_bytes(path));
+    let mut whole = absolute(&bytes[..at])?.into_os_string();
+    whole.push("=");
+    whole.push(absolute(&bytes[at + 1..])?);
+    Ok(whole)
 }
 
 pub fn run(cli: &Cli, args: &Args, sigpipe_ignored: bool) -> Outcome {
     let root = select::root(cli)?;
     let job = select::job(&root, args.job.as_deref())?;
-    if let Some(owner) = select::owner(&job) {
+    if let Some(owner) = select::owner(&job)
+        && !args.template
+    {
         bail!("job {} is running (process {})", job.name(), owner.pid);
     }
     let resume = args.generation.map_or(Resume::Auto, Resume::Generation);
@@ -65,7 +94,6 @@ pub fn run(cli: &Cli, args: &Args, sigpipe_ignored: bool) -> Outcome {
 
     let mut env = Environment::inherited();
     env.set("CKPT_DIR", &root);
-    env.set("CKPT_JOB", format!("={}", job.name()));
     env.set("CKPT_RESUME", generation.to_string());
     if let Some(interval) = &args.interval {
         env.set("CKPT_INTERVAL", interval);
@@ -73,8 +101,19 @@ pub fn run(cli: &Cli, args: &Args, sigpipe_ignored: bool) -> Outcome {
     if let Some(method) = &args.restore {
         env.set("CKPT_RESTORE", method);
     }
+    if let Some(value) = &args.value {
+        env.set("CKPT_RETURN_VALUE", value);
+    }
+    let redirect = args.redirect.iter().map(redirection);
+    let redirect = redirect.collect::<anyhow::Result<Vec<OsString>>>()?;
+    env.set_list("CKPT_REDIRECT", &redirect)?;
     env.set_list("CKPT_RESTORE_EXCLUDE", &args.exclude)?;
-    env.set_list("CKPT_REDIRECT", &args.redirect)?;
+    if args.template {
+        // The template's files belong to all who go on from it.
+        env.set("CKPT_RESTORE_EXCLUDE", "*");
+        let arguments = args.arguments.iter().map(|a| a.as_bytes());
+        env.set("CKPT_ARGUMENTS", join_arguments(arguments));
+    }
     if args.verify {
         env.set("CKPT_VERIFY", "1");
     }
@@ -84,12 +123,19 @@ pub fn run(cli: &Cli, args: &Args, sigpipe_ignored: bool) -> Outcome {
     let cwd = Path::new(OsStr::from_bytes(&process.cwd));
     std::env::set_current_dir(cwd).with_context(|| format!("enter {}", cwd.display()))?;
     let path = exec::resolve(exe.as_os_str())?;
-    tracing::info!("generation {generation} of job {}", job.name());
+    // Nothing is left to go wrong here: now the new job.
+    let instance = match args.template {
+        true => Some(job.instance_of(&root, &found.record, &Owner::current()?)?),
+        false => None,
+    };
+    let name = instance.as_ref().map(|i| i.key.as_str().to_owned());
+    let name = name.unwrap_or_else(|| job.name());
+    env.set("CKPT_JOB", format!("={name}"));
+    tracing::info!("generation {generation}, in job {name}");
     drop(found);
-    Err(exec::become_program(
-        &path,
-        &arguments,
-        &env,
-        sigpipe_ignored,
-    ))
+    let error = exec::become_program(&path, &arguments, &env, sigpipe_ignored);
+    if let Some(instance) = instance {
+        let _ = RawFs.remove_tree(&instance.dir);
+    }
+    Err(error)
 }

@@ -167,6 +167,16 @@ impl State {
                 if let Some(n) = report.recovered_from {
                     line("recovered from generation", n.to_string());
                 }
+                if report.ready_ns != 0 {
+                    line("ready", output::age(report.ready_ns));
+                }
+                if report.heartbeats != 0 {
+                    let age = output::age(report.heartbeat_ns);
+                    line(
+                        "heartbeats",
+                        format!("{}, the last {age}", report.heartbeats),
+                    );
+                }
                 line("refused", report.refused.to_string());
                 if let Some(refusal) = &report.last_refusal {
                     let age = output::age(refusal.time_ns);

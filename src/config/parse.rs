@@ -21,7 +21,7 @@ impl Variable {
 /// Names that belong to the command or to tests, not to the library.
 pub(super) const FOREIGN: [&[u8]; 1] = [b"LIB"];
 
-pub(super) const VARIABLES: [Variable; 26] = [
+pub(super) const VARIABLES: [Variable; 27] = [
     Variable {
         name: "CKPT_INTERVAL",
         allowed: "expected off, auto, default or a duration like 90, 90s, 500ms, 15m, 1h30m",
@@ -214,11 +214,54 @@ pub(super) const VARIABLES: [Variable; 26] = [
         apply: |c, v| set(&mut c.disable, boolean(v)),
     },
     Variable {
+        name: "CKPT_ARGUMENTS",
+        allowed: "expected what ckpt restore --template has set",
+        apply: |c, v| set(&mut c.arguments, split_arguments(v)),
+    },
+    Variable {
         name: "CKPT_OWNER",
         allowed: "expected what the library itself has set",
         apply: |c, v| set(&mut c.owner, Some(Some(v.to_vec()))),
     },
 ];
+
+/// The value of `CKPT_ARGUMENTS`: a colon before each argument, bytes other than plain
+/// ones as `%XX`.
+pub fn join_arguments<'a>(arguments: impl Iterator<Item = &'a [u8]>) -> String {
+    let mut value = String::new();
+    for argument in arguments {
+        value.push(':');
+        for &byte in argument {
+            if byte.is_ascii_graphic() && byte != b'%' && byte != b':' {
+                value.push(byte as char);
+            } else {
+                value.push_str(&format!("%{byte:02X}"));
+            }
+        }
+    }
+    value
+}
+
+fn split_arguments(value: &[u8]) -> Option<Vec<CString>> {
+    let rest = value.strip_prefix(b":")?;
+    rest.split(|&b| b == b':').map(unescape).collect()
+}
+
+fn unescape(word: &[u8]) -> Option<CString> {
+    let mut bytes = Vec::new();
+    let mut at = 0;
+    while let Some(&byte) = word.get(at) {
+        if byte == b'%' {
+            let digits = text(word.get(at + 1..at + 3)?)?;
+            bytes.push(u8::from_str_radix(digits, 16).ok()?);
+            at += 3;
+        } else {
+            bytes.push(byte);
+            at += 1;
+        }
+    }
+    CString::new(bytes).ok()
+}
 
 /// Stores a parsed value; `None` when it was not allowed.
 fn set<T>(place: &mut T, value: Option<T>) -> Option<()> {

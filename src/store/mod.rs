@@ -47,6 +47,7 @@ pub mod report;
 pub mod retention;
 pub mod start;
 pub mod stream;
+pub mod template;
 pub mod working_set;
 
 #[cfg(test)]

@@ -60,6 +60,14 @@ pub struct Report {
     pub snapshot: String,
     /// Why the files cannot go back to the last generation.
     pub files_incomplete: Option<String>,
+    /// `ckpt_heartbeat`: how often in this life, and the wall clock at the last one (0 = never).
+    #[serde(default)]
+    pub heartbeats: u64,
+    #[serde(default)]
+    pub heartbeat_ns: u64,
+    /// Wall clock at `ckpt_ready`; 0 = not called.
+    #[serde(default)]
+    pub ready_ns: u64,
 }
 
 /// How a request of the command ended; a report that was asked for has neither.
@@ -243,6 +251,9 @@ impl Report {
             self.files_incomplete.as_ref(),
             |json, reason| json.string(reason),
         );
+        json.unsigned("heartbeats", self.heartbeats);
+        json.unsigned("heartbeat_ns", self.heartbeat_ns);
+        json.unsigned("ready_ns", self.ready_ns);
         json.close();
         json.bytes
     }
@@ -346,6 +357,9 @@ mod tests {
                 RequestResult::default(),
             ],
             last_generation: Some(7),
+            heartbeats: 3,
+            heartbeat_ns: u64::MAX,
+            ready_ns: 5,
             net: NetReport {
                 installed: true,
                 ..Default::default()

@@ -2,6 +2,7 @@
 
 use crate::agent::hooks::ids;
 use crate::agent::procfs::{field, number, read_file, read_link, stat_fields, task_file};
+use crate::agent::settings;
 use crate::agent::state::AGENT;
 use crate::image::state::{MmFields, ProcessState};
 use ckpt_sys::syscall;
@@ -43,14 +44,10 @@ pub fn collect(tid: i32) -> Result<ProcessState, ProcessError> {
             }
         }
     };
-    let rlimits = (0..16u32)
-        .filter_map(|resource| {
-            let mut pair = [0u64; 2];
-            // SAFETY: the kernel fills two words.
-            let ret = unsafe { syscall!(libc::SYS_prlimit64, 0, resource, 0, &mut pair) };
-            (ret == 0).then_some((resource, pair[0], pair[1]))
-        })
-        .collect();
+    // Limits that were given from outside are the new start's business.
+    let given = settings::get().map_or(&[][..], |s| &s.limits);
+    let mut rlimits = limits();
+    rlimits.retain(|limit| !given.contains(limit));
     let mm = MmFields {
         start_code: at(26) as u64,
         end_code: at(27) as u64,
@@ -94,6 +91,17 @@ pub fn collect(tid: i32) -> Result<ProcessState, ProcessError> {
         mlockall: 0,
         xcomp_perm: xcomp_perm(),
     })
+}
+
+/// Resource limits: (resource, soft, hard).
+pub fn limits() -> Vec<(u32, u64, u64)> {
+    let limit = |resource: u32| {
+        let mut pair = [0u64; 2];
+        // SAFETY: the kernel fills two words.
+        let ret = unsafe { syscall!(libc::SYS_prlimit64, 0, resource, 0, &mut pair) };
+        (ret == 0).then_some((resource, pair[0], pair[1]))
+    };
+    (0..16u32).filter_map(limit).collect()
 }
 
 /// Permitted dynamic XSAVE features (AMX), ARCH_GET_XCOMP_PERM.

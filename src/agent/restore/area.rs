@@ -30,7 +30,7 @@ impl Area {
         let mut busy: Vec<(u64, u64)> = taken.to_vec();
         busy.extend(current_map());
         busy.sort_unstable();
-        let mut region_len = region::PREFERRED_LEN;
+        let mut region_len = region::preferred_len();
         loop {
             let total = scratch_len + PAGE + region_len;
             match hole(&busy, total)

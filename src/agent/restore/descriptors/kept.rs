@@ -10,7 +10,9 @@
 use super::{InheritedFd, RestoreError, Restorer, regular, tty};
 use crate::agent::collect::descriptors::fdinfo;
 use crate::agent::collect::descriptors::sys;
+use crate::agent::procfs;
 use crate::image::state::{FileKind, LockKind, SocketRole};
+use crate::persist::exclude;
 use std::os::fd::RawFd;
 
 const TIOCGPTN: u64 = 0x8004_5430;
@@ -223,13 +225,15 @@ fn adapt(r: &mut Restorer, fd: RawFd, file: usize) {
     match &state.kind {
         FileKind::Regular { .. } | FileKind::Directory { .. } => {
             if have & libc::O_PATH == 0 {
-                let _ = sys::lseek(fd, state.pos, libc::SEEK_SET);
+                if !goes_on(fd, have) {
+                    let _ = sys::lseek(fd, state.pos, libc::SEEK_SET);
+                }
                 unlock(r, fd, file);
             }
         }
         FileKind::Inherited { termios, .. } => {
             // A file that somebody else has opened, say.
-            if state.pos != 0 {
+            if state.pos != 0 && !goes_on(fd, have) {
                 let _ = sys::lseek(fd, state.pos, libc::SEEK_SET);
             }
             tty::set_modes(fd, termios);
@@ -239,6 +243,14 @@ fn adapt(r: &mut Restorer, fd: RawFd, file: usize) {
         }
         _ => {}
     }
+}
+
+/// An output that is excluded keeps what was written to it, so the program goes on behind
+/// that: at the old position it would write over it.
+fn goes_on(fd: RawFd, flags: i32) -> bool {
+    let name = format!("/proc/self/fd/{fd}");
+    flags & libc::O_ACCMODE == libc::O_WRONLY
+        && procfs::read_link(name.as_bytes()).is_ok_and(|path| exclude::is_excluded(&path))
 }
 
 /// Locks that were taken since; those of the checkpoint are taken at the end.
