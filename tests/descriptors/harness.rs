@@ -231,6 +231,7 @@ fn load(case: &Case) -> i32 {
         files: &files,
         keep: &mut kept,
         program_pid,
+        inside: false,
         warn: &mut |line| say(&format!("warning: {line}")),
     };
     let start = Instant::now();
