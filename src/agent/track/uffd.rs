@@ -59,6 +59,16 @@ const BLANK: Query = Query {
     protect: false,
 };
 
+/// Asks for whatever is not a protected page. In just these words: others make the kernel
+/// look at each page closely.
+const SUSPECT: Query = Query {
+    inverted: 0,
+    all: is::WRITTEN,
+    any: 0,
+    tell: is::WRITTEN,
+    protect: false,
+};
+
 /// Asks for mappings that are not registered.
 const UNREGISTERED: Query = Query {
     inverted: is::WPALLOWED,
@@ -138,6 +148,34 @@ impl Uffd {
     }
 }
 
+impl Uffd {
+    /// The parts of a group without files that the two walks must look at: where anything
+    /// is written, blank or not registered. The kernel answers this one question several
+    /// times faster than any other, and mostly there is little.
+    fn suspects(
+        &mut self,
+        (start, end): Range,
+        parts: &mut Vec<(Range, bool)>,
+    ) -> Result<(), TrackError> {
+        /// A gap up to this long is looked at as well.
+        const NEAR: u64 = 512 * PAGE;
+        /// More parts than this are no gain.
+        const MOST: usize = 64;
+        let first = parts.len();
+        self.pagemap.scan(start, end, SUSPECT, |from, to, _| {
+            match parts[first..].last_mut() {
+                Some((last, _)) if from <= last.1 + NEAR => last.1 = last.1.max(to),
+                _ => parts.push(((from, to), false)),
+            }
+        })?;
+        if parts.len() > first + MOST {
+            parts.truncate(first);
+            parts.push(((start, end), false));
+        }
+        Ok(())
+    }
+}
+
 impl Tracker for Uffd {
     fn name(&self) -> &'static str {
         "uffd"
@@ -163,7 +201,14 @@ impl Tracker for Uffd {
         let mut now = Dirty::new();
         let (mut blank, mut found): (Vec<Range>, Vec<Range>) = (Vec::new(), Vec::new());
         let mut next = 0;
-        for &((start, end), of_file) in &groups {
+        let mut parts: Vec<(Range, bool)> = Vec::with_capacity(groups.len());
+        for (group, of_file) in groups {
+            match of_file {
+                true => parts.push((group, true)),
+                false => self.suspects(group, &mut parts)?,
+            }
+        }
+        for &((start, end), of_file) in &parts {
             let query = if of_file { BLANK } else { without_file(BLANK) };
             self.pagemap.scan(start, end, query, |from, to, what| {
                 let exists = what & (is::PRESENT | is::SWAPPED) != 0;
@@ -207,7 +252,7 @@ impl Tracker for Uffd {
         // Not clipped: what was protected here must be reported, also where a mapping has
         // grown since `pieces` were read.
         let mut written = Dirty::new();
-        for ((start, end), of_file) in groups {
+        for ((start, end), of_file) in parts {
             let query = if of_file {
                 WRITTEN
             } else {
