@@ -24,6 +24,7 @@ use crate::agent::collect::memory::{How, PAGE, Piece};
 use crate::agent::procfs::OwnFd;
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 const UFFD_USER_MODE_ONLY: i32 = 1;
 /// _IOWR(0xAA, 0x3F, struct uffdio_api)
@@ -98,14 +99,36 @@ pub struct Uffd {
     blank: Vec<Range>,
 }
 
+/// Mappings of the program are registered, or are about to be.
+static IN_USE: AtomicBool = AtomicBool::new(false);
+
+/// Does a tracker of this kind hold the program's mappings? (An image may say so of the
+/// life before.)
+pub fn in_use() -> bool {
+    IN_USE.load(Relaxed)
+}
+
+/// After a restore: nothing is registered.
+pub fn forget() {
+    IN_USE.store(false, Relaxed);
+}
+
+impl Drop for Uffd {
+    fn drop(&mut self) {
+        IN_USE.store(false, Relaxed);
+    }
+}
+
 impl Uffd {
     pub fn new() -> Result<Uffd, TrackError> {
-        Ok(Uffd {
+        let uffd = Uffd {
             fd: open()?,
             pagemap: PageMap::open()?,
             fresh: Vec::new(),
             blank: Vec::new(),
-        })
+        };
+        IN_USE.store(true, Relaxed);
+        Ok(uffd)
     }
 
     fn register_range(&self, (start, end): Range) -> Result<(), i32> {
