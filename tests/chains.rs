@@ -117,7 +117,7 @@ mod killed {
     /// `CKPT_CHAIN_KILLS`: so many of them (scripts/soak --chains).
     fn kills() -> u64 {
         let kills = std::env::var("CKPT_CHAIN_KILLS").ok();
-        kills.and_then(|n| n.parse().ok()).unwrap_or(25)
+        kills.and_then(|n| n.parse().ok()).unwrap_or(15)
     }
 
     fn survives(guest: &str, compress: &str, restore: &'static str) {
