@@ -184,13 +184,23 @@ impl Uffd {
         const NEAR: u64 = 512 * PAGE;
         /// More parts than this are no gain.
         const MOST: usize = 64;
-        let first = parts.len();
+        let mut hits: Vec<Range> = Vec::new();
         self.pagemap.scan(start, end, SUSPECT, |from, to, _| {
+            hits.push((from, to));
+        })?;
+        // Where page tables are missing in a mapping that is not registered, that question
+        // gets no answer. This one costs nothing where all is registered.
+        self.pagemap.scan(start, end, UNREGISTERED, |from, to, _| {
+            hits.push((from, to));
+        })?;
+        hits.sort_unstable();
+        let first = parts.len();
+        for (from, to) in hits {
             match parts[first..].last_mut() {
                 Some((last, _)) if from <= last.1 + NEAR => last.1 = last.1.max(to),
                 _ => parts.push(((from, to), false)),
             }
-        })?;
+        }
         if parts.len() > first + MOST {
             parts.truncate(first);
             parts.push(((start, end), false));
@@ -437,6 +447,19 @@ mod tests {
         assert_eq!(seen.present_pages(), 0);
         assert_eq!(seen.absent_pages(), 513);
         assert!(sweep(&mut uffd).is_empty());
+        // A new mapping in the place of another table, nothing of which exists.
+        // SAFETY: memory of the test.
+        unsafe {
+            let prot = libc::PROT_READ | libc::PROT_WRITE;
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+            let (at, len) = (table + 512 * PAGE, 512 * PAGE);
+            syscall!(libc::SYS_munmap, at, len);
+            check(syscall!(libc::SYS_mmap, at, len, prot, flags, -1i32, 0)).unwrap();
+        }
+        let seen = sweep(&mut uffd);
+        assert!(seen.absent_pages() >= 512);
+        assert_eq!(seen.at(table + 512 * PAGE), Some(Change::Absent));
+        assert_eq!(seen.at(table + 1023 * PAGE), Some(Change::Absent));
     }
 
     #[test]
