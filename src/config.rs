@@ -396,7 +396,7 @@ mod tests {
             ("CKPT_EXCLUDE", "relative/*"),
             ("CKPT_REDIRECT", "/a"),
             ("CKPT_VERIFY", "maybe"),
-            ("CKPT_COMPRESS", "zstd"),
+            ("CKPT_COMPRESS", "gzip"),
             ("CKPT_JOB", "."),
         ] {
             let error = config(&[(name, value)]).unwrap_err();

@@ -61,7 +61,7 @@ mod restored {
         )* };
     }
 
-    tests! { mem_heap mem_maps mem_big mem_scatter mem_objects storm_threads }
+    tests! { mem_heap mem_maps mem_big mem_objects storm_threads }
 }
 
 /// What the store holds after a kill: the newest generation, every byte verified.
@@ -89,6 +89,25 @@ fn merges(trial: &common::Trial) -> usize {
     log.matches(": merged, ").count()
 }
 
+/// Is a complete image being written beside an increment?
+fn merging(trial: &common::Trial) -> bool {
+    let entries = |path: &std::path::Path| -> Vec<std::path::PathBuf> {
+        let list = std::fs::read_dir(path).into_iter().flatten();
+        list.filter_map(|entry| Some(entry.ok()?.path())).collect()
+    };
+    let jobs = entries(&trial.dir.join("store/jobs"));
+    let mut generations = jobs.iter().flat_map(|job| entries(job));
+    generations.any(|dir| dir.join("member-0.full.tmp").exists())
+}
+
+/// Waits for that, but not for ever: a machine without a tracker merges nothing.
+fn wait(condition: impl Fn() -> bool) {
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    while !condition() && std::time::Instant::now() < limit {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
 /// Kills at any instant while images are written and chains are merged: there is always a
 /// whole newest generation, and never an older one than before.
 mod killed {
@@ -108,10 +127,10 @@ mod killed {
             snapshot: "auto",
         };
         // A hundred rounds a second, and each life is killed within some 200 ms.
-        let program = Program::guest(guest).seconds(3.0 + kills as f64 / 4.0);
+        let program = Program::guest(guest).seconds(8.0 + kills as f64 / 2.0);
         let mut trial = Trial::new(program, setting)
-            .ckpt("CKPT_INTERVAL", "10ms")
-            .ckpt("CKPT_CHAIN", "4")
+            .ckpt("CKPT_INTERVAL", "20ms")
+            .ckpt("CKPT_CHAIN", "6")
             .ckpt("CKPT_COMPRESS", compress);
         let bare = trial.bare();
         let mut known = 0;
@@ -122,7 +141,16 @@ mod killed {
             if kill % 2 == 0 && trial.await_generation(&mut started, known).is_none() {
                 trial.fail("it ended before it was killed");
             }
-            let wait = trial.random(150_000);
+            // Now and then a merge is waited for, or the beginning of one.
+            let merged = crate::merges(&trial);
+            let under_way = |trial: &Trial| crate::merging(trial);
+            match kill % 5 {
+                2 => crate::wait(|| crate::merges(&trial) > merged),
+                4 => crate::wait(|| under_way(&trial)),
+                _ => {}
+            }
+            let most = if kill % 5 == 4 { 8_000 } else { 150_000 };
+            let wait = trial.random(most);
             std::thread::sleep(Duration::from_micros(wait));
             let life = started.kill(true);
             hits += usize::from(life.status.is_none());
@@ -176,7 +204,7 @@ fn merged_at_rest() {
     let bare = trial.bare();
     let mut started = trial.start();
     let mut known = 0;
-    while known < 5 || trial.notes("begin") == 0 {
+    while known < 7 || trial.notes("begin") == 0 {
         known = match trial.await_generation(&mut started, known) {
             Some(generation) => generation,
             None => trial.fail("it ended too early"),
@@ -228,7 +256,7 @@ fn damage_in_the_middle() {
     let mut trial = Trial::new(program, LAZY_FORK).ckpt("CKPT_TRACKER", "full");
     let mut started = trial.start();
     let mut known = 0;
-    while known < 5 || trial.notes("begin") == 0 {
+    while known < 7 || trial.notes("begin") == 0 {
         known = match trial.await_generation(&mut started, known) {
             Some(generation) => generation,
             None => trial.fail("it ended too early"),

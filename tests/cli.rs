@@ -337,4 +337,10 @@ fn doctor_reports() {
     let report = store.json(&["doctor"]);
     assert!(report["checks"].as_array().unwrap().len() > 10);
     assert!(report["uses"]["restore"]["use"].is_string());
+    let checks = report["checks"].as_array().unwrap();
+    for tracker in ["uffd", "soft-dirty", "mprotect"] {
+        let name = format!("tracker {tracker}");
+        assert!(checks.iter().any(|c| c["check"] == *name), "{name}");
+    }
+    assert!(report["uses"]["tracker"]["use"].is_string());
 }

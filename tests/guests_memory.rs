@@ -7,7 +7,6 @@ guest_tests! {
     mem_maps = "mem_maps";
     mem_sharedfork = "mem_sharedfork";
     mem_jit = "mem_jit";
-    mem_vmflags = "mem_vmflags";
     mem_stack = "mem_stack";
     mem_dlopen = "mem_dlopen";
     mem_ops = "mem_ops";
@@ -17,6 +16,30 @@ guest_tests! {
     regs_hot = "regs_hot";
     regs_amx = "regs_amx";
     regs_rounding = "regs_rounding";
+}
+
+/// The flags of mappings, as /proc/self/smaps shows them to the guest: with the mprotect
+/// tracker it sees that watched pages are not writable (docs/LIMITATIONS.md).
+mod mem_vmflags {
+    use crate::common::*;
+
+    fn survives(setting: Setting) {
+        if std::env::var("CKPT_TEST_TRACKER").is_ok_and(|tracker| tracker == "mprotect") {
+            eprintln!("SKIPPED: the guest would see the tracker's protections");
+            return;
+        }
+        Trial::new(Program::guest("mem_vmflags").seconds(1.2), setting).survives(3);
+    }
+
+    #[test]
+    fn lazy_fork() {
+        survives(LAZY_FORK);
+    }
+
+    #[test]
+    fn eager_copy() {
+        survives(EAGER_COPY);
+    }
 }
 
 /// Reservations and zero pages cost nothing: the image stays small as well.

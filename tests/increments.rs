@@ -260,3 +260,38 @@ mod trouble {
         limits("processes");
     }
 }
+
+/// A tracker that was asked for by name and cannot work: one line, exit status 125, and
+/// the program does not run. One that works: it runs.
+#[test]
+fn a_tracker_that_cannot_work_is_refused_at_the_start() {
+    let store = std::env::temp_dir().join(format!("ckpt-trackers-{}", std::process::id()));
+    let output = std::process::Command::new(build::command())
+        .args(["doctor", "--json"])
+        .env("CKPT_DIR", &store)
+        .output()
+        .expect("ckpt doctor");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let checks = report["checks"].as_array().unwrap();
+    for tracker in ["uffd", "soft-dirty", "mprotect"] {
+        let name = format!("tracker {tracker}");
+        let check = checks.iter().find(|c| c["check"] == *name).expect("there");
+        let output = std::process::Command::new("/bin/echo")
+            .arg("it runs")
+            .env("LD_PRELOAD", build::library())
+            .env("CKPT_DIR", &store)
+            .env("CKPT_TRACKER", tracker)
+            .output()
+            .unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        if check["state"] == "ok" {
+            assert_eq!(output.status.code(), Some(0), "{errors}");
+            assert_eq!(output.stdout, b"it runs\n");
+        } else {
+            assert_eq!(output.status.code(), Some(125), "{errors}");
+            assert!(output.stdout.is_empty());
+            assert_eq!(errors.lines().count(), 1, "{errors}");
+            assert!(errors.contains(&format!("CKPT_TRACKER={tracker} cannot be used here")));
+        }
+    }
+}

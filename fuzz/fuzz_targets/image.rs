@@ -3,7 +3,7 @@
 #![no_main]
 
 use ckpt::image::header::{HEADER_LEN, ParsedHeader};
-use ckpt::image::{Image, check, codec};
+use ckpt::image::{Image, chain, pack, check, codec};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -20,8 +20,22 @@ fuzz_target!(|data: &[u8]| {
             && let Ok(header) = parsed.validate(parsed.total_len)
             && let Ok(manifest) = codec::decode_manifest(&data[page.len()..])
         {
-            let _ = check::check_manifest(&manifest, &header);
+            let sound = check::check_manifest(&manifest, &header).is_ok();
+            // Composing takes what was checked, and must hold for the rest as well.
+            let memory = &manifest.memory;
+            let base = ckpt::image::state::MemoryState {
+                base: None,
+                ..memory.clone()
+            };
+            let composed = chain::compose(&[memory, &base]);
+            assert!(!sound || memory.base.is_none() || composed.is_ok());
         }
     }
-    let _ = codec::decode_manifest(data);
+    if let Ok((_, Some(packed))) = codec::decode_region(data) {
+        let _ = packed.offsets(packed.sizes.len() as u64 * 65536);
+    }
+    let mut block = [0; 4096];
+    for method in [pack::Method::Lz4, pack::Method::Zstd] {
+        pack::Unpacker::new(method).unpack(data, &mut block);
+    }
 });

@@ -15,8 +15,11 @@ use crate::store::generation::GenerationRecord;
 use crate::store::{Job, Merge, RawFs};
 use ckpt_sys::syscall;
 
-/// Work at a time, in wall time.
+/// Work at a time, in wall time; and when the chain has nearly reached its limit.
 const SLICE_NS: u64 = 2_000_000;
+const URGENT_SLICE_NS: u64 = 10_000_000;
+/// So little is copied without pauses.
+const SMALL: u64 = 8 << 20;
 /// A pause is so many times as long as the slice before it: with a free processor, and
 /// without.
 const PAUSE_FREE: u64 = 1;
@@ -99,10 +102,12 @@ impl Merger {
         let urgent = chain_length(&records, newest) * 4 >= longest * 3;
         drop(records);
         let waited = run_delay_ns();
+        let most = if urgent { URGENT_SLICE_NS } else { SLICE_NS };
+        let small = merge.progress().1 <= SMALL;
         let gentle = (!urgent).then(|| Gentle::new(self.class));
         let result = loop {
             match merge.slice(&RawFs) {
-                Ok(false) if now_ns() - started < SLICE_NS => {}
+                Ok(false) if now_ns() - started < most => {}
                 other => break other,
             }
         };
@@ -112,6 +117,7 @@ impl Merger {
         let busy = run_delay_ns().saturating_sub(waited) > took / WAITED;
         let pause = match (urgent, busy) {
             (true, _) => 0,
+            _ if small => 0,
             (false, true) => PAUSE_BUSY,
             (false, false) => PAUSE_FREE,
         };

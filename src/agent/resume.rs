@@ -264,7 +264,7 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
                 // First: what this thread changes in the image's memory from here on is
                 // a change since the generation like any other.
                 if let Some(settings) = settings::restored(payload) {
-                    mprotect::while_resuming(resuming(restorer), || {
+                    mprotect::while_resuming(resuming(restorer), args.scratch, || {
                         prepare_restored(&settings, payload.generation);
                     });
                 }

@@ -28,7 +28,7 @@ pub struct Args {
     /// Checkpoint by the clock from then on: 90, 500ms, 15m, 1h30m, default, auto, off
     #[arg(long, value_name = "TIME")]
     interval: Option<String>,
-    /// How memory comes back: lazy, eager
+    /// How memory comes back: auto, lazy, eager
     #[arg(long, value_name = "METHOD")]
     restore: Option<String>,
     /// Leave these files as they are now: an absolute path pattern, * for all (repeatable)

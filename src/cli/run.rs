@@ -28,7 +28,7 @@ pub struct Args {
     /// Signal that asks for a checkpoint
     #[arg(long, value_name = "SIGNAL")]
     trigger: Option<String>,
-    /// How a recovery brings memory back: lazy, eager
+    /// How a recovery brings memory back: auto, lazy, eager
     #[arg(long, value_name = "METHOD")]
     restore: Option<String>,
     /// Verify all page data before a recovery

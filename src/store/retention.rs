@@ -16,7 +16,8 @@ use std::path::Path;
 /// Prefix of removed jobs that are not yet gone, in `jobs/`.
 pub const TRASH_PREFIX: &str = ".removed-";
 
-/// Which generations go: all but the newest `keep` and what those need. `valid` is
+/// Which generations go: all but the newest `keep`, the newest of each id that the program
+/// has given, and what those need. `valid` is
 /// the newest generation known to be good: it and everything newer than it stay out
 /// of the count of what can be relied on, and it is never removed itself.
 pub fn plan(records: &[&GenerationRecord], keep: u32, valid: Option<u64>) -> Vec<u64> {
@@ -28,6 +29,7 @@ pub fn plan(records: &[&GenerationRecord], keep: u32, valid: Option<u64>) -> Vec
         .map(|r| r.generation)
         .collect();
     kept.extend(valid);
+    kept.extend(named(records));
     // One whose files can go back is worth more than newer ones whose files cannot.
     let whole = records.iter().rev().find(|r| r.files.incomplete.is_none());
     kept.extend(whole.map(|r| r.generation));
@@ -45,6 +47,22 @@ pub fn plan(records: &[&GenerationRecord], keep: u32, valid: Option<u64>) -> Vec
     let all = records.iter().map(|r| r.generation);
     all.filter(|generation| !kept.contains(generation))
         .collect()
+}
+
+/// Checkpoints under an id of their own that are kept, whatever `CKPT_KEEP` says.
+pub const MOST_NAMED: usize = 16;
+
+/// The newest generation of each id other than 0: the program may go back to it.
+fn named(records: &[&GenerationRecord]) -> Vec<u64> {
+    let mut ids: Vec<i32> = Vec::new();
+    let mut kept = Vec::new();
+    for record in records.iter().rev() {
+        if record.id != 0 && !ids.contains(&record.id) && ids.len() < MOST_NAMED {
+            ids.push(record.id);
+            kept.push(record.generation);
+        }
+    }
+    kept
 }
 
 impl<F: Fs> Job<F> {
@@ -207,6 +225,25 @@ mod tests {
         assert_eq!(going(&records, 9, None), [] as [u64; 0]);
         // The latest valid one is older than the newest two.
         assert_eq!(going(&records, 2, Some(2)), [1, 3]);
+    }
+
+    #[test]
+    fn named_ones_stay() {
+        let named = |generation, id| GenerationRecord {
+            id,
+            ..record(generation, None)
+        };
+        let records = [
+            named(1, 3),
+            named(2, 4),
+            named(3, 3),
+            named(4, 0),
+            named(5, 0),
+            named(6, 0),
+        ];
+        assert_eq!(going(&records, 1, None), [1, 4, 5]);
+        let many: Vec<_> = (1..=20).map(|k| named(k, k as i32)).collect();
+        assert_eq!(going(&many, 2, None), [1, 2, 3, 4]);
     }
 
     #[test]

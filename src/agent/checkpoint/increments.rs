@@ -47,8 +47,33 @@ pub struct Increments {
     residue: u64,
     /// Only a child may write, whose limits are its own.
     by_child: bool,
-    /// Checkpoints for which pre-copy is left out, since the program was faster.
-    skip: u32,
+    futile: Futile,
+}
+
+/// Pre-copy is in vain where the program writes faster than the helper copies: then it is
+/// left out for a while, longer each time that it was in vain again.
+#[derive(Debug, Default)]
+struct Futile {
+    times: u32,
+    left: u32,
+}
+
+impl Futile {
+    const MOST: u32 = 15;
+
+    fn skip(&mut self) -> bool {
+        let skip = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        skip
+    }
+
+    fn learn(&mut self, in_vain: bool) {
+        self.times = match in_vain {
+            true => (self.times * 2 + 1).min(Futile::MOST),
+            false => 0,
+        };
+        self.left = self.times;
+    }
 }
 
 /// What is ready before the stop.
@@ -164,7 +189,7 @@ impl Increments {
             known_advice: 0,
             residue: 0,
             by_child: false,
-            skip: 0,
+            futile: Futile::default(),
         }
     }
 
@@ -269,8 +294,7 @@ impl Increments {
             let mut before = u64::MAX;
             let mut rounds = 0;
             while rounds < precopy::MOST_ROUNDS && left > SMALL && left < before / 2 {
-                if self.skip > 0 && ahead.base.is_some() {
-                    self.skip -= 1;
+                if rounds == 0 && ahead.base.is_some() && self.futile.skip() {
                     break;
                 }
                 let wanted = std::mem::take(&mut ahead.pending);
@@ -296,9 +320,8 @@ impl Increments {
                 }
                 before = left;
                 left = ahead.pending.present_pages();
-                if rounds == 1 && left > before / 2 {
-                    // The program writes faster than this copies: not again for a while.
-                    self.skip = 7;
+                if rounds == 1 && ahead.base.is_some() {
+                    self.futile.learn(left > before / 2);
                 }
             }
         }
@@ -363,7 +386,8 @@ impl Increments {
         let limit = if asked {
             ahead.room.resident / 4 + 4096
         } else {
-            self.costs.worth_a_fork(ahead.room.tables) + SMALL
+            let worth = self.costs.worth_a_fork(ahead.room.tables);
+            worth.min(ahead.room.resident / 8 + 4096) + SMALL
         };
         if expected > limit {
             return;
@@ -391,6 +415,8 @@ impl Increments {
             ahead.base = None;
         }
         if swept.is_err() || (ahead.base.is_none() && !ahead.swept) {
+            // What was stored ahead may be gone by now, and nobody would say so.
+            ahead.pages.forget_all();
             if swept.is_err() || self.tracker.increments() {
                 self.everything(plan)?;
                 seen = std::mem::take(&mut self.dirty);
@@ -460,6 +486,22 @@ pub fn take_restored() -> Option<Increments> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_in_vain_is_tried_again_later() {
+        let mut futile = Futile::default();
+        let mut tries = Vec::new();
+        for checkpoint in 0..40 {
+            if !futile.skip() {
+                tries.push(checkpoint);
+                futile.learn(true);
+            }
+        }
+        assert_eq!(tries, [0, 2, 6, 14, 30]);
+        while futile.skip() {}
+        futile.learn(false);
+        assert!(!futile.skip());
+    }
 
     #[test]
     fn the_length_of_a_chain() {

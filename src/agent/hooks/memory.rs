@@ -170,10 +170,14 @@ pub fn release_for(frame: &CallFrame) {
             }
         }
         libc::SYS_madvise => match third as i32 {
-            libc::MADV_NORMAL | libc::MADV_WILLNEED | libc::MADV_RANDOM => {}
-            libc::MADV_SEQUENTIAL | libc::MADV_HUGEPAGE | libc::MADV_NOHUGEPAGE => {}
-            _ => fault::release(addr, len),
+            libc::MADV_WILLNEED => {}
+            libc::MADV_DONTNEED | libc::MADV_FREE | libc::MADV_REMOVE => fault::release(addr, len),
+            _ => {
+                fault::release(addr, len);
+                fault::mark_borders(addr, len);
+            }
         },
+        libc::SYS_mlock | libc::SYS_mlock2 | libc::SYS_munlock => fault::mark_borders(addr, len),
         libc::SYS_brk if addr != 0 => {
             // SAFETY: asks where the heap ends.
             let end = unsafe { syscall!(libc::SYS_brk, 0) } as u64;
@@ -183,6 +187,29 @@ pub fn release_for(frame: &CallFrame) {
         }
         _ => {}
     }
+}
+
+/// While pages are protected: a new private mapping with flags of its own is a mapping of
+/// its own, whatever lies beside it.
+pub fn marked_mmap(frame: &mut CallFrame) -> Option<Verdict> {
+    const USUAL: i32 = libc::MAP_PRIVATE
+        | libc::MAP_ANONYMOUS
+        | libc::MAP_FIXED
+        | libc::MAP_FIXED_NOREPLACE
+        | libc::MAP_POPULATE
+        | libc::MAP_STACK
+        | libc::MAP_DENYWRITE;
+    let [addr, len, prot, flags, fd, offset] = frame.args;
+    let private = flags as i32 & libc::MAP_TYPE == libc::MAP_PRIVATE;
+    if frame.rax != libc::SYS_mmap || !private || flags as i32 & !USUAL == 0 {
+        return None;
+    }
+    // SAFETY: the program's own request.
+    let ret = check(unsafe { syscall!(libc::SYS_mmap, addr, len, prot, flags, fd, offset) });
+    if let Ok(at) = ret {
+        fault::mark_borders(at as u64, len);
+    }
+    Some(done(frame, ret.map(|at| at as u64)))
 }
 
 fn done(frame: &mut CallFrame, result: Result<u64, i32>) -> Verdict {

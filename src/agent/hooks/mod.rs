@@ -117,6 +117,9 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
     if fault::active() {
         touch::call(frame.rax, &frame.args);
         memory::release_for(frame);
+        if let Some(verdict) = memory::marked_mmap(frame) {
+            return verdict;
+        }
     }
     if let Some(verdict) = files::dispatch(frame) {
         return verdict;

@@ -6,6 +6,7 @@ use super::frame::{CallFrame, Verdict};
 use super::sigaction;
 use crate::agent::refusal::{self, Kind};
 use crate::agent::state::{RESERVED_BIT, RESERVED_SIGNAL, is_agents_process};
+use crate::agent::track::uffd;
 use crate::agent::{ending, exit};
 use crate::image::state::KernelSigaction;
 use ckpt_sys::{syscall, tls::thread_block};
@@ -37,6 +38,8 @@ pub const NUMBERS: &[libc::c_long] = &[
 
 const SANDBOX: &str = "the program entered a system-call sandbox (seccomp)";
 const NAMESPACE: &str = "the program entered other namespaces (unshare, setns)";
+const USERFAULTFD: &str =
+    "the program uses userfaultfd, as the page tracker did (CKPT_TRACKER=mprotect leaves it alone)";
 const OWN_TABLES: &str = "a thread has a descriptor table or directory of its own (unshare)";
 
 pub fn dispatch(frame: &mut CallFrame) -> Verdict {
@@ -62,7 +65,15 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
         }
         libc::SYS_io_uring_setup => refusal::note(Kind::IoUring),
         libc::SYS_perf_event_open => refusal::note(Kind::PerfEvent),
-        libc::SYS_userfaultfd => refusal::note(Kind::Userfaultfd),
+        libc::SYS_userfaultfd => {
+            refusal::note(Kind::Userfaultfd);
+            if uffd::in_use() && is_agents_process() {
+                // A mapping can be registered with one of them only, and that is to be the
+                // program's.
+                refusal::disable(USERFAULTFD);
+                refusal::retire_and_wait();
+            }
+        }
         libc::SYS_io_setup => refusal::note(Kind::Aio),
         libc::SYS_bpf => refusal::note(Kind::Bpf),
         libc::SYS_pkey_alloc => refusal::note(Kind::ProtectionKeys),

@@ -63,6 +63,9 @@ impl<S: ImageSink> Pages<S> {
     fn place(&mut self, addr: u64) -> Option<(u64, u64)> {
         let end = |e: &Extent| e.addr + e.npages * PAGE;
         let near = |k: usize| {
+            if k > self.stored.len() {
+                return false;
+            }
             let before = k.checked_sub(1).and_then(|k| self.stored.get(k));
             before.is_none_or(|e| end(e) <= addr)
                 && self.stored.get(k).is_none_or(|e| end(e) > addr)
@@ -153,6 +156,11 @@ impl<S: ImageSink> Pages<S> {
             Some(last) if last.1 == start => last.1 = end,
             _ => self.gone.push((start, end)),
         }
+    }
+
+    /// Before a pass: nothing is known of what was stored any more.
+    pub fn forget_all(&mut self) {
+        self.stored.clear();
     }
 
     /// Before a pass: the image holds nothing of what is absent now.

@@ -18,7 +18,7 @@ use super::table::{self, EXEC, OPEN, STORE, WATCHED};
 use crate::agent::callsites::restart;
 use crate::agent::collect::memory::PAGE;
 use crate::agent::hooks::{frames, sigaction};
-use crate::agent::state::RESERVED_BIT;
+use crate::agent::state::{InHook, RESERVED_BIT};
 use crate::image::state::KernelSigaction;
 use ckpt_sys::raw::check;
 use ckpt_sys::{syscall, tls::thread_block};
@@ -208,6 +208,8 @@ fn open(addr: u64) -> bool {
 #[inline]
 pub fn touch(addr: u64, len: u64) {
     if active() && len != 0 && addr >= PAGE {
+        // No image may hold a thread with the table's addresses in its registers.
+        let _hook = InHook::enter();
         touch_pages(addr, len);
     }
 }
@@ -241,6 +243,7 @@ pub fn release(start: u64, len: u64) {
     if !active() || start >= end {
         return;
     }
+    let _hook = InHook::enter();
     let mut any = false;
     table::runs(start, end, |_, _, state| any |= state != 0);
     if !any {
@@ -258,6 +261,16 @@ pub fn release(start: u64, len: u64) {
         }
     });
     table::set(start, end, 0);
+}
+
+/// The program gives a range flags of its own.
+pub fn mark_borders(start: u64, len: u64) {
+    let end = start.saturating_add(len).next_multiple_of(PAGE);
+    if active() && start < end && end < 1 << 47 {
+        let _hook = InHook::enter();
+        table::mark_border(start & !(PAGE - 1));
+        table::mark_border(end);
+    }
 }
 
 const SEGV_ACCERR: i32 = 2;
@@ -356,12 +369,12 @@ unsafe fn deliver(sig: i32, info: *mut libc::siginfo_t, uc: *mut libc::ucontext_
     }
 }
 
-/// Puts the handler in place. The world is stopped, or there is one thread.
+/// Puts the handler in place. The world is stopped, or there is one thread. Asks the
+/// kernel each time: an image may hold memory that says it is done, and signal actions
+/// that were collected just before it was.
 pub fn install() -> Result<(), i32> {
     const SA_RESTORER: u64 = 0x0400_0000;
-    if INSTALLED.load(SeqCst) {
-        return Ok(());
-    }
+    let sig = libc::SIGSEGV;
     let action = KernelSigaction {
         handler: on_fault as *const () as u64,
         flags: (libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER | libc::SA_RESTART) as u64
@@ -372,20 +385,24 @@ pub fn install() -> Result<(), i32> {
     let mut before = KernelSigaction::default();
     // SAFETY: our own structures; the handler is async-signal-safe.
     unsafe {
-        let sig = libc::SIGSEGV;
+        check(syscall!(libc::SYS_rt_sigaction, sig, 0, &raw mut before, 8))?;
+        if before.handler == action.handler {
+            return Ok(());
+        }
         check(syscall!(
             libc::SYS_rt_sigaction,
             sig,
             &raw const action,
-            &raw mut before,
+            0,
             8
         ))?;
     }
-    sigaction::program_view(libc::SIGSEGV, &mut before);
-    sigaction::set_fault_action(&before);
-    INSTALLED.store(true, SeqCst);
+    if !INSTALLED.load(SeqCst) {
+        sigaction::program_view(sig, &mut before);
+        sigaction::set_fault_action(&before);
+        INSTALLED.store(true, SeqCst);
+    }
     sigaction::open_masks();
-    unblock();
     Ok(())
 }
 

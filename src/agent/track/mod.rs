@@ -35,7 +35,9 @@ pub use probe::Probe;
 
 use crate::agent::collect::memory::Piece;
 use crate::agent::log;
+use crate::agent::state::AGENT;
 use crate::config::TrackerChoice;
+use std::sync::atomic::Ordering;
 
 /// Why there is nothing to be known of the pages: this checkpoint must be full, and
 /// whatever was seen before says nothing.
@@ -74,7 +76,15 @@ pub trait Tracker {
 /// The tracker to be used: the one asked for, or the best that works here. One that was
 /// asked for was tried by the constructor; should it fail now, checkpoints are full.
 pub fn choose(choice: TrackerChoice, probe: &Probe) -> Box<dyn Tracker> {
-    let made: Result<Box<dyn Tracker>, TrackError> = match probe.taken(choice) {
+    let mut taken = probe.taken(choice);
+    if taken == TrackerChoice::Mprotect && !AGENT.net_installed.load(Ordering::Relaxed) {
+        // What the kernel is about to write would not be seen: the calls would fail.
+        log::line(format_args!(
+            "no pages are tracked: mprotect needs the call-site net, which is not laid"
+        ));
+        taken = TrackerChoice::Full;
+    }
+    let made: Result<Box<dyn Tracker>, TrackError> = match taken {
         TrackerChoice::Uffd => uffd::Uffd::new().map(|t| Box::new(t) as _),
         TrackerChoice::SoftDirty => softdirty::SoftDirty::new().map(|t| Box::new(t) as _),
         TrackerChoice::Mprotect => mprotect::Mprotect::new().map(|t| Box::new(t) as _),
@@ -91,4 +101,5 @@ pub fn choose(choice: TrackerChoice, probe: &Probe) -> Box<dyn Tracker> {
 pub fn forget() {
     table::forget();
     store::forget();
+    uffd::forget();
 }

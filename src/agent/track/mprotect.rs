@@ -35,9 +35,7 @@ const RW: u32 = (libc::PROT_READ | libc::PROT_WRITE) as u32;
 /// Handler, hooks and masks in place: from here on pages may be protected. The world is
 /// stopped, or the caller is a test.
 pub fn switch_on() -> Result<(), i32> {
-    if !fault::installed() {
-        fault::install()?;
-    }
+    fault::install()?;
     fault::unblock();
     for &nr in touch::NUMBERS {
         files::no_shortcut(nr as usize);
@@ -54,7 +52,9 @@ pub fn switch_on() -> Result<(), i32> {
 /// Watches by write protection.
 pub struct Mprotect {
     pagemap: PageMap,
-    blank: Vec<Range>,
+    /// Blank pages as of the last sweep: where that means nothing, and where it means
+    /// content of a mapped image. A range can change from one to the other.
+    blank: [Vec<Range>; 2],
     /// vm.max_map_count
     limit: u64,
 }
@@ -65,7 +65,7 @@ impl Mprotect {
         let limit = procfs::number(&text).map_or(65_530, |n| n as u64);
         Ok(Mprotect {
             pagemap: PageMap::open()?,
-            blank: Vec::new(),
+            blank: [Vec::new(), Vec::new()],
             limit,
         })
     }
@@ -118,7 +118,14 @@ impl Tracker for Mprotect {
 
     fn sweep(&mut self, pieces: &[Piece], seen: &mut Dirty) -> Result<(), TrackError> {
         let fail = |call| move |errno| TrackError::Call { call, errno };
-        table::create().map_err(fail("mmap"))?;
+        if !table::exists() {
+            table::create().map_err(fail("mmap"))?;
+            // Nothing is protected yet: every border that the map shows is the program's.
+            for piece in pieces {
+                table::mark_border(piece.vma.start);
+                table::mark_border(piece.vma.end);
+            }
+        }
         switch_on().map_err(fail("rt_sigaction"))?;
         let windows = windows(pieces);
         let mut now = Dirty::new();
@@ -140,7 +147,7 @@ impl Tracker for Mprotect {
                 });
             })?;
         }
-        let mut blank: Vec<Range> = Vec::new();
+        let mut blank = [Vec::new(), Vec::new()];
         let mut at = 0;
         let mut jobs: Vec<(usize, Vec<Range>)> = Vec::new();
         for (index, piece) in pieces.iter().enumerate() {
@@ -159,9 +166,8 @@ impl Tracker for Mprotect {
                 .take_while(|run| run.0 < end)
                 .map(|run| (run.0.max(start), run.1.min(end)))
                 .collect();
-            without(&[(start, end)], &mine, |from, to| {
-                push(&mut blank, (from, to))
-            });
+            let kind = &mut blank[usize::from(blank_is_content(piece))];
+            without(&[(start, end)], &mine, |from, to| push(kind, (from, to)));
             let writable = piece.vma.prot & RW == RW;
             for &(from, to) in &mine {
                 table::runs(from, to, |from, to, state| {
@@ -185,7 +191,9 @@ impl Tracker for Mprotect {
             }
             jobs.push((index, mine));
         }
-        newly_blank(pieces, &blank, &self.blank, &mut now);
+        for (now_blank, before) in blank.iter().zip(&self.blank) {
+            newly_blank(pieces, now_blank, before, &mut now);
+        }
         self.blank = blank;
         self.close(pieces, jobs, &windows);
         seen.unite(&now);
@@ -252,18 +260,20 @@ pub struct Resuming {
     pub words: [u64; 3],
 }
 
-struct ResumingThreads(UnsafeCell<Vec<Resuming>>);
+struct ResumingThreads(UnsafeCell<(Vec<Resuming>, Range)>);
 
 // SAFETY: the helper thread's alone.
 unsafe impl Sync for ResumingThreads {}
 
-static RESUMING: ResumingThreads = ResumingThreads(UnsafeCell::new(Vec::new()));
+static RESUMING: ResumingThreads = ResumingThreads(UnsafeCell::new((Vec::new(), (0, 0))));
 
 /// The threads that a restore is about to let go, for the sweeps of `f`. Helper thread.
-pub fn while_resuming(threads: Vec<Resuming>, f: impl FnOnce()) {
+/// They wait in the restorer's scratch memory, `(address, length)`.
+pub fn while_resuming(threads: Vec<Resuming>, scratch: (u64, u64), f: impl FnOnce()) {
+    let scratch = (scratch.0, scratch.0 + scratch.1);
     // SAFETY: only this thread looks, in `windows`. What an image holds there is forgotten
     // unread: it belongs to the helper of another life.
-    unsafe { RESUMING.0.get().write(threads) };
+    unsafe { RESUMING.0.get().write((threads, scratch)) };
     f();
     // SAFETY: as above.
     drop(std::mem::take(unsafe { &mut *RESUMING.0.get() }));
@@ -319,37 +329,15 @@ pub fn windows(pieces: &[Piece]) -> Vec<Range> {
         });
     });
     // SAFETY: set by the restored helper around its own sweep.
-    for &thread in unsafe { &*RESUMING.0.get() } {
-        around(thread);
-    }
-    // The library's own data.
-    let own = &raw const AGENT as u64;
-    if let Some(k) = pieces
-        .iter()
-        .position(|p| p.vma.start <= own && own < p.vma.end)
-    {
-        let is_path = |piece: &Piece| match (&piece.vma.kind, &pieces[k].vma.kind) {
-            (VmaKind::FilePrivate { path: a, .. }, VmaKind::FilePrivate { path: b, .. }) => a == b,
-            _ => false,
-        };
-        let near = pieces.iter().enumerate();
-        let near = near.filter(|(i, p)| i.abs_diff(k) <= 8 && (*i == k || is_path(p)));
-        for (i, piece) in near {
-            windows.push((piece.vma.start, piece.vma.end));
-            // .bss follows.
-            if let Some(next) = pieces.get(i + 1)
-                && next.vma.start == piece.vma.end
-                && next.vma.kind == VmaKind::Anon
-                && next.vma.end - next.vma.start < 64 << 20
-            {
-                windows.push((next.vma.start, next.vma.end));
-            }
-        }
-    }
+    let (threads, scratch) = unsafe { &*RESUMING.0.get() };
+    threads.iter().for_each(|&thread| around(thread));
+    windows.push(*scratch);
+    windows.extend(own_data(pieces));
     let awake = state::awake_page();
     if awake != 0 {
         windows.push((awake, awake + PAGE));
     }
+    windows.retain(|window| window.0 < window.1);
     for window in &mut windows {
         window.0 &= !(PAGE - 1);
         window.1 = window.1.next_multiple_of(PAGE);
@@ -360,6 +348,37 @@ pub fn windows(pieces: &[Piece]) -> Vec<Range> {
         push(&mut joined, window);
     }
     joined
+}
+
+/// The library's own data: what is writable side by side around the agent's block.
+fn own_data(pieces: &[Piece]) -> Vec<Range> {
+    // The kernel may have joined large neighbours to it.
+    const REACH: u64 = 4 << 20;
+    let own = &raw const AGENT as u64;
+    let Some(middle) = pieces
+        .iter()
+        .position(|p| p.vma.start <= own && own < p.vma.end)
+    else {
+        return Vec::new();
+    };
+    let joined = |a: &Piece, b: &Piece| a.vma.end == b.vma.start && b.vma.prot & RW == RW;
+    let (mut first, mut last) = (middle, middle);
+    while first > 0
+        && joined(&pieces[first - 1], &pieces[first])
+        && own - pieces[first].vma.start < REACH
+    {
+        first -= 1;
+    }
+    while last + 1 < pieces.len()
+        && joined(&pieces[last], &pieces[last + 1])
+        && pieces[last].vma.end - own < REACH
+    {
+        last += 1;
+    }
+    let low = own.saturating_sub(REACH);
+    let all = pieces[first..=last].iter();
+    all.map(|p| (p.vma.start.max(low), p.vma.end.min(own + REACH)))
+        .collect()
 }
 
 /// The map as the program believes it to be: what we have protected is writable. Splits
@@ -406,6 +425,7 @@ fn part(piece: &Piece, from: u64, to: u64) -> Piece {
 /// Appends, or joins with the last one what the kernel would have joined.
 fn join(out: &mut Vec<Piece>, piece: Piece) {
     if let Some(last) = out.last_mut()
+        && !table::is_border(piece.vma.start)
         && last.vma.end == piece.vma.start
         && last.vma.prot == piece.vma.prot
         && last.vma.flags == piece.vma.flags

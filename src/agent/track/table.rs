@@ -21,6 +21,9 @@ pub const SETTLED: u8 = 8;
 pub const STORE: u8 = 16;
 /// Is being stored or copied.
 pub const BUSY: u8 = 32;
+/// A mapping of the program's may begin here (other flags than its neighbour): what the map
+/// shows in two parts is not to be joined. Kept by [`set`].
+pub const BORDER: u8 = 64;
 
 const GIB: u64 = 1 << 30;
 const LEAF: usize = (GIB / PAGE) as usize;
@@ -101,33 +104,50 @@ pub fn byte(addr: u64) -> Option<&'static AtomicU8> {
     Some(unsafe { &*leaf.add((addr % GIB / PAGE) as usize) })
 }
 
-/// What the byte holds.
+/// What the byte holds, but for [`BORDER`].
 #[inline]
 pub fn get(addr: u64) -> u8 {
-    byte(addr).map_or(0, |byte| byte.load(Acquire))
+    byte(addr).map_or(0, |byte| byte.load(Acquire) & !BORDER)
 }
 
-/// Makes room for the pages of `start..end`. Helper thread. False: no room is left.
+/// Is there a border at `addr`?
+pub fn is_border(addr: u64) -> bool {
+    byte(addr).is_some_and(|byte| byte.load(Acquire) & BORDER != 0)
+}
+
+/// Makes room for the pages of `start..end`. False: no room is left.
 pub fn prepare(start: u64, end: u64) -> bool {
     let mut at = start / GIB * GIB;
     while at < end {
         let Some(entry) = entry(at) else { return false };
         if entry.load(Relaxed) == 0 {
-            let k = USED.load(Relaxed);
-            let offset = DIRECTORY * 8 + k * LEAF;
+            // Two threads that meet here waste a leaf.
+            let offset = DIRECTORY * 8 + USED.fetch_add(1, Relaxed) * LEAF;
             if (offset + LEAF) as u64 > LEN.load(Relaxed) {
+                USED.fetch_sub(1, Relaxed);
                 return false;
             }
-            USED.store(k + 1, Relaxed);
-            entry.store(BASE.load(Relaxed) as u64 + offset as u64, Release);
+            let leaf = BASE.load(Relaxed) as u64 + offset as u64;
+            let _ = entry.compare_exchange(0, leaf, AcqRel, Relaxed);
         }
         at += GIB;
     }
     true
 }
 
-/// Calls `f(start, end, state)` for the runs of equal bytes in `start..end`.
+/// Marks a border at `addr`.
+pub fn mark_border(addr: u64) {
+    if prepare(addr, addr + 1)
+        && let Some(byte) = byte(addr)
+    {
+        byte.fetch_or(BORDER, AcqRel);
+    }
+}
+
+/// Calls `f(start, end, state)` for the runs of equal bytes in `start..end`; [`BORDER`] is
+/// left out, though it may end a run.
 pub fn runs(start: u64, end: u64, mut f: impl FnMut(u64, u64, u8)) {
+    let mut f = |from, to, state: u8| f(from, to, state & !BORDER);
     let (mut from, mut state) = (start, None);
     let mut at = start;
     while at < end {
@@ -186,8 +206,9 @@ pub fn set(start: u64, end: u64, state: u8) {
             for k in 0..(stop - at) / PAGE {
                 // SAFETY: inside the leaf.
                 let byte = unsafe { &*leaf.add((at % GIB / PAGE + k) as usize) };
-                if byte.load(Relaxed) != state {
-                    byte.store(state, Release);
+                let now = byte.load(Relaxed);
+                if now & !BORDER != state {
+                    byte.store(state | now & BORDER, Release);
                 }
             }
         }

@@ -38,7 +38,6 @@ const READERS: &[c_long] = &[
     SYS_brk,
     SYS_execve,
     SYS_execveat,
-    SYS_exit,
     SYS_exit_group,
     SYS_rename,
     SYS_renameat,
@@ -140,6 +139,8 @@ pub const NUMBERS: &[c_long] = &[
     SYS_rt_sigtimedwait,
     SYS_sigaltstack,
     SYS_futex,
+    SYS_futex_waitv,
+    SYS_exit,
     SYS_get_robust_list,
     SYS_set_tid_address,
     SYS_mincore,
@@ -171,6 +172,9 @@ pub const NUMBERS: &[c_long] = &[
     SYS_brk,
     SYS_shmat,
     SYS_madvise,
+    SYS_mlock,
+    SYS_mlock2,
+    SYS_munlock,
 ];
 
 /// Fixed-size results are smaller than this.
@@ -255,11 +259,22 @@ pub fn call(nr: i64, args: &[u64; 6]) {
                 FUTEX_CMP_REQUEUE_PI,
                 13, // FUTEX_LOCK_PI2
             ];
-            if PI_AND_OP.contains(&(b as i32 & FUTEX_CMD_MASK)) {
+            // A futex that may be shared is looked up by its page, and a page of the
+            // process's own that cannot be written is none for the kernel.
+            let shared = b as i32 & FUTEX_PRIVATE_FLAG == 0;
+            if shared || PI_AND_OP.contains(&(b as i32 & FUTEX_CMD_MASK)) {
                 touch(a, 4);
                 touch(e, 4);
             }
         }
+        SYS_futex_waitv => {
+            for k in 0..(b & 0xff) {
+                if let Ok([_, word, _]) = user::read::<[u64; 3]>(a + 24 * k) {
+                    touch(word, 4);
+                }
+            }
+        }
+        SYS_exit => robust_list(),
         SYS_clone => {
             new_thread(b.saturating_sub(CLONE_STACK), CLONE_STACK);
             for word in [c, d] {
@@ -304,6 +319,29 @@ fn clone3(at: u64) {
         }
         new_thread(stack, size);
         control_block(tls);
+    }
+}
+
+/// The thread ends: the kernel marks the robust mutexes that it holds.
+fn robust_list() {
+    let (mut head, mut len) = (0u64, 0u64);
+    // SAFETY: the kernel fills two words of ours.
+    unsafe { ckpt_sys::syscall!(SYS_get_robust_list, 0, &raw mut head, &raw mut len) };
+    // struct robust_list_head: first entry, offset of the futex word, entry in question.
+    let Ok([mut entry, offset, pending]) = user::read::<[u64; 3]>(head) else {
+        return;
+    };
+    let word = |entry: u64| touch((entry & !1).wrapping_add(offset), 4);
+    word(pending);
+    for _ in 0..2048 {
+        if entry & !1 == head || entry == 0 {
+            break;
+        }
+        word(entry);
+        match user::read::<u64>(entry & !1) {
+            Ok(next) => entry = next,
+            Err(_) => break,
+        }
     }
 }
 

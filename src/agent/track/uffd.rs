@@ -24,6 +24,7 @@ use crate::agent::collect::memory::{How, PAGE, Piece};
 use crate::agent::procfs::OwnFd;
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 const UFFD_USER_MODE_ONLY: i32 = 1;
 /// _IOWR(0xAA, 0x3F, struct uffdio_api)
@@ -59,6 +60,16 @@ const BLANK: Query = Query {
     protect: false,
 };
 
+/// Asks for whatever is not a protected page. In just these words: others make the kernel
+/// look at each page closely.
+const SUSPECT: Query = Query {
+    inverted: 0,
+    all: is::WRITTEN,
+    any: 0,
+    tell: is::WRITTEN,
+    protect: false,
+};
+
 /// Asks for mappings that are not registered.
 const UNREGISTERED: Query = Query {
     inverted: is::WPALLOWED,
@@ -88,14 +99,36 @@ pub struct Uffd {
     blank: Vec<Range>,
 }
 
+/// Mappings of the program are registered, or are about to be.
+static IN_USE: AtomicBool = AtomicBool::new(false);
+
+/// Does a tracker of this kind hold the program's mappings? (An image may say so of the
+/// life before.)
+pub fn in_use() -> bool {
+    IN_USE.load(Relaxed)
+}
+
+/// After a restore: nothing is registered.
+pub fn forget() {
+    IN_USE.store(false, Relaxed);
+}
+
+impl Drop for Uffd {
+    fn drop(&mut self) {
+        IN_USE.store(false, Relaxed);
+    }
+}
+
 impl Uffd {
     pub fn new() -> Result<Uffd, TrackError> {
-        Ok(Uffd {
+        let uffd = Uffd {
             fd: open()?,
             pagemap: PageMap::open()?,
             fresh: Vec::new(),
             blank: Vec::new(),
-        })
+        };
+        IN_USE.store(true, Relaxed);
+        Ok(uffd)
     }
 
     fn register_range(&self, (start, end): Range) -> Result<(), i32> {
@@ -138,6 +171,34 @@ impl Uffd {
     }
 }
 
+impl Uffd {
+    /// The parts of a group without files that the two walks must look at: where anything
+    /// is written, blank or not registered. The kernel answers this one question several
+    /// times faster than any other, and mostly there is little.
+    fn suspects(
+        &mut self,
+        (start, end): Range,
+        parts: &mut Vec<(Range, bool)>,
+    ) -> Result<(), TrackError> {
+        /// A gap up to this long is looked at as well.
+        const NEAR: u64 = 512 * PAGE;
+        /// More parts than this are no gain.
+        const MOST: usize = 64;
+        let first = parts.len();
+        self.pagemap.scan(start, end, SUSPECT, |from, to, _| {
+            match parts[first..].last_mut() {
+                Some((last, _)) if from <= last.1 + NEAR => last.1 = last.1.max(to),
+                _ => parts.push(((from, to), false)),
+            }
+        })?;
+        if parts.len() > first + MOST {
+            parts.truncate(first);
+            parts.push(((start, end), false));
+        }
+        Ok(())
+    }
+}
+
 impl Tracker for Uffd {
     fn name(&self) -> &'static str {
         "uffd"
@@ -163,7 +224,14 @@ impl Tracker for Uffd {
         let mut now = Dirty::new();
         let (mut blank, mut found): (Vec<Range>, Vec<Range>) = (Vec::new(), Vec::new());
         let mut next = 0;
-        for &((start, end), of_file) in &groups {
+        let mut parts: Vec<(Range, bool)> = Vec::with_capacity(groups.len());
+        for (group, of_file) in groups {
+            match of_file {
+                true => parts.push((group, true)),
+                false => self.suspects(group, &mut parts)?,
+            }
+        }
+        for &((start, end), of_file) in &parts {
             let query = if of_file { BLANK } else { without_file(BLANK) };
             self.pagemap.scan(start, end, query, |from, to, what| {
                 let exists = what & (is::PRESENT | is::SWAPPED) != 0;
@@ -207,7 +275,7 @@ impl Tracker for Uffd {
         // Not clipped: what was protected here must be reported, also where a mapping has
         // grown since `pieces` were read.
         let mut written = Dirty::new();
-        for ((start, end), of_file) in groups {
+        for ((start, end), of_file) in parts {
             let query = if of_file {
                 WRITTEN
             } else {

@@ -1,0 +1,237 @@
+//! Rollback in the running process (WO 97/00476 FIG. 8A and 8B): a test for each rule, by
+//! the guests `roll_*`, which check everything themselves and say how it went.
+//!
+//! Steps 800 (rollback asked for), 805 (protected variables and return value kept), 810-820
+//! (persistent state by the table), 830-850 (volatile state), 855-870 (open file table),
+//! 880-890 (return value, protected variables put back).
+
+mod common;
+
+use common::run::{Life, Started};
+use common::*;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+const LIMIT: Duration = Duration::from_secs(100);
+
+fn trial(guest: &str, args: &[&str], setting: Setting) -> Trial {
+    let mut program = Program::guest(guest);
+    for arg in args {
+        program = program.arg(arg);
+    }
+    Trial::new(program, setting).ckpt("CKPT_INTERVAL", "off")
+}
+
+/// Runs it to its end: status, one beginning, and this on standard output.
+fn ends_with(trial: Trial, stdout: &str) -> Trial {
+    let started = trial.start();
+    check_end(trial, started.end(LIMIT), stdout)
+}
+
+fn check_end(mut trial: Trial, life: Life, stdout: &str) -> Trial {
+    if life.status != Some(trial.program.status) {
+        let how = life.describe();
+        trial.fail(&format!("it ended with {how}"));
+    }
+    if trial.notes("begin") != 1 {
+        trial.fail("it began more than once");
+    }
+    let said = String::from_utf8_lossy(&life.stdout).into_owned();
+    if said != stdout {
+        trial.fail(&format!("it said {said:?}, not {stdout:?}"));
+    }
+    trial
+}
+
+/// 800-850, 880-890: return value given, protected variables valid, each wherever it may lie.
+#[test]
+fn return_value_given_and_protected_variables_kept() {
+    for setting in [LAZY_FORK, EAGER_COPY] {
+        ends_with(trial("roll_count", &["5"], setting), "5 times\n");
+    }
+}
+
+/// 890, no return value given (1), and "protected variables valid?" No: each error before
+/// anything is touched; explicit id, and one that is not there.
+#[test]
+fn return_value_absent_and_protected_variables_invalid() {
+    ends_with(trial("roll_errors", &[], LAZY_FORK), "errors ok\n");
+}
+
+/// 810-820 "table modified?" Yes: contents, names, modes; excluded files are left alone.
+/// 860-865 "open file table modified?" Yes: descriptors closed, opened, moved, positions.
+#[test]
+fn files_and_open_file_table_modified() {
+    for setting in [LAZY_FORK, EAGER_COPY] {
+        ends_with(trial("roll_files", &[], setting), "before\nafter 3\n");
+    }
+}
+
+/// 855-870 for what cannot be opened again: it stays as it is.
+#[test]
+fn connections_to_the_outside_stay() {
+    ends_with(trial("roll_fds", &[], LAZY_FORK), "");
+}
+
+mod threads {
+    use super::*;
+
+    #[test]
+    fn one() {
+        ends_with(
+            trial("roll_threads", &["1", "3"], LAZY_FORK),
+            "1 threads, 4 times\n",
+        );
+    }
+
+    #[test]
+    fn eight() {
+        ends_with(
+            trial("roll_threads", &["8", "3"], EAGER_COPY),
+            "8 threads, 4 times\n",
+        );
+    }
+
+    #[test]
+    fn sixty_four() {
+        ends_with(
+            trial("roll_threads", &["64", "3"], LAZY_FORK),
+            "64 threads, 4 times\n",
+        );
+    }
+
+    /// Called by a thread that is not the first, which waits at a barrier.
+    #[test]
+    fn called_by_a_worker() {
+        for caller in ["1", "5"] {
+            let trial = trial("roll_threads", &["8", "3", caller], LAZY_FORK);
+            ends_with(trial, "8 threads, 3 times\n");
+        }
+    }
+}
+
+/// Nothing grows: pages, mappings, descriptors.
+#[test]
+fn many_in_a_row() {
+    ends_with(
+        trial("roll_many", &["150", "3"], LAZY_FORK),
+        "150 rollbacks\n",
+    );
+}
+
+mod model {
+    use super::*;
+
+    fn run(tracker: &str, seed: &str, setting: Setting) {
+        let trial = trial("roll_model", &["700", seed], setting);
+        ends_with(trial.ckpt("CKPT_TRACKER", tracker), "model ok\n");
+    }
+
+    #[test]
+    fn uffd() {
+        run("uffd", "1", LAZY_FORK);
+    }
+
+    #[test]
+    fn mprotect() {
+        run("mprotect", "2", LAZY_FORK);
+    }
+
+    #[test]
+    fn full() {
+        run("full", "3", EAGER_COPY);
+    }
+}
+
+fn ckpt(trial: &Trial, args: &[&str]) -> Output {
+    let mut command = Command::new(build::command());
+    command.arg("--dir").arg(trial.dir.join("store")).args(args);
+    command.output().expect("the command")
+}
+
+fn says(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn await_note(trial: &mut Trial, line: &str, times: usize, started: &mut Started) {
+    let limit = Instant::now() + LIMIT;
+    while trial.notes(line) < times {
+        if Instant::now() > limit || started.has_ended() {
+            trial.fail(&format!("there is no {line:?} in its log"));
+        }
+        std::thread::sleep(Duration::from_millis(3));
+    }
+}
+
+/// From outside, 800 "which checkpoint?": explicit id, latest; a value; what is not there.
+#[test]
+fn from_outside() {
+    let trial = trial("roll_loop", &["2", "own"], LAZY_FORK);
+    let excluded = format!(
+        "{0}/values:{0}/../guest.log",
+        path_text(&trial.dir.join("run"))
+    );
+    let log = path_text(&trial.dir.join("guest.log"));
+    let mut trial = trial.ckpt("CKPT_EXCLUDE", &format!("{excluded}:{log}"));
+    let mut started = trial.start();
+    trial.await_generation(&mut started, 0);
+    let pid = started.id.to_string();
+    for (args, reason) in [
+        (&["rollback", &pid, "17"][..], "no checkpoint with id 17"),
+        (
+            &["rollback", &pid, "--generation", "99"][..],
+            "no generation 99",
+        ),
+    ] {
+        let refused = ckpt(&trial, args);
+        if refused.status.code() != Some(1) || !says(&refused).contains(reason) {
+            trial.fail(&format!("{args:?}: {refused:?}"));
+        }
+    }
+    let back = ckpt(&trial, &["rollback", &pid, "9", "--value", "5"]);
+    if !back.status.success() {
+        trial.fail(&says(&back));
+    }
+    await_note(&mut trial, "back", 1, &mut started);
+    let back = ckpt(&trial, &["rollback", &pid, "--value", "4711"]);
+    // It may end before it is asked for the answer.
+    if !back.status.success() && !says(&back).contains("ended before") {
+        trial.fail(&says(&back));
+    }
+    let life = started.end(LIMIT);
+    check_end(trial, life, "5 4711 \n");
+}
+
+/// "Rollback or recovery?": killed between rollbacks it goes on from its newest checkpoint,
+/// and a rollback after a recovery works as before it.
+#[test]
+fn recovery_and_rollback() {
+    let mut trial = trial("roll_loop", &["3", "own"], LAZY_FORK);
+    let values = path_text(&trial.dir.join("run/values"));
+    let log = path_text(&trial.dir.join("guest.log"));
+    trial = trial
+        .ckpt("CKPT_EXCLUDE", &format!("{values}:{log}"))
+        .ckpt("CKPT_RETURN_VALUE", "8");
+    let mut started = trial.start();
+    trial.await_generation(&mut started, 0);
+    let back = ckpt(
+        &trial,
+        &["rollback", &started.id.to_string(), "9", "--value", "5"],
+    );
+    if !back.status.success() {
+        trial.fail(&says(&back));
+    }
+    await_note(&mut trial, "back", 1, &mut started);
+    started.kill(true);
+    let mut started = trial.start();
+    await_note(&mut trial, "back", 2, &mut started);
+    let back = ckpt(
+        &trial,
+        &["rollback", &started.id.to_string(), "--value", "6"],
+    );
+    if !back.status.success() && !says(&back).contains("ended before") {
+        trial.fail(&says(&back));
+    }
+    let life = started.end(LIMIT);
+    check_end(trial, life, "5 8 6 \n");
+}
