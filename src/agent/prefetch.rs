@@ -20,7 +20,11 @@ use ckpt_sys::syscall;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// Bytes asked for at a time.
-const STEP: u64 = 4 << 20;
+const STEP: u64 = 1 << 20;
+/// The bulk waits until the program has had its first pages, and then leaves room in the
+/// disk's queue for more of them: a page fault stands behind what was asked for before it.
+const BULK_AFTER_NS: u64 = 200_000_000;
+const BULK_PAUSE_NS: u64 = 2_000_000;
 /// The working set is what was touched so soon after a restart.
 const SOON_NS: u64 = 2_000_000_000;
 
@@ -30,6 +34,9 @@ pub struct Prefetch {
     /// Ranges to be fetched, in order; the first one from `at` on.
     queue: Vec<(u64, u64)>,
     at: usize,
+    /// From this range on it is not known to be wanted.
+    bulk: usize,
+    due_ns: u64,
     /// Mappings of images: start, end, `vma_flag`s.
     mapped: Vec<(u64, u64, u32)>,
     /// The mappings are advised MADV_RANDOM.
@@ -51,6 +58,8 @@ pub fn prepare(payload: &Payload) {
     let prefetch = Prefetch {
         queue: payload.prefetch.clone(),
         at: 0,
+        bulk: payload.touched as usize,
+        due_ns: 0,
         mapped: payload.mapped.clone(),
         advised: payload.cold,
         generation: payload.generation,
@@ -83,7 +92,7 @@ impl Prefetch {
     /// When [`Prefetch::slice`] wants to be called.
     pub fn due(&self) -> u64 {
         if self.at < self.queue.len() || self.advised {
-            0
+            self.due_ns
         } else {
             self.record_ns
         }
@@ -91,6 +100,11 @@ impl Prefetch {
 
     /// Works for a moment; false: all is done.
     pub fn slice(&mut self, job: Option<&Job<RawFs>>) -> bool {
+        let now = now_ns();
+        if self.at >= self.bulk && now < self.began_ns + BULK_AFTER_NS {
+            self.due_ns = self.began_ns + BULK_AFTER_NS;
+            return true;
+        }
         let mut left = STEP;
         while let Some((start, end)) = self.queue.get_mut(self.at)
             && left > 0
@@ -104,6 +118,8 @@ impl Prefetch {
             }
         }
         if self.at < self.queue.len() {
+            let bulk = self.at >= self.bulk;
+            self.due_ns = if bulk { now + BULK_PAUSE_NS } else { 0 };
             return true;
         }
         if self.advised {

@@ -102,6 +102,8 @@ pub struct Payload {
     pub image_files: Vec<ImageFile>,
     /// Ranges of `mapped` to be brought into memory ahead of the program, in order.
     pub prefetch: Vec<(u64, u64)>,
+    /// So many of them were touched after the restart before, the rest is all there is.
+    pub touched: u64,
     /// The mappings are advised MADV_RANDOM until then.
     pub cold: bool,
     /// The environment of the new start, as far as the library reads it.

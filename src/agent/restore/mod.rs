@@ -233,7 +233,7 @@ pub fn restore(
     payload.mapped = std::mem::take(&mut tape.mapped);
     payload.cold = options.cold;
     if options.cold {
-        payload.prefetch = to_be_fetched(&payload.mapped, before.as_ref());
+        (payload.prefetch, payload.touched) = to_be_fetched(&payload.mapped, before.as_ref());
     }
     for &(file, example) in &tape.examples {
         payload.add_image_file(options.image_fds[file as usize], example);
@@ -387,8 +387,11 @@ fn needed_files(
 }
 
 /// What of the mapped ranges is to be brought into memory ahead of the program: what it
-/// touched after the restart before, then the rest if there is room for it.
-fn to_be_fetched(mapped: &[(u64, u64, u32)], before: Option<&WorkingSet>) -> Vec<(u64, u64)> {
+/// touched after the restart before, so many ranges, then the rest if there is room for it.
+fn to_be_fetched(
+    mapped: &[(u64, u64, u32)],
+    before: Option<&WorkingSet>,
+) -> (Vec<(u64, u64)>, u64) {
     let mut ranges = Vec::new();
     let runs = before.map_or(&[][..], |set| &set.runs);
     let mut first = 0;
@@ -400,11 +403,12 @@ fn to_be_fetched(mapped: &[(u64, u64, u32)], before: Option<&WorkingSet>) -> Vec
         let touched = mapped[first..].iter().take_while(|range| range.0 < end);
         ranges.extend(touched.map(|range| (range.0.max(start), range.1.min(end))));
     }
+    let touched = ranges.len() as u64;
     let all: u64 = mapped.iter().map(|range| range.1 - range.0).sum();
     if all < unpack::available() / 4 * 3 {
         ranges.extend(mapped.iter().map(|range| (range.0, range.1)));
     }
-    ranges
+    (ranges, touched)
 }
 
 /// The administrator has not forbidden transparent huge pages.
