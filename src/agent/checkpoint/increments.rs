@@ -392,7 +392,9 @@ impl Increments {
         if expected > limit {
             return;
         }
-        let wanted = (expected + expected / 2 + SMALL).min(limit);
+        // What the program does next may be more than what it did last.
+        let least = SMALL + ahead.room.resident / 64;
+        let wanted = (expected + expected / 2 + SMALL).max(least).min(limit);
         if wanted > self.buffer.warm_pages()
             && ahead.room.has(wanted)
             && let Err(error) = self.buffer.prepare(wanted)

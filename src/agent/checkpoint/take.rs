@@ -140,7 +140,8 @@ pub(super) fn take<S: ImageSink>(
     match method {
         Method::Copy => increments.costs.copied(pages, ns),
         Method::Fork => increments.costs.forked(shot.ahead.room.tables, ns),
-        Method::Priority | Method::Write => {}
+        Method::Write => increments.costs.written(pages, ns),
+        Method::Priority => {}
     }
     taken.snapshot = method.name();
     let room = shot.ahead.room;

@@ -38,6 +38,8 @@ impl Method {
 pub struct Costs {
     /// Copying a page into warm memory.
     pub copy_page_ns: f64,
+    /// Writing a page to the file.
+    pub write_page_ns: f64,
     /// Forking, for each page of page tables.
     pub fork_table_ns: f64,
     /// Forking at all.
@@ -48,6 +50,7 @@ impl Default for Costs {
     fn default() -> Costs {
         Costs {
             copy_page_ns: 500.0,
+            write_page_ns: 2_000.0,
             fork_table_ns: 40_000.0,
             fork_ns: 150_000.0,
         }
@@ -63,6 +66,12 @@ impl Costs {
         // Few pages say little of what many cost.
         if pages >= 64 {
             average(&mut self.copy_page_ns, ns as f64 / pages as f64);
+        }
+    }
+
+    pub fn written(&mut self, pages: u64, ns: u64) {
+        if pages >= 64 {
+            average(&mut self.write_page_ns, ns as f64 / pages as f64);
         }
     }
 
@@ -198,6 +207,9 @@ pub fn choose(
             if pages <= warm && costs.copy(pages) <= costs.fork(room.tables) {
                 return Method::Copy;
             }
+            if pages > warm && pages as f64 * costs.write_page_ns <= costs.fork(room.tables) {
+                return Method::Write;
+            }
             // The program may write all of it while the child lives.
             if room.has(room.resident.min(pages * 2 + room.resident / 8)) {
                 Method::Fork
@@ -237,8 +249,9 @@ mod tests {
     fn small_is_copied_and_large_is_forked() {
         assert_eq!(auto(100, 1000, &ROOM), Method::Copy);
         assert_eq!(auto(262_144, 262_144, &ROOM), Method::Fork);
-        // Not what does not fit into the buffer.
-        assert_eq!(auto(2000, 1000, &ROOM), Method::Fork);
+        // What does not fit into the buffer is written at once, if that is not much.
+        assert_eq!(auto(20_000, 1000, &ROOM), Method::Fork);
+        assert_eq!(auto(2000, 1000, &ROOM), Method::Write);
         let asked = |choice| choose(choice, 2000, 1000, &Costs::default(), &ROOM, true);
         assert_eq!(asked(SnapshotChoice::Copy), Method::Write);
         assert_eq!(asked(SnapshotChoice::Fork), Method::Fork);
