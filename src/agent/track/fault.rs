@@ -117,10 +117,10 @@ pub fn begin_interval(budget: u32) {
 fn run_pages() -> u64 {
     let (opened, budget) = (OPENED.load(Relaxed), BUDGET.load(Relaxed));
     match () {
-        _ if opened < budget / 16 => 1,
-        _ if opened < budget / 8 => 4,
-        _ if opened < budget / 4 => 16,
-        _ if opened < budget / 2 => 64,
+        _ if opened < budget / 2 => 1,
+        _ if opened < budget / 4 * 3 => 4,
+        _ if opened < budget / 8 * 7 => 16,
+        _ if opened < budget => 64,
         _ => 512,
     }
 }
