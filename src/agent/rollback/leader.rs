@@ -210,7 +210,7 @@ fn await_others() {
             // One that is traced stays until its tracer has looked at it.
             tid != own && !matches!(procfs::task_state(tid), None | Some(b'Z' | b'X'))
         };
-        if list.read().is_ok() && !list.ids().iter().any(|tid| alive(tid)) {
+        if list.read().is_ok() && !list.ids().iter().any(alive) {
             return;
         }
         let time = [0u64, pause];

@@ -223,13 +223,11 @@ fn adapt(r: &mut Restorer, fd: RawFd, file: usize) {
         let _ = sys::fcntl(fd, libc::F_SETFL, flags as u32 as usize);
     }
     match &state.kind {
-        FileKind::Regular { .. } | FileKind::Directory { .. } => {
-            if have & libc::O_PATH == 0 {
-                if !goes_on(fd, have) {
-                    let _ = sys::lseek(fd, state.pos, libc::SEEK_SET);
-                }
-                unlock(r, fd, file);
+        FileKind::Regular { .. } | FileKind::Directory { .. } if have & libc::O_PATH == 0 => {
+            if !goes_on(fd, have) {
+                let _ = sys::lseek(fd, state.pos, libc::SEEK_SET);
             }
+            unlock(r, fd, file);
         }
         FileKind::Inherited { termios, .. } => {
             // A file that somebody else has opened, say.
