@@ -35,6 +35,15 @@ pub struct Region {
 /// The present region's address; 0 = none.
 pub static REGION: AtomicU64 = AtomicU64::new(0);
 
+/// The restorer's area below the region, as long as it is mapped.
+static SCRATCH: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+
+/// Makes a range one of ours; (0, 0) when it is gone.
+pub fn publish_scratch(start: u64, end: u64) {
+    SCRATCH[0].store(start, Ordering::Relaxed);
+    SCRATCH[1].store(end, Ordering::Relaxed);
+}
+
 /// The ranges of memory that do not belong to the image, ascending.
 pub fn own_ranges() -> impl Iterator<Item = (u64, u64)> {
     let base = REGION.load(Ordering::Relaxed);
@@ -44,14 +53,16 @@ pub fn own_ranges() -> impl Iterator<Item = (u64, u64)> {
         // SAFETY: a published region stays mapped as long as it is published.
         unsafe { (*(base as *const Region)).len }
     };
-    let mut ranges = [(0, 0); 6 + table::OWN_RANGES];
+    let mut ranges = [(0, 0); 7 + table::OWN_RANGES];
     ranges[0] = (base, base + len);
     ranges[1] = side::range();
     ranges[2] = copy::range();
     ranges[3] = track::table::own_range();
     ranges[4] = track::store::own_range();
     ranges[5] = ballast::range();
-    ranges[6..].copy_from_slice(&table::own_ranges());
+    let [start, end] = [0, 1].map(|k| SCRATCH[k].load(Ordering::Relaxed));
+    ranges[6] = (start, end);
+    ranges[7..].copy_from_slice(&table::own_ranges());
     ranges.sort_unstable();
     ranges.into_iter().filter(|(start, end)| start < end)
 }

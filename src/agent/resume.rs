@@ -242,6 +242,7 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         let region = args.region as *mut Region;
         adopt_dtv(region, args.main_fs);
         region::publish(args.region);
+        region::publish_scratch(args.scratch.0, args.scratch.0 + args.scratch.1);
         helper::take_over(region);
         table::forget();
         stop::reset_after_restore();
@@ -309,6 +310,7 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
             (stop::now_ns() - stages[0]) / 1000
         ));
         syscall!(libc::SYS_munmap, args.scratch.0, args.scratch.1);
+        region::publish_scratch(0, 0);
     }
     helper::live(helper::Life::Restored)
 }
@@ -454,6 +456,7 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
 /// The tracker is at work already: what is written here has changed since the checkpoint.
 fn put_protected(payload: &Payload) {
     for &(addr, len, from) in &payload.protected {
+        fault::touch(addr, len);
         // SAFETY: the range was writable at the checkpoint (`rollback::check`), so it is
         // now; the content lies in the area; nobody else runs.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, addr as *mut u8, len as usize) };

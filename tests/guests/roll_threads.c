@@ -34,9 +34,9 @@ static void roll(void)
 
 static void *sleeper(void *arg)
 {
-    (void)arg;
-    for (;;)
-        pause();
+    while (pause() < 0) {
+    }
+    return arg;
 }
 
 /* Each waits in its own way until phase is 1, then does its part. */
