@@ -230,6 +230,7 @@ fn load(case: &Case) -> i32 {
     let mut ctx = Context {
         files: &files,
         keep: &mut kept,
+        inside: false,
         program_pid,
         inside: false,
         warn: &mut |line| say(&format!("warning: {line}")),
