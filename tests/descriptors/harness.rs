@@ -232,7 +232,6 @@ fn load(case: &Case) -> i32 {
         keep: &mut kept,
         inside: false,
         program_pid,
-        inside: false,
         warn: &mut |line| say(&format!("warning: {line}")),
     };
     let start = Instant::now();
