@@ -46,6 +46,9 @@ fn sections_events_and_texts() {
             && second["heartbeat_ns"].as_u64() > first["heartbeat_ns"].as_u64(),
         "{first} {second}"
     );
+    // A helper that saw the call before the wish that came with it took a second checkpoint,
+    // behind the call, and the recovery did not come back to the call.
+    assert_eq!(trial.generation(), 1, "one call, one checkpoint");
     started.kill(true);
     let life = trial.finish();
     trial.compare(&bare, &life);

@@ -72,7 +72,8 @@ pub fn wake() {
 pub fn wait(timeout_ns: Option<u64>) -> u32 {
     let bell = MAILBOX.bell.load(Ordering::SeqCst);
     let wanted = MAILBOX.wanted.swap(0, Ordering::SeqCst);
-    if wanted != 0 || timeout_ns == Some(0) {
+    let call = !MAILBOX.inserted.load(Ordering::SeqCst).is_null();
+    if wanted != 0 || call || timeout_ns == Some(0) {
         return wanted;
     }
     let ts = timeout_ns.map(|ns| [ns / 1_000_000_000, ns % 1_000_000_000]);
@@ -258,7 +259,9 @@ fn inserted(id: i32, mask: u64, altstack: [u64; 3]) -> i32 {
             syscall!(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &was, 0, 8);
         }
     }
-    post(CHECKPOINT);
+    // Not a wish beside the call: the helper may have seen the call already, and would take
+    // a second checkpoint, behind it.
+    wake();
     loop {
         // SAFETY: `call` is alive; the helper writes `done` through the pointer.
         let done = unsafe { &(*pointer).done };
