@@ -1,4 +1,4 @@
-/* Rollback against a model: checkpoints under four ids, changes of memory (global, heap,
+/* Rollback against a model: checkpoints under four ids (none of them 0, which is not kept), changes of memory (global, heap,
  * mapped, stack) and of files, and rollbacks with random protected regions, in random
  * order. The model lies in protected memory. Arguments: steps, seed. */
 #include "guest.h"
@@ -47,8 +47,15 @@ static void verify(unsigned char **parts)
 {
     static unsigned char bytes[ROOM + 1];
     for (int k = 0; k < PARTS; k++)
-        if (memcmp(parts[k], m.now.memory[k], PART) != 0)
-            FAIL("step %ld: part %d of the memory is wrong", m.step, k);
+        if (memcmp(parts[k], m.now.memory[k], PART) != 0) {
+            int at = 0, wrong = 0;
+            while (parts[k][at] == m.now.memory[k][at])
+                at++;
+            for (int i = 0; i < PART; i++)
+                wrong += parts[k][i] != m.now.memory[k][i];
+            FAIL("step %ld: part %d of the memory is wrong at %d (%p), %d bytes", m.step, k, at,
+                 (void *)(parts[k] + at), wrong);
+        }
     for (int k = 0; k < FILES; k++) {
         int fd = open(name(k), O_RDONLY | O_CLOEXEC);
         if ((fd >= 0) != m.now.file[k].exists)
@@ -127,7 +134,7 @@ static void take(int id)
 {
     m.then[id] = m.now;
     m.at[id] = ++m.taken;
-    int result = ckpt_checkpoint(id);
+    int result = ckpt_checkpoint(id + 1);
     if (result < 0)
         FAIL("step %ld: ckpt_checkpoint: errno %d", m.step, errno);
     CHECK_EQ(result, m.value);
@@ -154,7 +161,7 @@ static void go_back(unsigned char **parts, int id)
             m.at[k] = 0; /* newer ones are gone */
     m.rollbacks++;
     m.value = 1 + below(1000);
-    ckpt_rollback(id, m.value, keep, n);
+    ckpt_rollback(id + 1, m.value, keep, n);
     FAIL("step %ld: ckpt_rollback: errno %d", m.step, errno);
 }
 
