@@ -5,19 +5,26 @@
 //!
 //! Helper thread. The mapping is no part of the image ([`range`]).
 
-use crate::agent::region;
+use crate::agent::headroom;
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 const LEN: u64 = 4 << 20;
 
 /// 0: there is none.
 static AT: AtomicU64 = AtomicU64::new(0);
 
+/// There was one before.
+static HELD: AtomicBool = AtomicBool::new(false);
+
 /// Takes what is in reserve, if the address space is limited and there is room.
 pub fn take() {
-    if AT.load(SeqCst) != 0 || !region::limited() {
+    if AT.load(SeqCst) != 0 || !headroom::limited() {
+        return;
+    }
+    // What was held may be held again; the first time, only of plenty.
+    if !HELD.load(SeqCst) && !headroom::ample(LEN) {
         return;
     }
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
@@ -25,6 +32,7 @@ pub fn take() {
     let got = unsafe { syscall!(libc::SYS_mmap, 0, LEN, libc::PROT_NONE, flags, -1i32, 0) };
     if let Ok(addr) = check(got) {
         AT.store(addr as u64, SeqCst);
+        HELD.store(true, SeqCst);
     }
 }
 

@@ -19,6 +19,7 @@ pub mod collect;
 pub mod ending;
 pub mod events;
 pub mod exit;
+pub mod headroom;
 pub mod heap;
 pub mod helper;
 pub mod hooks;

@@ -3,6 +3,7 @@
 //! restore a new one lies in the restorer's area.
 
 use crate::agent::ballast;
+use crate::agent::headroom;
 use crate::agent::heap::{HELPER_HEAP, Heap};
 use crate::agent::snapshot::copy;
 use crate::agent::{side, track};
@@ -75,24 +76,11 @@ pub fn kept_fd() -> Option<i32> {
     (fd >= 0).then_some(fd)
 }
 
-/// RLIMIT_AS.
-fn address_space() -> u64 {
-    let mut pair = [u64::MAX; 2];
-    // SAFETY: the kernel fills two words.
-    unsafe { syscall!(libc::SYS_prlimit64, 0, libc::RLIMIT_AS, 0, &mut pair) };
-    pair[0]
-}
-
 /// The length to begin with, a power of two: the program would miss what is reserved of a
 /// limited address space, so a small part of it has to do.
 pub fn preferred_len() -> u64 {
-    let share = (address_space() / 16).clamp(MINIMUM_LEN, PREFERRED_LEN);
+    let share = (headroom::address_space() / 16).clamp(MINIMUM_LEN, PREFERRED_LEN);
     1 << share.ilog2()
-}
-
-/// Is the process's address space limited?
-pub fn limited() -> bool {
-    address_space() != u64::MAX
 }
 
 /// Maps a region of its own with a guard page at either end. A size that

@@ -12,7 +12,7 @@ use crate::agent::recover;
 use crate::agent::settings::{self, Settings};
 use crate::agent::state::{self, AGENT};
 use crate::agent::track::Probe;
-use crate::agent::{exit, helper, hooks, log, refusal, region, request, stop};
+use crate::agent::{exit, headroom, helper, hooks, log, refusal, request, stop};
 use crate::config::Config;
 use crate::persist::exclude;
 use crate::store::{self, JobKey};
@@ -168,7 +168,7 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
     }
     mark_owner(pid);
     // Where memory is limited the helper takes its own before the program takes all.
-    if (config.interval.is_some() || region::limited())
+    if (config.interval.is_some() || headroom::limited())
         && let Err(errno) = helper::ensure()
     {
         log::line(format_args!(

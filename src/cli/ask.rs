@@ -4,6 +4,7 @@
 //! is only ever sent to a process that has the library loaded and catches it, through
 //! a pidfd, so that it cannot reach a later process of the same number.
 
+use super::output::print_json;
 use super::{Cli, NO_ANSWER, exit, select};
 use crate::agent::restore::proxy::STARTER_NAME;
 use crate::config::Config;
@@ -11,6 +12,7 @@ use crate::store::report::{Ask, Report, RequestResult, encode_request};
 use crate::store::store_root;
 use anyhow::{Context, bail};
 use procfs::process::Process;
+use serde_json::json;
 use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -149,6 +151,16 @@ impl Target {
             return Err(error).with_context(|| format!("ask process {}", self.pid));
         }
         Ok(nonce)
+    }
+
+    /// An answer as JSON.
+    pub fn print_answer(&self, report: &Report, result: &RequestResult) {
+        print_json(&json!({
+            "pid": self.pid,
+            "job": report.job,
+            "generation": result.generation,
+            "error": result.error,
+        }));
     }
 
     /// Waits for the report that answers `nonce`.

@@ -41,12 +41,7 @@ pub fn run(cli: &Cli, args: &Args) -> Outcome {
     }
     let (report, result) = target.wait(nonce, args.timeout)?;
     if cli.json {
-        print_json(&json!({
-            "pid": target.pid,
-            "job": report.job,
-            "generation": result.generation,
-            "error": result.error,
-        }));
+        target.print_answer(&report, &result);
     }
     match (result.generation, result.error) {
         (Some(generation), _) => {

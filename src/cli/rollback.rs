@@ -2,11 +2,9 @@
 
 use super::ask::Target;
 use super::checkpoint::duration;
-use super::output::print_json;
 use super::{Cli, Outcome};
 use crate::store::report::{Ask, Goal, REQUEST_ROLLBACK};
 use anyhow::Context;
-use serde_json::json;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -46,12 +44,7 @@ pub fn run(cli: &Cli, args: &Args) -> Outcome {
     let _ = std::fs::remove_file(Ask::path(&target.root, target.pid, nonce));
     let (report, result) = answer?;
     if cli.json {
-        print_json(&json!({
-            "pid": target.pid,
-            "job": report.job,
-            "generation": result.generation,
-            "error": result.error,
-        }));
+        target.print_answer(&report, &result);
     }
     match (result.generation, result.error) {
         (Some(generation), _) => {

@@ -12,10 +12,11 @@ use crate::agent::settings::Settings;
 use crate::agent::snapshot::choose::{self, Costs, Method, Room};
 use crate::agent::snapshot::copy::Buffer;
 use crate::agent::snapshot::precopy::{self, Live};
-use crate::agent::snapshot::{PageScanner, Pages, SnapshotError, scan};
+use crate::agent::snapshot::{Pages, SnapshotError};
 use crate::agent::state::AGENT;
 use crate::agent::stop::now_ns;
-use crate::agent::track::{self, Change, Dirty, Probe, Tracker};
+use crate::agent::track::pagemap::PageMap;
+use crate::agent::track::{self, Change, Dirty, Probe, Tracker, full};
 use crate::agent::{callsites, hooks, log, procfs};
 use crate::config::{Compress, SnapshotChoice, TrackerChoice};
 use crate::image::pack;
@@ -39,7 +40,7 @@ pub struct Increments {
     pub buffer: Buffer,
     pub costs: Costs,
     pub live: Live,
-    scanner: Option<PageScanner>,
+    pagemap: Option<PageMap>,
     /// The map as it was before the latest stop, with VmFlags, and which advice it knows.
     known: Plan,
     known_advice: u32,
@@ -184,7 +185,7 @@ impl Increments {
             buffer: Buffer::default(),
             costs: Costs::default(),
             live: Live::new(),
-            scanner: None,
+            pagemap: None,
             known: Plan::default(),
             known_advice: 0,
             residue: 0,
@@ -221,13 +222,12 @@ impl Increments {
     /// Everything that exists, for a complete image. What was known is of no use any more.
     pub fn everything(&mut self, plan: &Plan) -> Result<(), SnapshotError> {
         self.base = None;
-        if self.scanner.is_none() {
-            self.scanner = Some(PageScanner::new()?);
-        }
-        match &mut self.scanner {
-            Some(scanner) => scan::everything(scanner, &plan.pieces, &mut self.dirty),
-            None => Ok(()),
-        }
+        self.dirty.clear();
+        let pagemap = match &mut self.pagemap {
+            Some(pagemap) => pagemap,
+            None => self.pagemap.insert(PageMap::open()?),
+        };
+        Ok(full::everything(pagemap, &plan.pieces, &mut self.dirty)?)
     }
 
     /// What the next image may stand on.

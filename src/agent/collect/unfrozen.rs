@@ -12,7 +12,7 @@
 use crate::agent::collect::memory::{MemoryError, PAGE, is_zero};
 use crate::agent::procfs::{OwnFd, number, read_file};
 use crate::agent::side::SideBuffer;
-use crate::agent::snapshot::PageScanner;
+use crate::agent::track::pagemap::{OWN, PageMap};
 use crate::image::state::{Extent, SharedKind, SharedObject};
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
@@ -26,7 +26,7 @@ const STEP: u64 = 8192;
 pub struct Copier<'s> {
     side: &'s mut SideBuffer,
     mem: Option<OwnFd>,
-    scanner: Option<PageScanner>,
+    pagemap: Option<PageMap>,
     /// May mapped objects be opened? Unknown until it was tried.
     may_open: bool,
     /// Is anything swapped out on this machine?
@@ -48,7 +48,7 @@ impl Copier<'_> {
         Copier {
             side,
             mem: None,
-            scanner: None,
+            pagemap: None,
             may_open: true,
             swapped: None,
         }
@@ -87,18 +87,14 @@ impl Copier<'_> {
             return self.run(start, end, start, &[], extents).map_err(fail);
         }
         let mut runs = Vec::new();
-        let scanner = match &mut self.scanner {
-            Some(scanner) => scanner,
+        let pagemap = match &mut self.pagemap {
+            Some(pagemap) => pagemap,
             None => self
-                .scanner
-                .insert(PageScanner::new().map_err(|_| fail(libc::EIO))?),
+                .pagemap
+                .insert(PageMap::open().map_err(|_| fail(libc::EIO))?),
         };
-        let mut note = |at, npages: u64| {
-            runs.push((at, at + npages * PAGE));
-            Ok(())
-        };
-        scanner
-            .scan(start, end, &mut note)
+        pagemap
+            .scan(start, end, OWN, |from, to, _| runs.push((from, to)))
             .map_err(|_| fail(libc::EIO))?;
         for (from, to) in runs {
             self.run(from, to, from, &[], extents).map_err(fail)?;

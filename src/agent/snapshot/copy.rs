@@ -9,6 +9,7 @@ use super::SnapshotError;
 use super::pages::{BATCH_PAGES, Chunk, Pages};
 use super::stretch::{Stretch, batches, open_mem, read_through};
 use crate::agent::collect::memory::{PAGE, Piece};
+use crate::agent::headroom;
 use crate::agent::track::Dirty;
 use crate::image::writer::ImageSink;
 use ckpt_sys::raw::check;
@@ -54,6 +55,10 @@ impl Buffer {
         let wanted = (npages * PAGE).next_multiple_of(HUGE);
         if wanted > self.capacity {
             self.unmap();
+            // The program would miss it (a forked writer needs none of it).
+            if !headroom::ample(wanted) {
+                return Err(SnapshotError::NoRoom(libc::ENOMEM));
+            }
             let prot = libc::PROT_READ | libc::PROT_WRITE;
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
             // SAFETY: a fresh mapping of our own.

@@ -20,16 +20,14 @@ pub mod fork;
 pub mod pages;
 pub mod precopy;
 pub mod priority;
-pub mod scan;
 pub mod stretch;
 
 pub use choose::Method;
 pub use pages::Pages;
-pub use scan::PageScanner;
 
 use crate::agent::collect::memory::{How, MemoryError, PAGE, Piece, Plan};
 use crate::agent::state;
-use crate::agent::track::Dirty;
+use crate::agent::track::{Dirty, TrackError};
 use crate::image::state::{Base, Extent, Manifest};
 use crate::image::writer::{ImageSink, WriteError, Written};
 
@@ -52,8 +50,8 @@ pub enum SnapshotError {
     /// the next checkpoint looks for such ranges during the stop.
     #[error("memory at {0:#x} is not passed on to a forked writer")]
     NotInherited(u64),
-    #[error("scan the page tables: errno {0}")]
-    Scan(i32),
+    #[error(transparent)]
+    Scan(#[from] TrackError),
     #[error("open {path}: errno {errno}")]
     Open { path: &'static str, errno: i32 },
     #[error(transparent)]

@@ -88,11 +88,11 @@ pub fn choose(choice: TrackerChoice, probe: &Probe) -> Box<dyn Tracker> {
         TrackerChoice::Uffd => uffd::Uffd::new().map(|t| Box::new(t) as _),
         TrackerChoice::SoftDirty => softdirty::SoftDirty::new().map(|t| Box::new(t) as _),
         TrackerChoice::Mprotect => mprotect::Mprotect::new().map(|t| Box::new(t) as _),
-        _ => full::Full::new().map(|t| Box::new(t) as _),
+        _ => Ok(Box::new(full::Full::open())),
     };
     made.unwrap_or_else(|error| {
         log::line(format_args!("no pages are tracked: {error}"));
-        Box::new(full::Blind)
+        Box::new(full::Full::open())
     })
 }
 

@@ -67,6 +67,16 @@ pub struct Query {
     pub protect: bool,
 }
 
+/// Pages that exist and belong to the process: neither a file's own nor the shared page
+/// of zeros.
+pub const OWN: Query = Query {
+    inverted: is::FILE | is::PFNZERO,
+    all: is::FILE | is::PFNZERO,
+    any: is::PRESENT | is::SWAPPED,
+    tell: is::PRESENT,
+    protect: false,
+};
+
 /// More than this many regions a call and the walk may end behind what was returned.
 const REGIONS: usize = 512;
 

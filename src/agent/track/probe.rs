@@ -2,7 +2,10 @@
 //! Helper thread, constructor (only what was asked for by name), `ckpt doctor`.
 
 use super::{softdirty, uffd};
+use crate::agent::collect::memory::PAGE;
 use crate::config::TrackerChoice;
+use ckpt_sys::raw::check;
+use ckpt_sys::syscall;
 
 /// What each tracker says: `Err` holds why it cannot be used.
 #[derive(Debug, Clone)]
@@ -84,6 +87,21 @@ impl Probe {
             _ => TrackerChoice::Full,
         }
     }
+}
+
+/// Calls `f` with the address of a fresh page, to be tried with.
+pub(super) fn with_page<T>(f: impl FnOnce(u64) -> Result<T, String>) -> Result<T, String> {
+    let (prot, flags) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+    );
+    // SAFETY: a mapping of our own, at a place of the kernel's choice.
+    let mapped = unsafe { syscall!(libc::SYS_mmap, 0, PAGE, prot, flags, -1i32, 0) };
+    let addr = check(mapped).map_err(|errno| format!("mmap: errno {errno}"))? as u64;
+    let result = f(addr);
+    // SAFETY: mapped above.
+    unsafe { syscall!(libc::SYS_munmap, addr, PAGE) };
+    result
 }
 
 /// Nothing is asked of the kernel but what every kernel has; only what the kernel itself

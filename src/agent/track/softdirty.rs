@@ -8,6 +8,7 @@
 
 use super::blank::{Range, clip, groups, is_of_file, newly_blank, push, watchable, whole};
 use super::pagemap::{PageMap, Query, is};
+use super::probe::with_page;
 use super::{Change, Dirty, TrackError, Tracker};
 use crate::agent::collect::memory::{How, PAGE, Piece};
 use crate::agent::procfs::OwnFd;
@@ -128,34 +129,22 @@ impl Tracker for SoftDirty {
 /// Does the bit move? Tried with one page; clears the bits of the whole process.
 pub fn probe() -> Result<(), String> {
     let mut pagemap = PageMap::open().map_err(|error| error.to_string())?;
-    // SAFETY: a fresh page of our own.
-    let addr = unsafe {
-        let (prot, flags) = (
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-        );
-        check(syscall!(libc::SYS_mmap, 0, PAGE, prot, flags, -1i32, 0))
-            .map_err(|errno| format!("mmap: errno {errno}"))? as u64
-    };
-    let write = |value: u64| {
-        // SAFETY: the page is ours.
-        unsafe { (addr as *mut u64).write_volatile(value) };
-    };
-    let mut dirty = || {
-        let mut n = 0;
-        let scanned = pagemap.scan(addr, addr + PAGE, WRITTEN, |_, _, _| n += 1);
-        scanned.map(|()| n).map_err(|error| error.to_string())
-    };
-    let mut look = || {
+    let result = with_page(|addr| {
+        let write = |value: u64| {
+            // SAFETY: the page is ours.
+            unsafe { (addr as *mut u64).write_volatile(value) };
+        };
+        let mut dirty = || {
+            let mut n = 0;
+            let scanned = pagemap.scan(addr, addr + PAGE, WRITTEN, |_, _, _| n += 1);
+            scanned.map(|()| n).map_err(|error| error.to_string())
+        };
         write(1);
         clear().map_err(|error| error.to_string())?;
         let idle = dirty()?;
         write(2);
-        Ok::<_, String>((idle, dirty()?))
-    };
-    let result = look();
-    // SAFETY: mapped above.
-    unsafe { syscall!(libc::SYS_munmap, addr, PAGE) };
+        Ok((idle, dirty()?))
+    });
     match result? {
         (0, 1) => Ok(()),
         (_, _) => Err("the kernel does not keep the bit (CONFIG_MEM_SOFT_DIRTY)".to_owned()),

@@ -19,6 +19,7 @@ use super::blank::{
     Range, clip, groups, is_of_file, newly_blank, push, subtract, watchable, whole, without_file,
 };
 use super::pagemap::{PageMap, Query, is};
+use super::probe::with_page;
 use super::{Change, Dirty, TrackError, Tracker};
 use crate::agent::collect::memory::{How, PAGE, Piece};
 use crate::agent::procfs::OwnFd;
@@ -307,19 +308,7 @@ impl Tracker for Uffd {
 /// Does it work in this process? Really watches a page.
 pub fn probe() -> Result<(), String> {
     let mut uffd = Uffd::new().map_err(|error| error.to_string())?;
-    // SAFETY: a fresh page of our own.
-    let addr = unsafe {
-        let (prot, flags) = (
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-        );
-        check(syscall!(libc::SYS_mmap, 0, PAGE, prot, flags, -1i32, 0))
-            .map_err(|errno| format!("mmap: errno {errno}"))? as u64
-    };
-    let result = watch_a_page(&mut uffd, addr);
-    // SAFETY: mapped above.
-    unsafe { syscall!(libc::SYS_munmap, addr, PAGE) };
-    result
+    with_page(|addr| watch_a_page(&mut uffd, addr))
 }
 
 fn watch_a_page(uffd: &mut Uffd, addr: u64) -> Result<(), String> {
