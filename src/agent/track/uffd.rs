@@ -547,7 +547,12 @@ mod tests {
         }
         let seen = sweep(&mut uffd);
         assert_eq!(seen.present_pages(), 0);
-        assert_eq!(seen.absent_pages(), 513);
+        assert_eq!(
+            seen.absent_pages(),
+            513,
+            "{base:x} {table:x} {:?}",
+            seen.runs()
+        );
         assert!(sweep(&mut uffd).is_empty());
         // A new mapping in the place of another table, nothing of which exists.
         // SAFETY: memory of the test.
