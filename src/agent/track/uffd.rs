@@ -538,12 +538,8 @@ mod tests {
         // SAFETY: memory of the test.
         unsafe {
             syscall!(libc::SYS_madvise, table, 512 * PAGE, libc::MADV_DONTNEED);
-            syscall!(
-                libc::SYS_madvise,
-                base + 3 * PAGE,
-                PAGE,
-                libc::MADV_DONTNEED
-            );
+            let elsewhere = table + 1030 * PAGE;
+            syscall!(libc::SYS_madvise, elsewhere, PAGE, libc::MADV_DONTNEED);
         }
         let seen = sweep(&mut uffd);
         assert_eq!(seen.present_pages(), 0);
