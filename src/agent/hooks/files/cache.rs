@@ -76,6 +76,16 @@ pub fn saved(fd: i32) -> Option<(&'static Map, &'static AtomicU32)> {
     Some(unsafe { (&*map, AtomicU32::from_ptr(mark)) })
 }
 
+/// Was the inode behind `fd` made since the table began, so that nothing done through it
+/// needs a record? Such a call may be sent on: should a checkpoint come before it is executed,
+/// it comes here again.
+pub fn is_born(fd: i32) -> bool {
+    let map = usize::try_from(fd).ok().and_then(|index| MAPS.get(index));
+    flags(fd) & KNOWN != 0
+        && map.is_some_and(|map| std::ptr::eq(map.load(Acquire), super::saved::born()))
+        && flags(fd) & KNOWN != 0
+}
+
 /// Notes what is known of `fd`; `mark` is the inode's, where writes that pass by leave
 /// word. Inside a `Recording`.
 pub fn set(fd: i32, flags: u32, mark: Option<*mut u32>, stamp: u32) {

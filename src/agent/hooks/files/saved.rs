@@ -19,6 +19,17 @@ pub struct Map {
     bits: Vec<AtomicU64>,
 }
 
+/// In a descriptor's place for a map: its inode was made since the table began.
+static BORN: Map = Map {
+    id: Id { dev: 0, ino: 0 },
+    bits: Vec::new(),
+};
+
+/// See [`BORN`].
+pub fn born() -> *const Map {
+    &raw const BORN
+}
+
 impl Map {
     /// Are all blocks that `start..end` touches saved?
     pub fn covers(&self, start: u64, end: u64) -> bool {
