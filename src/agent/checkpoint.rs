@@ -13,6 +13,7 @@ mod take;
 use crate::agent::collect::identity;
 use crate::agent::collect::memory::PAGE;
 use crate::agent::helper::Life;
+use crate::agent::hooks::files::outside;
 use crate::agent::merge::Merger;
 use crate::agent::outputs::keep::Streams;
 use crate::agent::prefetch::{self, Prefetch};
@@ -82,7 +83,7 @@ pub struct Worker {
     claimed: Option<Claimed>,
     streams: Streams,
     /// Mapped files that were looked through for system calls of their own.
-    looked: Vec<(String, u64)>,
+    looked: outside::Looked,
     owner: Option<Owner>,
     /// CLOCK_MONOTONIC of the next clock checkpoint; `None` = no clock.
     due_ns: Option<u64>,
@@ -144,7 +145,7 @@ impl Worker {
             settings,
             claimed: None,
             streams: Streams::default(),
-            looked: Vec::new(),
+            looked: outside::Looked::default(),
             owner,
             due_ns: interval_ns(settings, &pace).map(|ns| now_ns() + ns),
             pace,
@@ -506,7 +507,7 @@ impl Worker {
             .job
             .prune(settings.config.keep, Some(generation), taken.realtime_ns);
         files::prune(&claimed.job);
-        crate::agent::hooks::files::outside::look(&mut self.looked);
+        self.looked.look();
         exit::leave_store();
         published?;
         self.increments.published(generation);
@@ -625,6 +626,7 @@ impl Worker {
         self.report.heartbeats = said.heartbeats;
         self.report.heartbeat_ns = said.heartbeat_ns;
         self.report.ready_ns = said.ready_ns;
+        self.report.unseen.clone_from(&self.looked.found);
         let root = PathBuf::from(std::ffi::OsStr::from_bytes(&self.settings.store_root));
         if let Err(error) = self.report.write(&RawFs, &root) {
             log::line(format_args!("{error}"));

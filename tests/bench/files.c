@@ -101,6 +101,17 @@ int main(int argc, char **argv)
         begin = now();
         for (long i = 0; i < count; i++)
             MUST(stat("bench.stat", &st) == 0);
+    } else if (!strcmp(kind, "held")) {
+        /* Checkpoints with COUNT files open that nobody touches; the log tells what they take. */
+        for (long i = 0; i < count; i++) {
+            snprintf(name, sizeof name, "bench.held.%ld", i);
+            int fd = open(name, O_RDWR | O_CREAT, 0600);
+            MUST(fd >= 0 && write(fd, small, sizeof small) == sizeof small);
+        }
+        begin = now();
+        for (int i = 0; i < 9; i++)
+            checkpoint();
+        count = 9;
     } else if (!strcmp(kind, "create")) {
         /* As `tar x` of many small files. */
         mkdir("bench.dir", 0700);

@@ -93,6 +93,46 @@ fn child(phase: &str, case: &Case, dir: &Path, user: Option<u32>) {
     }
 }
 
+/// The system calls that collecting a case's table takes, by name (strace is needed).
+pub fn calls_of_collecting(case: &Case) -> std::collections::BTreeMap<String, usize> {
+    let dir = std::env::temp_dir().join(format!("ckpt-fds-{}-calls", std::process::id()));
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("stderr"), "").unwrap();
+    let status = Command::new("strace")
+        .args(["-f", "-q", "-o", "trace", "--"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["phase", "--exact", "--nocapture", "--test-threads=1"])
+        .env("CKPT_TEST_PHASE", "save")
+        .env("CKPT_TEST_CASE", case.name)
+        .env("CKPT_TEST_DIR", &dir)
+        .current_dir(&dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .expect("strace is needed");
+    let trace = std::fs::read_to_string(dir.join("trace")).unwrap();
+    let said = std::fs::read_to_string(dir.join("stderr")).unwrap();
+    assert_eq!(status.code(), Some(73), "{said}");
+    std::fs::remove_dir_all(&dir).unwrap();
+    // The collecting thread is the one that takes a table of its own.
+    let helper = trace
+        .lines()
+        .find(|line| line.contains("unshare(CLONE_FILES"));
+    let helper = helper.and_then(|line| line.split_once(' ')).unwrap().0;
+    let mut calls = std::collections::BTreeMap::new();
+    for line in trace.lines() {
+        let Some((thread, call)) = line.split_once(' ') else {
+            continue;
+        };
+        let name = call.trim_start().split_once('(').unwrap_or_default().0;
+        if thread == helper && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+            *calls.entry(name.to_owned()).or_insert(0) += 1;
+        }
+    }
+    calls
+}
+
 /// Says something to the test's log: 2 may be anything in a case.
 pub fn say(line: &str) {
     use std::io::Write;

@@ -113,6 +113,8 @@ pub(crate) struct Collector<'a> {
     pub raws: Vec<Raw>,
     /// Open file description -> index in `raws` of its lowest descriptor.
     pub lead: Vec<usize>,
+    /// Open file description -> did whoever started the program hand it over?
+    pub started: Vec<bool>,
     pub sink: &'a mut dyn ContentSink,
     /// Contents stored so far, by (device, inode).
     pub stored: BTreeMap<(u64, u64), Vec<Extent>>,
@@ -126,9 +128,7 @@ impl Collector<'_> {
 
     /// Did whoever started the program hand it this open file description?
     pub fn started_with(&self, raw: &Raw) -> bool {
-        self.raws
-            .iter()
-            .any(|other| other.file == raw.file && other.inherited)
+        self.started.get(raw.file) == Some(&true)
     }
 }
 
@@ -184,12 +184,17 @@ pub fn collect(target: &Target, sink: &mut dyn ContentSink) -> Result<Descriptor
 
     let mut raws = read_raws(target, &fd_dir, &info_dir).map_err(|e| fail("read", e))?;
     let lead = share::group(target, &pidfd, &mut raws)?;
+    let mut started = vec![false; lead.len()];
+    for raw in raws.iter().filter(|raw| raw.inherited) {
+        started[raw.file] = true;
+    }
     let mut collector = Collector {
         target,
         pidfd,
         fd_dir,
         raws,
         lead,
+        started,
         sink,
         stored: BTreeMap::new(),
     };

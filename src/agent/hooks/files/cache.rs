@@ -9,8 +9,8 @@
 
 use super::saved::Map;
 use crate::agent::state::AGENT;
-use ckpt_sys::callsite::{FD_CACHE, fd_changes, fd_entry, table_word};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering::*};
+use ckpt_sys::callsite::{FD_CACHE, fd_changes, fd_entry, fd_saved, table_word};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::*};
 
 /// No regular file, not open for writing, or left alone.
 pub const PASS: u32 = 1;
@@ -55,9 +55,11 @@ pub fn stamp() -> u32 {
     fd_changes().load(Acquire)
 }
 
-/// The saved blocks of the inodes behind descriptors; valid where the entry has [`KNOWN`].
-static MAPS: [AtomicPtr<Map>; FD_CACHE] =
-    [const { AtomicPtr::new(std::ptr::null_mut()) }; FD_CACHE];
+/// The saved blocks of the inode behind a descriptor; valid where the entry has [`KNOWN`].
+/// Stage 1 reads the pointer too: a [`Map`] begins with what that wants.
+fn map_of(fd: usize) -> *const Map {
+    fd_saved(fd).map_or(std::ptr::null(), |map| map.load(Acquire).cast())
+}
 
 /// What is saved of the inode behind `fd`, and where a write leaves its mark. To be called, and
 /// its result used, inside an `InHook`.
@@ -66,7 +68,7 @@ pub fn saved(fd: i32) -> Option<(&'static Map, &'static AtomicU32)> {
         return None;
     }
     let index = usize::try_from(fd).ok()?;
-    let map = MAPS.get(index)?.load(Acquire);
+    let map = map_of(index);
     let mark = fd_entry(index)?.1.load(Relaxed);
     if map.is_null() || mark.is_null() || flags(fd) & KNOWN == 0 {
         return None;
@@ -80,9 +82,11 @@ pub fn saved(fd: i32) -> Option<(&'static Map, &'static AtomicU32)> {
 /// needs a record? Such a call may be sent on: should a checkpoint come before it is executed,
 /// it comes here again.
 pub fn is_born(fd: i32) -> bool {
-    let map = usize::try_from(fd).ok().and_then(|index| MAPS.get(index));
+    let Ok(index) = usize::try_from(fd) else {
+        return false;
+    };
     flags(fd) & KNOWN != 0
-        && map.is_some_and(|map| std::ptr::eq(map.load(Acquire), super::saved::born()))
+        && std::ptr::eq(map_of(index), super::saved::born())
         && flags(fd) & KNOWN != 0
 }
 
@@ -111,8 +115,8 @@ pub fn set_with_map(fd: i32, flags: u32, mark: Option<*mut u32>, map: *const Map
         flags
     };
     hot.store(mark.unwrap_or(NO_MARK.as_ptr()), Relaxed);
-    if let Some(place) = MAPS.get(index) {
-        place.store(map.cast_mut(), Release);
+    if let Some(place) = fd_saved(index) {
+        place.store(map.cast_mut().cast(), Release);
     }
     END.fetch_max(index + 1, Relaxed);
     if fd_changes().load(Acquire) == stamp {

@@ -57,7 +57,7 @@ pub const MODIFYING: &[(c_long, Fast)] = &[
     (libc::SYS_creat, Fast::Nothing),
     (libc::SYS_write, Fast::AtPosition),
     (libc::SYS_writev, Fast::AtPosition),
-    (libc::SYS_pwrite64, Fast::Anywhere),
+    (libc::SYS_pwrite64, Fast::AtOffset),
     (libc::SYS_pwritev, Fast::Anywhere),
     (libc::SYS_pwritev2, Fast::Anywhere),
     (libc::SYS_sendfile, Fast::AtPosition),
