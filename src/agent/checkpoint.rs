@@ -10,6 +10,7 @@ pub mod increments;
 pub mod mapped;
 mod take;
 
+use crate::agent::collect::descriptors::Known;
 use crate::agent::collect::identity;
 use crate::agent::collect::memory::PAGE;
 use crate::agent::helper::Life;
@@ -84,6 +85,8 @@ pub struct Worker {
     streams: Streams,
     /// Mapped files that were looked through for system calls of their own.
     looked: outside::Looked,
+    /// The program's files, as the checkpoint before has found them.
+    known: Known,
     owner: Option<Owner>,
     /// CLOCK_MONOTONIC of the next clock checkpoint; `None` = no clock.
     due_ns: Option<u64>,
@@ -146,6 +149,7 @@ impl Worker {
             claimed: None,
             streams: Streams::default(),
             looked: outside::Looked::default(),
+            known: Known::default(),
             owner,
             due_ns: interval_ns(settings, &pace).map(|ns| now_ns() + ns),
             pace,
@@ -558,7 +562,13 @@ impl Worker {
             .increments
             .ahead(file, generation, &records, settings)?;
         let mut beginning = Beginning::new(&job_dir, generation, &settings.config);
-        let taken = take(settings, &mut self.increments, ahead, &mut beginning)?;
+        let taken = take(
+            settings,
+            &mut self.increments,
+            ahead,
+            &mut beginning,
+            &mut self.known,
+        )?;
         Ok((beginning, taken))
     }
 
