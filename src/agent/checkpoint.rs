@@ -10,9 +10,11 @@ pub mod increments;
 pub mod mapped;
 mod take;
 
+use crate::agent::collect::descriptors::Known;
 use crate::agent::collect::identity;
 use crate::agent::collect::memory::PAGE;
 use crate::agent::helper::Life;
+use crate::agent::hooks::files::outside;
 use crate::agent::merge::Merger;
 use crate::agent::outputs::keep::Streams;
 use crate::agent::prefetch::{self, Prefetch};
@@ -82,7 +84,9 @@ pub struct Worker {
     claimed: Option<Claimed>,
     streams: Streams,
     /// Mapped files that were looked through for system calls of their own.
-    looked: Vec<(String, u64)>,
+    looked: outside::Looked,
+    /// The program's files, as the checkpoint before has found them.
+    known: Known,
     owner: Option<Owner>,
     /// CLOCK_MONOTONIC of the next clock checkpoint; `None` = no clock.
     due_ns: Option<u64>,
@@ -144,7 +148,8 @@ impl Worker {
             settings,
             claimed: None,
             streams: Streams::default(),
-            looked: Vec::new(),
+            looked: outside::Looked::default(),
+            known: Known::default(),
             owner,
             due_ns: interval_ns(settings, &pace).map(|ns| now_ns() + ns),
             pace,
@@ -506,7 +511,7 @@ impl Worker {
             .job
             .prune(settings.config.keep, Some(generation), taken.realtime_ns);
         files::prune(&claimed.job);
-        crate::agent::hooks::files::outside::look(&mut self.looked);
+        self.looked.look();
         exit::leave_store();
         published?;
         self.increments.published(generation);
@@ -557,7 +562,13 @@ impl Worker {
             .increments
             .ahead(file, generation, &records, settings)?;
         let mut beginning = Beginning::new(&job_dir, generation, &settings.config);
-        let taken = take(settings, &mut self.increments, ahead, &mut beginning)?;
+        let taken = take(
+            settings,
+            &mut self.increments,
+            ahead,
+            &mut beginning,
+            &mut self.known,
+        )?;
         Ok((beginning, taken))
     }
 
@@ -625,6 +636,7 @@ impl Worker {
         self.report.heartbeats = said.heartbeats;
         self.report.heartbeat_ns = said.heartbeat_ns;
         self.report.ready_ns = said.ready_ns;
+        self.report.unseen.clone_from(&self.looked.found);
         let root = PathBuf::from(std::ffi::OsStr::from_bytes(&self.settings.store_root));
         if let Err(error) = self.report.write(&RawFs, &root) {
             log::line(format_args!("{error}"));
