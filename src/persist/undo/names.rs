@@ -95,14 +95,19 @@ impl Undoer<'_, '_> {
         if let Kept::Link(link) = kept {
             let link = self.kept_path(current, link);
             self.step("put back", &as_path(&path))?;
-            return on(sys::link(&c(&link)?, &at), "put back", &path);
+            self.tell_back(&link)?;
+            self.tell_name(&path, |session, name| session.before_create(name))?;
+            on(sys::link(&c(&link)?, &at), "put back", &path)?;
+            return self.tell_back(&path);
         }
         // The inode may live on under another name.
         let born_again = current.born.get(&stat.id).is_some_and(|at| *at > k);
         let info = current.rows.by_id(&stat.id).filter(|_| !born_again);
         if let Some(alive) = info.and_then(|info| self.find_former(info)) {
             self.step("put back", &as_path(&path))?;
-            return on(sys::link(&c(&alive)?, &at), "put back", &path);
+            self.tell_link(&alive, &path)?;
+            on(sys::link(&c(&alive)?, &at), "put back", &path)?;
+            return self.tell_back(&path);
         }
         // Another name of the same inode may be back already.
         let now = self.replaced.resolve(&stat.id);
@@ -111,6 +116,7 @@ impl Undoer<'_, '_> {
                 let twin = c(twin)?;
                 if look(&twin)?.is_some_and(|there| there.id == now) {
                     self.step("put back", &as_path(&path))?;
+                    self.tell_link(twin.bytes(), &path)?;
                     return on(sys::link(&twin, &at), "put back", &path);
                 }
             }
@@ -176,6 +182,7 @@ impl Undoer<'_, '_> {
         );
         if id_at_to && other_at_from {
             self.step("move back", &as_path(&from_path))?;
+            self.tell_move(&to_path, &from_path, true)?;
             let done = sys::rename(&b, &a, libc::RENAME_EXCHANGE);
             return on(done, "move back", &from_path);
         }
@@ -202,7 +209,10 @@ impl Undoer<'_, '_> {
         if let Some(link) = self.find_kept(id) {
             self.clear(back, last)?;
             self.step("put back", &as_path(back))?;
-            return on(sys::link(&c(&link)?, &c(back)?), "put back", back);
+            self.tell_back(&link)?;
+            self.tell_name(back, |session, name| session.before_create(name))?;
+            on(sys::link(&c(&link)?, &c(back)?), "put back", back)?;
+            return self.tell_back(back);
         }
         self.lost::<()>(&to_path, *id).map(drop)
     }
@@ -220,6 +230,7 @@ impl Undoer<'_, '_> {
             return Ok(());
         }
         self.step("move back", &as_path(to))?;
+        self.tell_move(from, to, false)?;
         on(sys::rename(&c(from)?, &c(to)?, 0), "move back", to)
     }
 }
