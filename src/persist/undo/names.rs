@@ -60,16 +60,22 @@ impl Undoer<'_, '_> {
         }
     }
 
-    /// Is the inode that was `wanted` at record `k` the one that is present?
-    fn is_same(&self, current: &Current, k: usize, present: &Id, wanted: &Id) -> bool {
-        let reborn = current.born.get(wanted).is_some_and(|at| *at > k);
-        if reborn {
-            // Its number was given to another inode since.
-            let now = self.replaced.resolve(wanted);
-            now != *wanted && now == *present
-        } else {
-            self.replaced.is(present, wanted)
+    /// What the inode that lost a name at record `k` is now, so that one knows whether it is
+    /// there already. Its number may have been given to another inode since.
+    fn now(&self, current: &Current, k: usize, stat: &Stat, kept: Option<&Kept>) -> Id {
+        if let Some(Kept::Link(_)) = kept {
+            // Not while there is a link to it.
+            return stat.id;
         }
+        let reborn = current.born.get(&stat.id).is_some_and(|at| *at > k);
+        if !reborn && !stat.is_dir() && stat.nlink > 1 {
+            return self.replaced.resolve(&stat.id);
+        }
+        // It had gone for good, unless the last operation (two records for a renaming)
+        // was cut short.
+        let last = !reborn && k + 2 >= current.table.records.len();
+        let made = self.replaced.made_here(&stat.id);
+        made.unwrap_or(if last { stat.id } else { Id::default() })
     }
 
     fn gone(
@@ -87,7 +93,7 @@ impl Undoer<'_, '_> {
         }
         let at = c(&path)?;
         if let Some(present) = look(&at)?
-            && (self.is_same(current, k, &present.id, &stat.id)
+            && (self.now(current, k, stat, Some(kept)) == present.id
                 || !self.remove(&path, &present, false)?)
         {
             return Ok(());
@@ -110,7 +116,7 @@ impl Undoer<'_, '_> {
             return self.tell_back(&path);
         }
         // Another name of the same inode may be back already.
-        let now = self.replaced.resolve(&stat.id);
+        let now = self.now(current, k, stat, Some(kept));
         if now != stat.id {
             for twin in current.gone_names.get(&stat.id).into_iter().flatten() {
                 let twin = c(twin)?;
@@ -145,7 +151,7 @@ impl Undoer<'_, '_> {
             return Ok(());
         }
         if let Some(present) = look(&c(&path)?)?
-            && (self.is_same(current, k, &present.id, &stat.id)
+            && (self.now(current, k, stat, None) == present.id
                 || !self.remove(&path, &present, false)?)
         {
             return Ok(());

@@ -140,7 +140,10 @@ impl Replaced {
 
     /// The highest table that a note is of.
     pub fn highest(&self) -> u64 {
-        let tables = self.map.values().filter_map(|of_id| of_id.keys().next_back());
+        let tables = self
+            .map
+            .values()
+            .filter_map(|of_id| of_id.keys().next_back());
         tables.copied().max().unwrap_or(0)
     }
 
@@ -176,6 +179,13 @@ impl Replaced {
     /// What an inode of the table being undone is now.
     pub fn resolve(&self, id: &Id) -> Id {
         self.follow(id, self.table)
+    }
+
+    /// What an inode that was gone within the table being undone has been made anew as, if
+    /// it has: whatever else had its number is another inode.
+    pub fn made_here(&self, id: &Id) -> Option<Id> {
+        let of_id = self.map.get(id)?;
+        of_id.get(&self.table).map(|(_, new)| *new)
     }
 
     /// Is `present` the inode that was `wanted`? What was made anew had gone: its old
