@@ -106,9 +106,10 @@ impl Undoer<'_, '_> {
             on(sys::link(&c(&link)?, &at), "put back", &path)?;
             return self.tell_back(&path);
         }
-        // The inode may live on under another name.
+        // The inode may live on under another name, if it had one.
         let born_again = current.born.get(&stat.id).is_some_and(|at| *at > k);
-        let info = current.rows.by_id(&stat.id).filter(|_| !born_again);
+        let info = current.rows.by_id(&stat.id);
+        let info = info.filter(|_| !born_again && stat.nlink > 1);
         if let Some(alive) = info.and_then(|info| self.find_former(info)) {
             self.step("put back", &as_path(&path))?;
             self.tell_link(&alive, &path)?;
