@@ -481,6 +481,42 @@ mod tests {
     }
 
     #[test]
+    fn returns_make_the_order() {
+        let dir = TempDir::new("returns");
+        let mut journal = Journal::default();
+        let mut append = |record| journal.append(&RawFs, &dir.0, record, false).unwrap();
+        let returned = |to, left| {
+            Record::Returned(Returned {
+                to,
+                left,
+                time_ns: 1,
+            })
+        };
+        let removed = |generation| {
+            Record::Removed(Removed {
+                generation,
+                time_ns: 1,
+            })
+        };
+        (1..4).for_each(|k| append(committed(k)));
+        append(returned(1, Some(3)));
+        append(committed(4));
+        append(returned(3, Some(4)));
+        append(removed(4));
+        let check = |journal: &Journal| {
+            let order: Vec<u64> = journal.order().iter().map(|g| g.generation).collect();
+            assert_eq!(order, [2, 1, 3]);
+            assert_eq!(journal.left(), [3]);
+            assert_eq!(numbers(journal), [1, 2, 3]);
+            assert_eq!(journal.highest(), 4);
+        };
+        check(&Journal::read(&RawFs, &dir.0).unwrap());
+        journal.rewrite(&RawFs, &dir.0).unwrap();
+        check(&journal);
+        check(&Journal::read(&RawFs, &dir.0).unwrap());
+    }
+
+    #[test]
     fn a_long_journal_is_rewritten() {
         let dir = TempDir::new("rewrite");
         let mut journal = Journal::default();

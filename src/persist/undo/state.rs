@@ -28,6 +28,8 @@ pub struct Replaced {
     /// By old number and table: how many entries there were before, the new number.
     map: BTreeMap<Id, BTreeMap<u64, (usize, Id)>>,
     entries: usize,
+    /// The newest table whose undo has made this inode anew.
+    made: BTreeMap<Id, u64>,
     /// The first table after each generation that was gone back to.
     first: BTreeMap<u64, u64>,
     /// The table that is being undone.
@@ -103,8 +105,7 @@ impl Replaced {
                 ino: u64_at(entries[at], field + 8),
             };
             if !void && id(0).dev != VOID {
-                let of_id = all.map.entry(id(0)).or_default();
-                of_id.insert(u64_at(entries[at], 32), (at, id(16)));
+                all.know(at, id(0), id(16), u64_at(entries[at], 32));
             }
         }
         all.entries = entries.len();
@@ -132,10 +133,15 @@ impl Replaced {
         let mut e = Encoder::new();
         e.id(&old).id(&new).u64(self.table);
         append(&self.path, &e)?;
-        let of_id = self.map.entry(old).or_default();
-        of_id.insert(self.table, (self.entries, new));
+        self.know(self.entries, old, new, self.table);
         self.entries += 1;
         Ok(())
+    }
+
+    fn know(&mut self, at: usize, old: Id, new: Id, table: u64) {
+        self.map.entry(old).or_default().insert(table, (at, new));
+        let newest = self.made.entry(new).or_default();
+        *newest = table.max(*newest);
     }
 
     /// The highest table that a note is of.
@@ -191,7 +197,12 @@ impl Replaced {
     /// Is `present` the inode that was `wanted`? What was made anew had gone: its old
     /// number may be another inode's.
     pub fn is(&self, present: &Id, wanted: &Id) -> bool {
-        *present == self.resolve(wanted)
+        let now = self.resolve(wanted);
+        let noted = self.map.get(wanted);
+        let noted = noted.is_some_and(|notes| notes.range(self.table..).next().is_some());
+        // One that was made anew since is not one whose number was never noted.
+        let other = || self.made.get(present).is_some_and(|made| *made >= self.table);
+        *present == now && (noted || !other())
     }
 
     /// For an image of this generation: what its inodes are now.
