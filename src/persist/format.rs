@@ -55,6 +55,7 @@ pub const TAG_XATTR: u8 = 8;
 pub const TAG_BORN: u8 = 9;
 pub const TAG_INCOMPLETE: u8 = 10;
 pub const TAG_CANCELLED: u8 = 11;
+pub const TAG_RETURNED: u8 = 12;
 
 pub const KEPT_LINK: u8 = 1;
 pub const KEPT_COPY: u8 = 2;
@@ -283,6 +284,7 @@ pub fn decode(payload: &[u8]) -> Option<Record> {
             reason: d.text()?,
         },
         TAG_CANCELLED => Record::Cancelled { from: d.u64()? },
+        TAG_RETURNED => Record::Returned { made: d.u64()? },
         _ => return None,
     };
     d.0.is_empty().then_some(record)
