@@ -272,7 +272,12 @@ impl Worker {
 
     /// Returns when it is refused.
     fn roll_back(&mut self, wanted: &Wanted) -> Refused {
-        let refused = order::go_back(self.settings, self.claimed.as_mut(), wanted);
+        let refused = order::go_back(
+            self.settings,
+            self.claimed.as_mut(),
+            &mut self.increments,
+            wanted,
+        );
         log::line(format_args!("rollback refused: {}", refused.reason));
         refused
     }

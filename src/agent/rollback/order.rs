@@ -7,13 +7,15 @@
 use super::call::{LATEST, Region};
 use super::leader::{self, Handover};
 use super::*;
+use crate::agent::checkpoint::increments::Increments;
 use crate::agent::collect::descriptors::sys;
 use crate::agent::recover::files::{self, NotBack};
-use crate::agent::restore::{self, check as machine};
+use crate::agent::restore::{self, check as machine, stay};
 use crate::agent::resume::Payload;
 use crate::agent::settings::Settings;
 use crate::agent::state::AGENT;
 use crate::agent::stop::{self, Stopped, now_ns};
+use crate::agent::track::Dirty;
 use crate::agent::{children, exit, helper, log, request};
 use crate::image::chain::{self, Sourced};
 use crate::store::RawFs;
@@ -63,12 +65,20 @@ fn no_region(errno: i32) -> Refused {
 }
 
 /// Goes back. Returns only when that was refused.
-pub fn go_back(settings: &Settings, claimed: Option<&mut Claimed>, wanted: &Wanted) -> Refused {
+pub fn go_back(
+    settings: &Settings,
+    claimed: Option<&mut Claimed>,
+    increments: &mut Increments,
+    wanted: &Wanted,
+) -> Refused {
     let Some(claimed) = claimed else {
         return refused(libc::ENOENT, "there is no checkpoint yet");
     };
     match prepare(settings, claimed, wanted) {
-        Ok(ready) => stopped(settings, claimed, ready),
+        Ok(mut ready) => {
+            ready.since = stay::changed_since(claimed, increments.standing_on(), &ready.record);
+            stopped(settings, claimed, increments, ready)
+        }
         Err(refused) => refused,
     }
 }
@@ -81,6 +91,8 @@ struct Ready {
     value: i32,
     asked: Vec<u32>,
     started_ns: u64,
+    /// What later generations have changed since, if that is known.
+    since: Option<Dirty>,
 }
 
 fn prepare(settings: &Settings, claimed: &Claimed, wanted: &Wanted) -> Result<Ready, Refused> {
@@ -97,7 +109,7 @@ fn prepare(settings: &Settings, claimed: &Claimed, wanted: &Wanted) -> Result<Re
         .map_err(|error| damaged(&error))?;
     let member = members.into_iter().next();
     let member = member.ok_or_else(|| damaged(&"it has no member"))?;
-    if 2 + member.older.len() > pass::MOST {
+    if 3 + member.older.len() > pass::MOST {
         return Err(damaged(&"it stands on too many images"));
     }
     let manifest = &member.image.manifest;
@@ -118,6 +130,7 @@ fn prepare(settings: &Settings, claimed: &Claimed, wanted: &Wanted) -> Result<Re
         value: wanted.value,
         asked: wanted.asked.clone(),
         started_ns,
+        since: None,
     })
 }
 
@@ -166,13 +179,18 @@ fn may_go_back() -> Result<(), Refused> {
     children::none_alive().map_err(|reason| refused(libc::EAGAIN, reason))
 }
 
-fn stopped(settings: &Settings, claimed: &mut Claimed, ready: Ready) -> Refused {
+fn stopped(
+    settings: &Settings,
+    claimed: &mut Claimed,
+    increments: &mut Increments,
+    ready: Ready,
+) -> Refused {
     let inserted = request::inserted_call().map(request::copy_slot);
     let stopped = match stop::stop_all(inserted) {
         Ok(stopped) => stopped,
         Err(error) => return refused(libc::EAGAIN, error),
     };
-    let refused = while_stopped(settings, claimed, ready, &stopped);
+    let refused = while_stopped(settings, claimed, increments, ready, &stopped);
     stop::release(stopped);
     // The leader has left its part: it is released last of all by the step.
     CONTROL.step.store(IDLE, Ordering::SeqCst);
@@ -182,6 +200,7 @@ fn stopped(settings: &Settings, claimed: &mut Claimed, ready: Ready) -> Refused 
 fn while_stopped(
     settings: &Settings,
     claimed: &mut Claimed,
+    increments: &mut Increments,
     ready: Ready,
     stopped: &Stopped,
 ) -> Refused {
@@ -190,7 +209,9 @@ fn while_stopped(
         Ok(protected) => protected,
         Err(refused) => return refused,
     };
-    if let Err(errno) = hand_over(&ready.member, claimed) {
+    let watching = ready.since.as_ref();
+    let watching = watching.and_then(|_| increments.tracker.descriptor());
+    if let Err(errno) = hand_over(&ready.member, claimed, watching) {
         call_off();
         return refused(errno, "the descriptors cannot be handed over");
     }
@@ -240,6 +261,13 @@ fn while_stopped(
         },
         payload,
         protected,
+        pages: ready.since.map(|since| {
+            let mut pages = increments.pass_on();
+            let later = std::mem::replace(&mut pages.changed, since);
+            pages.changed.unite(&later);
+            pages
+        }),
+        watching: watching.is_some(),
         job: job.name(),
     });
     let handover = Box::into_raw(handover);
@@ -288,8 +316,12 @@ fn last_checks(
     check::copy(&ready.regions).map_err(no_region)
 }
 
-/// Sends the images' descriptors and the lock's to the program's table.
-fn hand_over(member: &FoundMember<RawFs>, claimed: &Claimed) -> Result<(), i32> {
+/// Sends the images' descriptors, the lock's and the tracker's to the program's table.
+fn hand_over(
+    member: &FoundMember<RawFs>,
+    claimed: &Claimed,
+    watching: Option<i32>,
+) -> Result<(), i32> {
     let leader = AGENT.real_pid.load(Ordering::Relaxed);
     CONTROL.order.store(SERVE, Ordering::SeqCst);
     request::order_inserted();
@@ -302,6 +334,7 @@ fn hand_over(member: &FoundMember<RawFs>, claimed: &Claimed) -> Result<(), i32> 
     let mut fds: Vec<i32> = vec![member.file.as_raw_fd()];
     fds.extend(member.older.iter().map(|link| link.file.as_raw_fd()));
     fds.push(claimed.lock.as_fd().as_raw_fd());
+    fds.extend(watching);
     CONTROL.count.store(fds.len() as u32, Ordering::SeqCst);
     // Fewer than a socket's buffer holds: this does not wait.
     pass::send(end.raw(), &fds)?;

@@ -122,8 +122,13 @@ impl Drop for Uffd {
 
 impl Uffd {
     pub fn new() -> Result<Uffd, TrackError> {
+        Uffd::adopt(open()?)
+    }
+
+    /// Goes on with a descriptor by which memory is registered already.
+    pub fn adopt(fd: OwnFd) -> Result<Uffd, TrackError> {
         let uffd = Uffd {
-            fd: open()?,
+            fd,
             pagemap: PageMap::open()?,
             fresh: Vec::new(),
             blank: Vec::new(),
@@ -231,6 +236,35 @@ impl Tracker for Uffd {
     }
 
     fn sweep(&mut self, pieces: &[Piece], seen: &mut Dirty) -> Result<(), TrackError> {
+        self.walk(pieces, seen, true)
+    }
+
+    fn look(&mut self, pieces: &[Piece], seen: &mut Dirty) -> Result<(), TrackError> {
+        self.walk(pieces, seen, false)
+    }
+
+    fn descriptor(&self) -> Option<i32> {
+        Some(self.fd.raw())
+    }
+
+    fn moved(&mut self, fd: Option<OwnFd>) -> Result<(), TrackError> {
+        let fd = fd.ok_or(TrackError::Call {
+            call: "take the userfaultfd over",
+            errno: libc::EBADF,
+        })?;
+        std::mem::forget(std::mem::replace(&mut self.fd, fd));
+        self.pagemap.reopen()
+    }
+}
+
+impl Uffd {
+    /// Everything that has changed; `protect`: what was written is watched anew.
+    fn walk(
+        &mut self,
+        pieces: &[Piece],
+        seen: &mut Dirty,
+        protect: bool,
+    ) -> Result<(), TrackError> {
         let groups = groups(pieces);
         let mut now = Dirty::new();
         let (mut blank, mut found): (Vec<Range>, Vec<Range>) = (Vec::new(), Vec::new());
@@ -292,6 +326,7 @@ impl Tracker for Uffd {
             } else {
                 without_file(WRITTEN)
             };
+            let query = Query { protect, ..query };
             self.pagemap.scan(start, end, query, |from, to, what| {
                 let change = match what & is::PFNZERO {
                     0 => Change::Present,
