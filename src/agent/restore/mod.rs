@@ -17,6 +17,7 @@ pub mod tape;
 pub mod unpack;
 
 use crate::agent::checkpoint::increments::Knowledge;
+use crate::agent::collect::descriptors::sys;
 use crate::agent::recover::files::FilesBack;
 use crate::agent::region::{self, Region};
 use crate::agent::resume::{HelperArgs, Payload, ThreadRecord};
@@ -107,9 +108,12 @@ pub fn restore(
     } = member;
     drop((file, older));
     let mut manifest = image.manifest;
-    check::machine(&manifest)?;
-    check::files(&manifest)?;
     let mut inside = options.inside;
+    // From inside that was done before there was no way back.
+    if inside.is_none() {
+        check::machine(&manifest)?;
+        check::files(&manifest)?;
+    }
     raise_nofile(&manifest);
     // From inside, the threads' old ids are free unless somebody else has taken one.
     let mut same = true;
@@ -210,11 +214,10 @@ pub fn restore(
     let watching = watching_at.map(|at| keep[at]);
     let stay = inside.as_mut().and_then(|inside| {
         let mut pages = inside.pages.take()?;
-        let watching = watching.map(procfs::OwnFd::from_raw);
-        if pages.tracker.moved(watching).is_err() {
-            std::mem::forget(pages);
-            return None;
-        }
+        // A copy: the descriptor itself goes on to the next life.
+        let copy = watching.map(|fd| sys::dup_above(fd, 0)).transpose().ok()?;
+        let moved = pages.tracker.moved(copy.map(procfs::OwnFd::from_raw));
+        moved.ok()?;
         let root = &payload.store_root;
         stay::look(pages, &manifest, &pieces, root, inside.rseq.0)
     });

@@ -20,7 +20,6 @@ use crate::image::chain::Sourced;
 use crate::image::state::{Manifest, VmaKind, VmaState, vma_flag};
 use crate::store::generation::GenerationRecord;
 use crate::store::start::Claimed;
-use std::mem::ManuallyDrop;
 
 type Range = (u64, u64);
 
@@ -93,14 +92,12 @@ pub fn changed_since(claimed: &Claimed, base: Option<u64>, to: &GenerationRecord
 /// and writes to no memory of the program from here on, but to the library's own data, the C
 /// library's, and, by the kernel, to its `rseq` area.
 pub fn look(
-    pages: Knowledge,
+    mut pages: Knowledge,
     manifest: &Manifest,
     pieces: &[Sourced],
     store_root: &[u8],
     rseq: u64,
 ) -> Option<Stay> {
-    // Its descriptor goes on to the next life, or is closed there.
-    let mut pages = ManuallyDrop::new(pages);
     let mut plan = with_own(store_root, memory::collect).ok()?;
     let then = &manifest.memory;
     if (plan.vvar_start, plan.vdso_end) != (then.vvar_start, then.vdso_end) {

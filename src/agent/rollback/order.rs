@@ -313,6 +313,9 @@ fn last_checks(
     }
     files::can_go_back(&claimed.job, &ready.record, &settings.config)
         .map_err(|reason| refused(libc::EIO, reason))?;
+    let table = &ready.member.image.manifest.descriptors;
+    reopen::check(table, &claimed.job, &ready.record, &settings.config)
+        .map_err(|reason| refused(libc::EIO, reason))?;
     check::copy(&ready.regions).map_err(no_region)
 }
 

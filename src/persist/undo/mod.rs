@@ -11,12 +11,14 @@
 //! | `state` | what survives a killed undo |
 //! | `apply` | one record |
 //! | `names` | records about names |
+//! | `reach` | whether a file is brought back |
 //! | `tree` | removing, putting aside, making inodes anew |
 //! | `foreign` | what somebody else changed |
 
 mod apply;
 mod foreign;
 mod names;
+pub mod reach;
 pub(super) mod rows;
 pub(super) mod state;
 mod tree;
