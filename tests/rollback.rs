@@ -149,6 +149,31 @@ fn many_in_a_row() {
     );
 }
 
+/// 830-850: memory that stays mapped, and memory that has become something else since.
+mod maps {
+    use super::*;
+
+    #[test]
+    fn every_tracker() {
+        for tracker in ["uffd", "mprotect", "full"] {
+            let trial = trial("roll_maps", &[], LAZY_FORK);
+            ends_with(trial.ckpt("CKPT_TRACKER", tracker), "maps ok\n");
+        }
+    }
+
+    /// On memory that is mapped from the image after a recovery.
+    #[test]
+    fn of_an_image() {
+        let mut trial = trial("roll_maps", &["die"], LAZY_FORK);
+        let first = trial.start().end(LIMIT);
+        if first.status.is_some() {
+            let how = first.describe();
+            trial.fail(&format!("it was to be killed: {how}"));
+        }
+        ends_with(trial, "maps ok\n");
+    }
+}
+
 mod model {
     use super::*;
 

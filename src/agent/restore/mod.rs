@@ -36,7 +36,7 @@ use area::Area;
 use ckpt_sys::blob::{BLOB_THREAD_STACK, RESTORER, RestorerArgs, RestorerThread};
 use ckpt_sys::syscall;
 use ckpt_sys::thread::enter_restorer;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU32;
 
@@ -129,11 +129,6 @@ pub fn restore(
         error,
     })?;
 
-    let before = WorkingSet::read(&RawFs, &options.job);
-    let choice = {
-        let files: Vec<_> = files.iter().flatten().map(|file| file.as_fd()).collect();
-        method::choose(options.method, &pieces, &files, before.as_ref())
-    };
     // The images that contents come from, and the lock. The number that each image of the
     // chain has in this list, if any:
     let mut place: Vec<Option<usize>> = vec![None; files.len()];
@@ -186,23 +181,6 @@ pub fn restore(
         shared_fds.push(fd);
     }
 
-    let lazy = choice.lazy && mappable;
-    log::line(format_args!(
-        "memory is {} ({}), {} images, {} pieces",
-        if lazy { "mapped" } else { "read" },
-        if mappable { choice.why } else { "unpacked" },
-        image_fds.iter().filter(|&&fd| fd >= 0).count(),
-        pieces.len(),
-    ));
-    let options = tape::Options {
-        lazy,
-        cold: lazy && choice.cold,
-        collapse: !manifest.process.thp_disable && huge_pages_allowed(),
-        noexec: is_noexec(image_fd),
-        max_maps: read_number(b"/proc/sys/vm/max_map_count").unwrap_or(65530),
-        huge_pages: huge_pages(),
-        image_fds,
-    };
     payload.take_from(&manifest);
     let taken: Vec<(u64, u64)> = manifest
         .memory
@@ -221,9 +199,7 @@ pub fn restore(
         let root = &payload.store_root;
         stay::look(pages, &manifest, &pieces, root, inside.rseq.0)
     });
-    if inside.is_some() && !options.cold {
-        payload.flags = manifest.memory.vmas.clone();
-    }
+    let areas = inside.is_some().then(|| manifest.memory.vmas.clone());
     let pieces = match &stay {
         Some(stay) => {
             // From here on memory means what is to be made.
@@ -233,6 +209,37 @@ pub fn restore(
         }
         None => &pieces,
     };
+    let before = WorkingSet::read(&RawFs, &options.job);
+    let choice = if pieces.is_empty() {
+        method::NOTHING
+    } else {
+        // SAFETY: open until the restorer closes them.
+        let open = image_fds.iter().filter(|&&fd| fd >= 0);
+        let files: Vec<_> = open
+            .map(|&fd| unsafe { BorrowedFd::borrow_raw(fd) })
+            .collect();
+        method::choose(options.method, pieces, &files, before.as_ref())
+    };
+    let lazy = choice.lazy && mappable;
+    log::line(format_args!(
+        "memory is {} ({}), {} images, {} pieces",
+        if lazy { "mapped" } else { "read" },
+        if mappable { choice.why } else { "unpacked" },
+        image_fds.iter().filter(|&&fd| fd >= 0).count(),
+        pieces.len(),
+    ));
+    let options = tape::Options {
+        lazy,
+        cold: lazy && choice.cold,
+        collapse: !manifest.process.thp_disable && huge_pages_allowed(),
+        noexec: is_noexec(image_fd),
+        max_maps: read_number(b"/proc/sys/vm/max_map_count").unwrap_or(65530),
+        huge_pages: huge_pages(),
+        image_fds,
+    };
+    if !options.cold {
+        payload.flags = areas.unwrap_or_default();
+    }
     let contents = tape::plan(&manifest, pieces, &options);
 
     // Sizes first: the area must not move.
