@@ -8,6 +8,7 @@
 
 use super::{CheckpointError, store_error};
 use crate::agent::collect::memory::{self, How, Piece, Plan};
+use crate::agent::procfs::OwnFd;
 use crate::agent::settings::Settings;
 use crate::agent::snapshot::choose::{self, Costs, Method, Room};
 use crate::agent::snapshot::copy::Buffer;
@@ -20,7 +21,7 @@ use crate::agent::track::{self, Change, Dirty, Probe, TrackError, Tracker, blank
 use crate::agent::{callsites, hooks, log, procfs};
 use crate::config::{Compress, SnapshotChoice, TrackerChoice};
 use crate::image::pack;
-use crate::image::state::Base;
+use crate::image::state::{Base, VmaState};
 use crate::image::writer::{ImageSink, ImageWriter};
 use crate::store::generation::{GenerationKind, GenerationRecord};
 use ckpt_sys::syscall;
@@ -79,6 +80,25 @@ impl Futile {
     }
 }
 
+/// What is known of the program's pages, for a rollback.
+pub struct Knowledge {
+    pub tracker: Box<dyn Tracker>,
+    /// Everything seen to have changed since the generation gone back to.
+    pub changed: Dirty,
+    known: Plan,
+    known_advice: u32,
+}
+
+impl Knowledge {
+    /// VmFlags of the present map.
+    pub fn read_flags(&self, plan: &mut Plan) {
+        let unchanged = hooks::memory::advice_number() == self.known_advice;
+        if !(unchanged && plan.take_flags(&self.known)) {
+            plan.read_flags();
+        }
+    }
+}
+
 /// What is ready before the stop.
 pub struct Ahead<S> {
     pub pages: Pages<S>,
@@ -131,7 +151,7 @@ fn stored_ranges(plan: &Plan) -> Vec<(u64, u64)> {
 }
 
 /// The library's writable data: the mappings side by side around the agent's block.
-fn own_data(pieces: &[Piece]) -> Vec<(u64, u64)> {
+pub fn own_data(pieces: &[Piece]) -> Vec<(u64, u64)> {
     let here = &raw const AGENT as u64;
     let Some(middle) = pieces
         .iter()
@@ -180,8 +200,12 @@ pub(super) fn chain_length(records: &[&GenerationRecord], generation: u64) -> Op
 
 impl Increments {
     pub fn new(choice: TrackerChoice) -> Increments {
+        Increments::with(choice, None)
+    }
+
+    fn with(choice: TrackerChoice, fd: Option<OwnFd>) -> Increments {
         Increments {
-            tracker: track::choose(choice, &Probe::for_choice(choice)),
+            tracker: track::choose_adopting(choice, fd, || Probe::for_choice(choice)),
             dirty: Dirty::new(),
             base: None,
             buffer: Buffer::default(),
@@ -221,6 +245,22 @@ impl Increments {
         // The restored helper has changed a few words of the library's data already.
         for range in own_data(&plan.pieces) {
             self.dirty.insert(range.0, range.1, Change::Present);
+        }
+    }
+
+    /// The generation that everything which has changed is known since.
+    pub fn standing_on(&self) -> Option<u64> {
+        self.base.filter(|_| self.tracker.increments())
+    }
+
+    /// What the thread that goes back must know. This helper ends.
+    pub fn pass_on(&mut self) -> Knowledge {
+        let tracker = std::mem::replace(&mut self.tracker, Box::new(full::Full::open()));
+        Knowledge {
+            tracker,
+            changed: std::mem::take(&mut self.dirty),
+            known: std::mem::take(&mut self.known),
+            known_advice: self.known_advice,
         }
     }
 
@@ -483,8 +523,20 @@ static RESTORED: AtomicPtr<Increments> = AtomicPtr::new(std::ptr::null_mut());
 
 /// In the restored helper, before it changes anything but a few words of the library's own
 /// data: what is written from now on has changed since `generation`.
-pub fn prepare_restored(settings: &Settings, generation: u64) {
-    let mut increments = Box::new(Increments::new(settings.config.tracker));
+///
+/// After a rollback `fd` is the tracker's descriptor of the life before, and `flags` are the
+/// areas with their VmFlags.
+pub fn prepare_restored(
+    settings: &Settings,
+    generation: u64,
+    fd: Option<OwnFd>,
+    flags: Vec<VmaState>,
+) {
+    let mut increments = Box::new(Increments::with(settings.config.tracker, fd));
+    if !flags.is_empty() {
+        increments.known = Plan::with_flags(flags);
+        increments.known_advice = hooks::memory::advice_number();
+    }
     increments.stand_on(&settings.store_root, generation);
     RESTORED.store(Box::into_raw(increments), Ordering::SeqCst);
 }
