@@ -10,9 +10,11 @@ pub mod increments;
 pub mod mapped;
 mod take;
 
+use crate::agent::collect::descriptors::Known;
 use crate::agent::collect::identity;
 use crate::agent::collect::memory::PAGE;
 use crate::agent::helper::Life;
+use crate::agent::hooks::files::outside;
 use crate::agent::merge::Merger;
 use crate::agent::outputs::keep::Streams;
 use crate::agent::prefetch::{self, Prefetch};
@@ -85,7 +87,9 @@ pub struct Worker {
     claimed: Option<Claimed>,
     streams: Streams,
     /// Mapped files that were looked through for system calls of their own.
-    looked: Vec<(String, u64)>,
+    looked: outside::Looked,
+    /// The program's files, as the checkpoint before has found them.
+    known: Known,
     owner: Option<Owner>,
     /// CLOCK_MONOTONIC of the next clock checkpoint; `None` = no clock.
     due_ns: Option<u64>,
@@ -149,7 +153,8 @@ impl Worker {
             settings,
             claimed: None,
             streams: Streams::default(),
-            looked: Vec::new(),
+            looked: outside::Looked::default(),
+            known: Known::default(),
             owner,
             due_ns: interval_ns(settings, &pace).map(|ns| now_ns() + ns),
             pace,
@@ -556,7 +561,7 @@ impl Worker {
         let (keep, now) = (settings.config.keep, taken.realtime_ns);
         let pruned = claimed.job.prune_but(keep, Some(generation), going_to, now);
         files::prune(&claimed.job);
-        crate::agent::hooks::files::outside::look(&mut self.looked);
+        self.looked.look();
         exit::leave_store();
         published?;
         self.increments.published(generation);
@@ -612,8 +617,8 @@ impl Worker {
             .ahead(file, generation, &records, settings)?;
         let mut beginning = Beginning::new(&job_dir, generation, &settings.config);
         let leaving = trigger == Trigger::Undo;
-        let increments = &mut self.increments;
-        let taken = take(settings, increments, ahead, &mut beginning, leaving)?;
+        let (increments, known) = (&mut self.increments, &mut self.known);
+        let taken = take(settings, increments, ahead, &mut beginning, known, leaving)?;
         Ok((beginning, taken))
     }
 
@@ -681,6 +686,7 @@ impl Worker {
         self.report.heartbeats = said.heartbeats;
         self.report.heartbeat_ns = said.heartbeat_ns;
         self.report.ready_ns = said.ready_ns;
+        self.report.unseen.clone_from(&self.looked.found);
         let root = PathBuf::from(std::ffi::OsStr::from_bytes(&self.settings.store_root));
         if let Err(error) = self.report.write(&RawFs, &root) {
             log::line(format_args!("{error}"));

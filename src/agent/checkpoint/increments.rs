@@ -16,7 +16,7 @@ use crate::agent::snapshot::{Pages, SnapshotError};
 use crate::agent::state::AGENT;
 use crate::agent::stop::now_ns;
 use crate::agent::track::pagemap::PageMap;
-use crate::agent::track::{self, Change, Dirty, Probe, Tracker, full};
+use crate::agent::track::{self, Change, Dirty, Probe, TrackError, Tracker, blank, full};
 use crate::agent::{callsites, hooks, log, procfs};
 use crate::config::{Compress, SnapshotChoice, TrackerChoice};
 use crate::image::pack;
@@ -49,6 +49,8 @@ pub struct Increments {
     /// Only a child may write, whose limits are its own.
     by_child: bool,
     futile: Futile,
+    /// Where blank pages were content at the latest sweep.
+    content: Vec<blank::Range>,
 }
 
 /// Pre-copy is in vain where the program writes faster than the helper copies: then it is
@@ -191,7 +193,16 @@ impl Increments {
             residue: 0,
             by_child: false,
             futile: Futile::default(),
+            content: Vec::new(),
         }
+    }
+
+    fn sweep(&mut self, pieces: &[Piece], seen: &mut Dirty) -> Result<(), TrackError> {
+        self.tracker.sweep(pieces, seen)?;
+        let content = blank::content(pieces);
+        blank::newly_content(&self.content, &content, seen);
+        self.content = content;
+        Ok(())
     }
 
     /// The present contents are those of `generation`, as far as the tracker can tell later.
@@ -202,8 +213,8 @@ impl Increments {
         let Ok(plan) = with_own(store_root, memory::collect) else {
             return;
         };
-        let mut unchanged = Dirty::new();
-        match self.tracker.sweep(&plan.pieces, &mut unchanged) {
+        self.content = blank::content(&plan.pieces);
+        match self.tracker.begin(&plan.pieces) {
             Ok(()) => self.base = Some(generation),
             Err(error) => log::line(format_args!("tracker: {error}")),
         }
@@ -337,7 +348,7 @@ impl Increments {
     ) -> Result<bool, SnapshotError> {
         let mut seen = Dirty::new();
         let first = !std::mem::replace(&mut ahead.swept, true);
-        if let Err(error) = self.tracker.sweep(&plan.pieces, &mut seen) {
+        if let Err(error) = self.sweep(&plan.pieces, &mut seen) {
             log::line(format_args!("tracker: {error}"));
             (self.base, ahead.base, ahead.swept) = (None, None, false);
             ahead.pending.clear();
@@ -411,7 +422,7 @@ impl Increments {
         plan: &Plan,
     ) -> Result<(), SnapshotError> {
         let mut seen = Dirty::new();
-        let swept = self.tracker.sweep(&plan.pieces, &mut seen);
+        let swept = self.sweep(&plan.pieces, &mut seen);
         if let Err(error) = &swept {
             log::line(format_args!("tracker: {error}"));
             ahead.base = None;

@@ -154,11 +154,47 @@ fn convert(start: u64, end: u64) -> Result<(), i32> {
     })
 }
 
+/// Is it a call that changes mappings (and not the one under the thread's own feet: a
+/// thread that ends may unmap the stack that it stands on)?
+pub fn changes_map(frame: &CallFrame) -> bool {
+    let [addr, len, third, flags, new, _] = frame.args;
+    let here = frame as *const CallFrame as u64;
+    let below = |start: u64, len: u64| (start..=start.saturating_add(len)).contains(&here);
+    match frame.rax {
+        libc::SYS_mmap => flags & libc::MAP_FIXED as u64 != 0 && !below(addr, len),
+        libc::SYS_mremap => {
+            let onto = flags & libc::MREMAP_FIXED as u64 != 0 && below(new, third);
+            !below(addr, len) && !onto
+        }
+        libc::SYS_munmap | libc::SYS_mprotect | libc::SYS_pkey_mprotect | libc::SYS_madvise => {
+            !below(addr, len)
+        }
+        libc::SYS_brk => true,
+        _ => false,
+    }
+}
+
+/// Such a call while pages are protected: no stop comes between giving the pages back and
+/// the call itself, which is therefore made here.
+pub fn change_map(frame: &mut CallFrame, handle: fn(&mut CallFrame) -> Verdict) -> Verdict {
+    let _hook = InHook::enter();
+    release_for(frame.rax, &frame.args);
+    if let Some(verdict) = marked_mmap(frame) {
+        return verdict;
+    }
+    if handle(frame) == Verdict::Forward {
+        let [a, b, c, d, e, f] = frame.args;
+        // SAFETY: the program's own call.
+        frame.rax = unsafe { syscall!(frame.rax, a, b, c, d, e, f) as i64 };
+    }
+    Verdict::Done
+}
+
 /// A call that changes mappings: what is write-protected for the tracker is given back
 /// first, so that the kernel finds the protections that the program knows.
-pub fn release_for(frame: &CallFrame) {
-    let [addr, len, third, flags, new, _] = frame.args;
-    match frame.rax {
+pub fn release_for(nr: i64, args: &[u64; 6]) {
+    let [addr, len, third, flags, new, _] = *args;
+    match nr {
         libc::SYS_munmap | libc::SYS_mprotect | libc::SYS_pkey_mprotect => {
             fault::release(addr, len)
         }

@@ -140,7 +140,7 @@ impl<'o, 'a> Undoer<'o, 'a> {
         if let Some(mut session) = self.session()
             && let Ok(stat) = sys::lstat(path)
         {
-            session.created(stat.id);
+            session.created(stat.id, stat.is_dir());
         }
     }
 

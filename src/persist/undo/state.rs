@@ -201,7 +201,11 @@ impl Replaced {
         let noted = self.map.get(wanted);
         let noted = noted.is_some_and(|notes| notes.range(self.table..).next().is_some());
         // One that was made anew since is not one whose number was never noted.
-        let other = || self.made.get(present).is_some_and(|made| *made >= self.table);
+        let other = || {
+            self.made
+                .get(present)
+                .is_some_and(|made| *made >= self.table)
+        };
         *present == now && (noted || !other())
     }
 
