@@ -344,16 +344,6 @@ fn recorded_returns_that_are_cut_short() {
 }
 
 #[test]
-fn recorded_returns_with_copies() {
-    let shm = Path::new("/dev/shm");
-    if !shm.is_dir() {
-        println!("NOT RUN: there is no second file system");
-        return;
-    }
-    play_returns(&std::env::temp_dir(), shm, "return-copies", 15_000, true);
-}
-
-#[test]
 fn random_traces() {
     let tmp = std::env::temp_dir();
     play(&tmp, &tmp, "plain", 60_000, false);

@@ -10,9 +10,9 @@ static int calls;
 
 static void *waiting(void *unused)
 {
-    (void)unused;
     for (;;)
         guest_sleep_ms(1);
+    return unused;
 }
 
 int main(int argc, char **argv)

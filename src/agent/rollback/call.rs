@@ -145,6 +145,7 @@ pub fn answer(errno: i32) {
 /// After a restore nobody waits. In the image of a state that was left threads may be
 /// inside: they find out, and leave by themselves.
 pub fn reset_after_restore() {
-    CALL.store(std::ptr::null_mut(), Ordering::SeqCst);
     LIFE.fetch_add(1, Ordering::SeqCst);
+    // The one that sleeps would go on sleeping: its system call begins again.
+    answer(-libc::ECANCELED);
 }
