@@ -65,8 +65,7 @@ impl Undoer<'_, '_> {
         let reborn = current.born.get(wanted).is_some_and(|at| *at > k);
         if reborn {
             // Its number was given to another inode since.
-            let now = self.replaced.resolve(wanted);
-            now != *wanted && now == *present
+            self.replaced.remade(wanted) == Some(*present)
         } else {
             self.replaced.is(present, wanted)
         }
@@ -105,8 +104,13 @@ impl Undoer<'_, '_> {
             return on(sys::link(&c(&alive)?, &at), "put back", &path);
         }
         // Another name of the same inode may be back already.
-        let now = self.replaced.resolve(&stat.id);
-        if now != stat.id {
+        let now = if born_again {
+            self.replaced.remade(&stat.id)
+        } else {
+            let now = self.replaced.resolve(&stat.id);
+            (now != stat.id).then_some(now)
+        };
+        if let Some(now) = now {
             for twin in current.gone_names.get(&stat.id).into_iter().flatten() {
                 let twin = c(twin)?;
                 if look(&twin)?.is_some_and(|there| there.id == now) {
