@@ -213,9 +213,9 @@ pub fn restore(
     let choice = if pieces.is_empty() {
         method::NOTHING
     } else {
-        // SAFETY: open until the restorer closes them.
         let open = image_fds.iter().filter(|&&fd| fd >= 0);
         let files: Vec<_> = open
+            // SAFETY: open until the restorer closes them.
             .map(|&fd| unsafe { BorrowedFd::borrow_raw(fd) })
             .collect();
         method::choose(options.method, pieces, &files, before.as_ref())
