@@ -10,7 +10,7 @@
 #define PAGE 4096L
 #define PAGES 4096L /* 16 MiB */
 #define HOLE 512L
-#define ROUNDS_ 60
+#define ROUNDS_ 80
 
 static struct kept {
     int rounds;
@@ -42,7 +42,7 @@ static void change(void)
     long at = below(PAGES - 128), n = 1 + below(below(4) ? 4 : 64);
     unsigned char *p = data + at * PAGE;
     const int rw = PROT_READ | PROT_WRITE, fresh = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
-    switch (below(13)) {
+    switch (below(14)) {
     case 0:
         /* Parts of it may be gone by now: so much the better. */
         madvise(p, n * PAGE, MADV_DONTNEED);
@@ -90,6 +90,10 @@ static void change(void)
     case 11:
         CHECK(mmap(file, 16 * PAGE, rw, fresh, -1, 0) == file);
         memset(file, 8, 16 * PAGE);
+        break;
+    case 12:
+        /* The kernel may take them away at any time from here on. */
+        madvise(p, n * PAGE, MADV_FREE);
         break;
     default:
         CHECK(mmap(p, n * PAGE, rw, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == p);
@@ -143,6 +147,9 @@ int main(int argc, char **argv)
             }
             change();
         }
+        /* Pages that cannot be written, whatever is discarded (Linux 6.13). */
+        if (below(6) == 0)
+            madvise(data + (PAGES - 60) * PAGE, 4 * PAGE, 102 /* MADV_GUARD_INSTALL */);
         struct ckpt_region keep = {&kept, sizeof kept};
         ckpt_rollback(1, 1, &keep, 1);
         FAIL("ckpt_rollback: errno %d", errno);

@@ -31,6 +31,9 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 /// runs: copying it takes a fraction of a millisecond.
 const SMALL: u64 = 512;
 
+/// Of so many generations it is known what no tracker has seen since.
+const MOST_KNOWN: usize = 256;
+
 /// The helper's memory of the program's pages.
 pub struct Increments {
     pub tracker: Box<dyn Tracker>,
@@ -47,6 +50,9 @@ pub struct Increments {
     known_advice: u32,
     /// Pages that were left for the latest stop.
     residue: u64,
+    /// `hooks::memory::unseen_number` at the latest stop, and of published generations.
+    unseen: u32,
+    unseen_of: Vec<(u64, u32)>,
     /// Only a child may write, whose limits are its own.
     by_child: bool,
     futile: Futile,
@@ -215,6 +221,8 @@ impl Increments {
             known: Plan::default(),
             known_advice: 0,
             residue: 0,
+            unseen: 0,
+            unseen_of: Vec::new(),
             by_child: false,
             futile: Futile::default(),
             content: Vec::new(),
@@ -248,9 +256,13 @@ impl Increments {
         }
     }
 
-    /// The generation that everything which has changed is known since.
-    pub fn standing_on(&self) -> Option<u64> {
-        self.base.filter(|_| self.tracker.increments())
+    /// The generation that everything which has changed is known since; `to`: since when it
+    /// is to be known.
+    pub fn standing_on(&self, to: u64) -> Option<u64> {
+        let net = AGENT.net_installed.load(Ordering::Relaxed);
+        let of = self.unseen_of.iter().find(|of| of.0 == to)?;
+        let all = net && of.1 == hooks::memory::unseen_number();
+        self.base.filter(|_| all && self.tracker.increments())
     }
 
     /// What the thread that goes back must know. This helper ends.
@@ -266,6 +278,10 @@ impl Increments {
 
     /// A generation with everything in `dirty` is durable.
     pub fn published(&mut self, generation: u64) {
+        if self.unseen_of.len() == MOST_KNOWN {
+            self.unseen_of.remove(0);
+        }
+        self.unseen_of.push((generation, self.unseen));
         self.dirty.clear();
         self.base = self.tracker.increments().then_some(generation);
     }
@@ -461,6 +477,7 @@ impl Increments {
         ahead: &mut Ahead<S>,
         plan: &Plan,
     ) -> Result<(), SnapshotError> {
+        self.unseen = hooks::memory::unseen_number();
         let mut seen = Dirty::new();
         let swept = self.sweep(&plan.pieces, &mut seen);
         if let Err(error) = &swept {
@@ -537,6 +554,8 @@ pub fn prepare_restored(
         increments.known = Plan::with_flags(flags);
         increments.known_advice = hooks::memory::advice_number();
     }
+    let unseen = hooks::memory::unseen_number();
+    increments.unseen_of.push((generation, unseen));
     increments.stand_on(&settings.store_root, generation);
     RESTORED.store(Box::into_raw(increments), Ordering::SeqCst);
 }

@@ -100,7 +100,8 @@ pub fn go_back(
     match prepare(settings, claimed, wanted) {
         Ok(mut ready) => {
             ready.left = left;
-            ready.since = stay::changed_since(claimed, increments.standing_on(), &ready.record);
+            let base = increments.standing_on(ready.record.generation);
+            ready.since = stay::changed_since(claimed, base, &ready.record);
             stopped(settings, claimed, increments, ready)
         }
         Err(refused) => refused,
@@ -234,9 +235,12 @@ fn while_stopped(
     settings: &Settings,
     claimed: &mut Claimed,
     increments: &mut Increments,
-    ready: Ready,
+    mut ready: Ready,
     stopped: &Stopped,
 ) -> Refused {
+    if increments.standing_on(ready.record.generation).is_none() {
+        ready.since = None;
+    }
     let prepared = may_go_back().and_then(|()| last_checks(settings, claimed, &ready, stopped));
     let protected = match prepared {
         Ok(protected) => protected,
