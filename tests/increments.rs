@@ -3,6 +3,9 @@
 
 mod common;
 
+#[path = "increments/group.rs"]
+mod group;
+
 use common::*;
 
 /// Killed three times with a checkpoint every 20 ms. `CKPT_CHAIN` is short, so that

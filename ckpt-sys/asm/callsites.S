@@ -160,8 +160,10 @@ ckpt_stage1:
     cmp $4096, %ecx
     jae 1b
     jmp ckpt_stage2
+28: cmp $8, %ecx
+    ja 30f
     # 8: ioctl: the families of FICLONE, FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR
-28: mov %esi, %ecx
+    mov %esi, %ecx
     shr $8, %ecx
     cmp $0x94, %cl
     je ckpt_stage2
@@ -169,6 +171,57 @@ ckpt_stage1:
     je ckpt_stage2
     cmp $0x58, %cl
     je ckpt_stage2
+    jmp 1b
+
+    # 9: pwrite64(fd, data, length, offset): as 2, and where the one or two blocks that it touches
+    # are saved already (`SavedBlocks` in callsite.rs: limit, bias; never changed once it is there).
+30: cmp $4096, %rdi
+    jae ckpt_stage2
+    lea ckpt_fd_state(%rip), %rcx
+    mov (%rcx,%rdi,4), %ecx
+    xor ckpt_table_word(%rip), %ecx
+    cmp $31, %ecx
+    ja ckpt_stage2
+    test $1, %ecx
+    jnz 1b
+    test $7, %ecx
+    jnz 31f
+    test $16, %ecx                      # KNOWN: the entry below is of this table
+    jz ckpt_stage2
+    lea -1(%rdx), %rcx                  # 1..4096 bytes
+    cmp $4096, %rcx
+    jae ckpt_stage2
+    lea ckpt_fd_saved(%rip), %rcx
+    mov (%rcx,%rdi,8), %rcx
+    test %rcx, %rcx
+    jz ckpt_stage2
+    cmp (%rcx), %r10                    # unsigned: negative offsets too
+    jae ckpt_stage2
+    mov 8(%rcx), %rcx
+    add %r10, %rcx
+    sar $12, %rcx
+    bt %rcx, ckpt_saved_anchor(%rip)
+    jnc ckpt_stage2
+    mov %r10d, %ecx
+    and $4095, %ecx
+    add %edx, %ecx
+    cmp $4096, %ecx
+    jbe 31f
+    lea ckpt_fd_saved(%rip), %rcx       # the same for the last byte; a pointer that has been
+    mov (%rcx,%rdi,8), %rcx             # changed meanwhile is as good as the one before
+    test %rcx, %rcx
+    jz ckpt_stage2
+    cmp (%rcx), %r10
+    jae ckpt_stage2
+    mov 8(%rcx), %rcx
+    add %r10, %rcx
+    lea -1(%rcx,%rdx), %rcx
+    sar $12, %rcx
+    bt %rcx, ckpt_saved_anchor(%rip)
+    jnc ckpt_stage2
+31: lea ckpt_fd_hot(%rip), %rcx
+    mov (%rcx,%rdi,8), %rcx
+    movl $1, (%rcx)
     jmp 1b
     .globl ckpt_stage1_end
     .hidden ckpt_stage1_end
@@ -499,8 +552,12 @@ ckpt_hook_table: .zero 512
 
     # The descriptor cache of `agent::hooks::files::cache`: the present table's number << 5, or 0;
     # an entry a descriptor (number << 5 | flags); where a write that passes by leaves its mark.
-    .globl ckpt_table_word, ckpt_fd_changes, ckpt_fd_state, ckpt_fd_hot
-    .hidden ckpt_table_word, ckpt_fd_changes, ckpt_fd_state, ckpt_fd_hot
+    # (an entry a descriptor), and what is saved of its inode. The anchor is where bits are counted
+    # from.
+    .globl ckpt_table_word, ckpt_fd_changes, ckpt_fd_state, ckpt_fd_hot, ckpt_fd_saved
+    .hidden ckpt_table_word, ckpt_fd_changes, ckpt_fd_state, ckpt_fd_hot, ckpt_fd_saved
+    .globl ckpt_saved_anchor
+    .hidden ckpt_saved_anchor
     .p2align 6
 ckpt_table_word: .zero 8
     .p2align 6
@@ -508,4 +565,6 @@ ckpt_fd_changes: .zero 8
     .p2align 6
 ckpt_fd_state: .zero 4 * 4096
 ckpt_fd_hot: .zero 8 * 4096
+ckpt_fd_saved: .zero 8 * 4096
+ckpt_saved_anchor: .zero 8
     .text

@@ -30,6 +30,8 @@ unsafe extern "C" {
     static ckpt_fd_changes: AtomicU32;
     static ckpt_fd_state: [AtomicU32; FD_CACHE];
     static ckpt_fd_hot: [AtomicPtr<u32>; FD_CACHE];
+    static ckpt_fd_saved: [AtomicPtr<SavedBlocks>; FD_CACHE];
+    static ckpt_saved_anchor: u64;
     static mut ckpt_rewind_pointer: usize;
     static ckpt_restart: u8;
     static ckpt_restart_call: u8;
@@ -115,6 +117,8 @@ pub enum Fast {
     Fcntl = 7,
     /// Straight on but for the requests that change files.
     Ioctl = 8,
+    /// As `Anywhere`, and where the blocks of this `pwrite64` are saved.
+    AtOffset = 9,
 }
 
 impl Fast {
@@ -144,6 +148,44 @@ pub fn fd_changes() -> &'static AtomicU32 {
 pub fn fd_entry(fd: usize) -> Option<(&'static AtomicU32, &'static AtomicPtr<u32>)> {
     // SAFETY: both arrays live in .bss for ever; atomics.
     unsafe { Some((ckpt_fd_state.get(fd)?, ckpt_fd_hot.get(fd)?)) }
+}
+
+/// What stage 1 knows of the blocks of an inode: a bitmap, of blocks of 4096 bytes, that are
+/// saved. Must not change while a thread may read it.
+#[derive(Debug)]
+#[repr(C)]
+pub struct SavedBlocks {
+    /// Writes of up to a block that begin below this offset stay below the file's end.
+    limit: u64,
+    /// The bitmap's address as a number of bits from the anchor, times the size of a block:
+    /// with an offset in the file added it is the place of that offset's bit.
+    bias: i64,
+}
+
+impl SavedBlocks {
+    /// Knows nothing.
+    pub const NONE: SavedBlocks = SavedBlocks { limit: 0, bias: 0 };
+
+    /// Of a bitmap for the blocks of a file of `size` bytes.
+    pub fn of(bits: &[std::sync::atomic::AtomicU64], size: u64) -> SavedBlocks {
+        const BLOCK: i64 = 4096;
+        let size = size.min(bits.len() as u64 * 64 * BLOCK as u64);
+        let distance = (bits.as_ptr() as i64).wrapping_sub(&raw const ckpt_saved_anchor as i64);
+        match distance.checked_mul(8 * BLOCK) {
+            Some(bias) => SavedBlocks {
+                limit: (size + 1).saturating_sub(BLOCK as u64),
+                bias,
+            },
+            None => SavedBlocks::NONE,
+        }
+    }
+}
+
+/// What is saved of the inode behind `fd`: null or a value that lives as long as the table.
+#[inline]
+pub fn fd_saved(fd: usize) -> Option<&'static AtomicPtr<SavedBlocks>> {
+    // SAFETY: lives in .bss for ever; atomics.
+    unsafe { ckpt_fd_saved.get(fd) }
 }
 
 /// Sets what the restorer of the program's signal handlers calls with the frame that it

@@ -185,6 +185,14 @@ impl State {
                 if let Some(reason) = &report.files_incomplete {
                     line("files incomplete", reason.clone());
                 }
+                for unseen in &report.unseen {
+                    let calls: Vec<String> = unseen.calls.iter().map(i64::to_string).collect();
+                    let (path, calls) = (&unseen.path, calls.join(", "));
+                    line(
+                        "not seen",
+                        format!("{path}: system calls {calls} of its own"),
+                    );
+                }
                 let net = &report.net;
                 line(
                     "call-site net",

@@ -49,6 +49,11 @@ pub fn is_glob(glob: &[u8]) -> bool {
     matches!(glob.first(), Some(b'*' | b'/'))
 }
 
+/// How many rules there are: what was decided by fewer has to be decided again.
+pub fn count() -> usize {
+    TABLE.count.load(Ordering::Acquire)
+}
+
 /// Adds a rule at run time: `exclude` or include what the glob matches. False: no
 /// room, or the glob is neither absolute nor begins with `*`.
 pub fn add_rule(exclude: bool, glob: &[u8]) -> bool {

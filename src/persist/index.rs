@@ -60,7 +60,10 @@ type Set<K> = HashSet<K, State>;
 #[derive(Debug)]
 pub enum Node {
     /// Made since the table began: nothing of it matters.
-    Born,
+    Born {
+        /// A directory has had this number since.
+        was_dir: bool,
+    },
     /// Its first modification was under an excluded path.
     Excluded,
     /// It existed.
@@ -190,7 +193,7 @@ impl Index {
     }
 
     pub fn is_born(&self, id: &Id) -> bool {
-        matches!(self.nodes.get(id), Some(Node::Born))
+        matches!(self.nodes.get(id), Some(Node::Born { .. }))
     }
 
     pub fn row(&self, id: &Id) -> Option<&Row> {

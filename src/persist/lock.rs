@@ -37,20 +37,30 @@ impl Lock {
     /// Returns the signal mask to give to `unlock`.
     pub fn lock(&self) -> u64 {
         let mask = set_mask(BLOCKED);
+        self.lock_blocked();
+        mask
+    }
+
+    /// For callers that have all signals blocked already.
+    pub fn lock_blocked(&self) {
         let order = (Ordering::Acquire, Ordering::Relaxed);
         if self.0.compare_exchange(0, 1, order.0, order.1).is_err() {
             while self.0.swap(2, Ordering::Acquire) != 0 {
                 self.futex(libc::FUTEX_WAIT, 2);
             }
         }
-        mask
     }
 
     pub fn unlock(&self, mask: u64) {
+        self.unlock_blocked();
+        set_mask(mask);
+    }
+
+    /// After [`Lock::lock_blocked`].
+    pub fn unlock_blocked(&self) {
         if self.0.swap(0, Ordering::Release) == 2 {
             self.futex(libc::FUTEX_WAKE, 1);
         }
-        set_mask(mask);
     }
 
     /// After a restore: nobody holds it.

@@ -9,7 +9,7 @@ use super::exclude;
 use super::format::{
     Encoder, TAG_ABSENT, TAG_BORN, TAG_CANCELLED, TAG_GONE, TAG_INCOMPLETE, TAG_INODE,
 };
-use super::format::{TAG_PATH, TAG_REMOVED_DIR, TAG_RENAMED, TAG_XATTR};
+use super::format::{TAG_PATH, TAG_REMOVED_DIR, TAG_RENAMED, TAG_RETURNED, TAG_XATTR};
 use super::index::{BLOCK, Index, Node, Row};
 use super::kept::{self, each_xattr};
 use super::lock::Lock;
@@ -28,9 +28,13 @@ pub(super) struct Inner {
     index: Index,
     /// The table that the index is about.
     index_of: u32,
+    /// How many rules of exclusion there were when it began.
+    rules: usize,
     scratch: Encoder,
     /// Where the records of the last operation on names begin; 0: none.
     operation: u64,
+    /// This table is of a recorded return, which modifies kept inodes as well.
+    returning: bool,
 }
 
 pub(super) struct State {
@@ -49,8 +53,10 @@ pub(super) static STATE: State = State {
         previous: Writer::NONE,
         index: Index::new(),
         index_of: 0,
+        rules: 0,
         scratch: Encoder::new(),
         operation: 0,
+        returning: false,
     }),
 };
 
@@ -75,7 +81,8 @@ impl State {
 /// The right to record: the recorder's lock, with signals blocked.
 #[must_use = "the session holds the lock"]
 pub struct Session {
-    mask: u64,
+    /// To be put back; `None`: the caller's business.
+    mask: Option<u64>,
     inner: &'static mut Inner,
 }
 
@@ -96,24 +103,46 @@ pub fn enter() -> Option<Session> {
     if !active() {
         return None;
     }
-    let mask = STATE.lock.lock();
+    begin(Some(STATE.lock.lock()))
+}
+
+/// The same for callers that have all signals blocked until the session is over.
+pub fn enter_blocked() -> Option<Session> {
+    if !active() {
+        return None;
+    }
+    STATE.lock.lock_blocked();
+    begin(None)
+}
+
+fn release(mask: Option<u64>) {
+    match mask {
+        Some(mask) => STATE.lock.unlock(mask),
+        None => STATE.lock.unlock_blocked(),
+    }
+}
+
+/// The lock is held.
+fn begin(mask: Option<u64>) -> Option<Session> {
     // SAFETY: the lock is held.
     let inner = unsafe { STATE.inner() };
     if inner.writer.number == 0 {
-        STATE.lock.unlock(mask);
+        release(mask);
         return None;
     }
     if inner.index_of != inner.writer.number {
         inner.operation = 0;
+        inner.returning = false;
         inner.index = Index::new();
         inner.index_of = inner.writer.number;
+        inner.rules = exclude::count();
     }
     Some(Session { mask, inner })
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        STATE.lock.unlock(self.mask);
+        release(self.mask);
     }
 }
 
@@ -122,6 +151,15 @@ fn errno_text(e: i32) -> &'static str {
 }
 
 impl Inner {
+    /// Forgets what is recorded already, without giving its memory back.
+    pub fn start_afresh(&mut self) {
+        std::mem::forget(std::mem::replace(&mut self.index, Index::new()));
+        std::mem::forget(std::mem::take(&mut self.scratch));
+        self.index_of = self.writer.number;
+        self.operation = 0;
+        self.returning = true;
+    }
+
     /// Appends what `scratch` holds.
     fn commit(&mut self) -> bool {
         match self.scratch.bytes() {
@@ -166,7 +204,7 @@ impl Session {
     fn ensure_row(&mut self, file: &FileRef, which: Which) -> bool {
         let id = file.stat.id;
         let (old, path_known) = match self.inner.index.nodes.get(&id) {
-            Some(Node::Born | Node::Excluded) => return false,
+            Some(Node::Born { .. } | Node::Excluded) => return false,
             Some(Node::Row(row)) => (Some((row.row, row.slot, row.which)), row.path_known),
             None => (None, true),
         };
@@ -182,10 +220,12 @@ impl Session {
         let mut buf = [0u8; sys::PATH_LEN];
         let path = path_of(file, &mut buf);
         let inner = &mut *self.inner;
+        // Without a name by now, but kept.
+        let kept = inner.returning && inner.writer.is_within(path);
         let (row, slot) = match old {
             Some((row, slot, _)) => (row, slot),
             None => {
-                if exclude::is_excluded(path) {
+                if !kept && exclude::is_excluded(path) {
                     inner.index.set(id, Node::Excluded);
                     return false;
                 }
@@ -203,8 +243,12 @@ impl Session {
             }
         };
         // What has no name but a kept link is found by that.
-        let named = !path.is_empty() && !path.ends_with(b" (deleted)");
-        if !named {
+        let named = !kept && !path.is_empty() && !path.ends_with(b" (deleted)");
+        if kept {
+            if let Err(e) = kept::keep_again(&mut inner.writer, path, &id) {
+                inner.failed(path, e);
+            }
+        } else if !named {
             let fd = file.any_fd.or(file.fd).unwrap_or(-1);
             if kept::keep_unnamed(&mut inner.writer, fd, &id).is_err() {
                 inner.incomplete(path, b"its other names are not known");
@@ -221,7 +265,7 @@ impl Session {
         }
         if let Some(row) = inner.index.row_mut(&id) {
             row.which |= missing;
-            row.path_known |= named;
+            row.path_known = (row.path_known && !kept) || named;
         }
         true
     }
@@ -298,7 +342,7 @@ impl Session {
     /// What writes to this inode still need, without recording anything.
     pub fn coverage(&self, id: &Id) -> Coverage {
         match self.inner.index.nodes.get(id) {
-            Some(Node::Born | Node::Excluded) => Coverage::Free,
+            Some(Node::Born { .. } | Node::Excluded) => Coverage::Free,
             Some(Node::Row(row)) if row.which & (SIZE | TIMES) == SIZE | TIMES => {
                 if row.all {
                     Coverage::Free
@@ -390,7 +434,7 @@ impl Session {
     /// A directory's entries are about to change: its times.
     fn directory(&mut self, dir: &Id, path: &[u8]) {
         match self.inner.index.nodes.get(dir) {
-            Some(Node::Born | Node::Excluded) => return,
+            Some(Node::Born { .. } | Node::Excluded) => return,
             Some(Node::Row(row)) if row.which & TIMES != 0 => return,
             _ => {}
         }
@@ -448,10 +492,19 @@ impl Session {
     }
 
     /// The inode that an operation has just made (also O_TMPFILE, also after mkdir).
-    pub fn created(&mut self, id: Id) {
+    pub fn created(&mut self, id: Id, is_dir: bool) {
         let inner = &mut *self.inner;
+        let was_dir = match inner.index.nodes.get(&id) {
+            // A number that is used again: a program that makes and removes a file over and
+            // over. The record that stands says as much, unless an undo must tell this
+            // inode from a directory of this number, whose removal is recorded.
+            Some(Node::Born { was_dir: false }) if !is_dir => return,
+            Some(Node::Born { was_dir }) => *was_dir,
+            _ => false,
+        };
+        let was_dir = was_dir || is_dir;
         // Without memory for it, the worst is a record too many.
-        inner.index.set(id, Node::Born);
+        inner.index.set(id, Node::Born { was_dir });
         inner.scratch.begin(TAG_BORN).id(&id);
         inner.commit();
     }
@@ -459,6 +512,31 @@ impl Session {
     /// Was this inode made since the table began?
     pub fn is_born(&self, id: &Id) -> bool {
         self.inner.index.is_born(id)
+    }
+
+    /// Has what was decided about paths been decided by the present rules?
+    fn same_rules(&self) -> bool {
+        self.inner.rules == exclude::count()
+    }
+
+    /// Was this inode, no directory, made since the table began, so that nothing done to it
+    /// needs a record, nor the removal of its name? (A name of it was recorded, with
+    /// the times of its directory, when it was made, linked or moved there.)
+    pub fn needs_nothing(&self, stat: &Stat) -> bool {
+        !stat.is_dir() && self.inner.index.is_born(&stat.id) && self.same_rules()
+    }
+
+    /// Does this inode have a row, or was it made since: is it one that is not left alone?
+    pub fn is_known(&self, id: &Id) -> bool {
+        let node = self.inner.index.nodes.get(id);
+        matches!(node, Some(Node::Born { .. } | Node::Row(_))) && self.same_rules()
+    }
+
+    /// Does whatever is made under this name need no record: because one leads the name
+    /// back already, or because its directory was made since?
+    pub fn is_led_back(&self, dir: &Id, name: &[u8]) -> bool {
+        let index = &self.inner.index;
+        self.same_rules() && (index.is_born(dir) || index.is_covered(dir, name))
     }
 
     /// A name is about to be removed (unlink, rmdir).
@@ -597,6 +675,18 @@ impl Session {
     pub fn hot(&mut self, id: &Id) -> Option<*mut u32> {
         let slot = self.inner.index.row(id)?.slot;
         self.inner.writer.hot(slot)
+    }
+
+    /// What follows is a recorded return.
+    pub fn returning(&mut self, made: u64) {
+        self.inner.scratch.begin(TAG_RETURNED).u64(made);
+        self.inner.commit();
+        self.inner.writer.sync();
+    }
+
+    /// Makes sure that the table knows this inode, whatever becomes of it.
+    pub fn know(&mut self, file: &FileRef) {
+        self.ensure_row(file, 0);
     }
 
     /// Something cannot be recorded: the table will not lead back any more. `reason`

@@ -68,6 +68,17 @@ pub struct Report {
     /// Wall clock at `ckpt_ready`; 0 = not called.
     #[serde(default)]
     pub ready_ns: u64,
+    /// Mapped files with modifying system calls of their own, which the net does not see.
+    #[serde(default)]
+    pub unseen: Vec<UnseenCalls>,
+}
+
+/// See [`Report::unseen`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnseenCalls {
+    pub path: String,
+    /// By number, ascending.
+    pub calls: Vec<i64>,
 }
 
 /// How a request of the command ended; a report that was asked for has neither.
@@ -104,6 +115,8 @@ pub enum Goal {
     /// The newest one with this id.
     Id(i32),
     Generation(u64),
+    /// The newest state that was left by going back.
+    Left,
 }
 
 /// A request to go back: `<root>/run/<pid>-<nonce>.ask`, one line, written by the command
@@ -126,6 +139,7 @@ impl Ask {
             Goal::Latest => format!("rollback latest {value}\n"),
             Goal::Id(id) => format!("rollback id:{id} {value}\n"),
             Goal::Generation(generation) => format!("rollback {generation} {value}\n"),
+            Goal::Left => format!("rollback left {value}\n"),
         }
     }
 
@@ -136,6 +150,7 @@ impl Ask {
         }
         let goal = match words.next()? {
             "latest" => Goal::Latest,
+            "left" => Goal::Left,
             word => match word.strip_prefix("id:") {
                 Some(id) => Goal::Id(id.parse().ok().filter(|&id| id >= 0)?),
                 None => Goal::Generation(word.parse().ok()?),
@@ -254,6 +269,20 @@ impl Report {
         json.unsigned("heartbeats", self.heartbeats);
         json.unsigned("heartbeat_ns", self.heartbeat_ns);
         json.unsigned("ready_ns", self.ready_ns);
+        json.key("unseen");
+        json.raw("[");
+        for (k, unseen) in self.unseen.iter().enumerate() {
+            if k > 0 {
+                json.bytes.push(b',');
+            }
+            json.open();
+            json.text("path", &unseen.path);
+            let calls: Vec<String> = unseen.calls.iter().map(i64::to_string).collect();
+            json.key("calls");
+            json.raw(&format!("[{}]", calls.join(",")));
+            json.close();
+        }
+        json.raw("]");
         json.close();
         json.bytes
     }

@@ -1,9 +1,9 @@
 //! Runs the two phases of a case in child processes.
 
-use ckpt::agent::collect::descriptors::{self as collect, ContentSink, Target};
+use ckpt::agent::collect::descriptors::{self as collect, ContentSink, Known, Target};
 use ckpt::agent::recover::files::FilesBack;
 use ckpt::agent::restore::descriptors::{self as restore, ContentSource, Context, Restored};
-use ckpt::image::state::DescriptorTable;
+use ckpt::image::state::{DescriptorTable, FileKind};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -93,6 +93,58 @@ fn child(phase: &str, case: &Case, dir: &Path, user: Option<u32>) {
     }
 }
 
+/// The system calls that collecting a case's table takes the second time, by name (strace
+/// is needed).
+pub fn calls_of_collecting(case: &Case) -> std::collections::BTreeMap<String, usize> {
+    let dir = std::env::temp_dir().join(format!("ckpt-fds-{}-calls", std::process::id()));
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("stderr"), "").unwrap();
+    let status = Command::new("strace")
+        .args(["-f", "-q", "-o", "trace", "--"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["phase", "--exact", "--nocapture", "--test-threads=1"])
+        .env("CKPT_TEST_PHASE", "save")
+        .env("CKPT_TEST_CASE", case.name)
+        .env("CKPT_TEST_DIR", &dir)
+        .current_dir(&dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .expect("strace is needed");
+    let trace = std::fs::read_to_string(dir.join("trace")).unwrap();
+    let said = std::fs::read_to_string(dir.join("stderr")).unwrap();
+    assert_eq!(status.code(), Some(73), "{said}");
+    std::fs::remove_dir_all(&dir).unwrap();
+    // The collecting thread is the one that takes a table of its own.
+    let helper = trace
+        .lines()
+        .find(|line| line.contains("unshare(CLONE_FILES"));
+    let helper = helper.and_then(|line| line.split_once(' ')).unwrap().0;
+    let mut calls = std::collections::BTreeMap::new();
+    let begin = trace.lines().position(|line| line.contains("getppid("));
+    for line in trace.lines().skip(begin.unwrap() + 1) {
+        let Some((thread, call)) = line.split_once(' ') else {
+            continue;
+        };
+        if call.contains("getppid(") {
+            break;
+        }
+        let name = call.trim_start().split_once('(').unwrap_or_default().0;
+        if thread == helper && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+            *calls.entry(name.to_owned()).or_insert(0) += 1;
+        }
+    }
+    calls
+}
+
+/// Are tests' files on a file system with a device of its own?
+pub fn has_device() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let dev = std::env::temp_dir().metadata().unwrap().dev();
+    libc::major(dev) != 0
+}
+
 /// Says something to the test's log: 2 may be anything in a case.
 pub fn say(line: &str) {
     use std::io::Write;
@@ -142,6 +194,22 @@ impl ContentSource for Pages {
     }
 }
 
+/// What a collection says of descriptors and files (timers and the like go on).
+fn steady<E: std::fmt::Debug>(table: &Result<DescriptorTable, E>) -> String {
+    let table = match table {
+        Ok(table) => table,
+        Err(refusal) => return format!("{refusal:?}"),
+    };
+    let files = table.files.iter().filter(|file| {
+        matches!(
+            file.kind,
+            FileKind::Regular { .. } | FileKind::Directory { .. }
+        )
+    });
+    let files: Vec<_> = files.collect();
+    format!("{:?} {files:?} {:?}", table.fds, table.locks)
+}
+
 fn save(case: &Case) -> i32 {
     let inherited = collect::inherited_now();
     // Low numbers are taken while the case is set up, so that what it opens does
@@ -174,9 +242,19 @@ fn save(case: &Case) -> i32 {
             libc::close_range(0, u32::MAX, 0);
         }
         let mut pages = Pages(Vec::new());
+        let mut known = Known::default();
+        let table = collect::collect(&target, &mut known, &mut pages);
+        // Once more, with what the first time has left, as at the next checkpoint.
+        // SAFETY: no arguments; a mark in traces.
+        unsafe { libc::getppid() };
+        let mut again = Pages(Vec::new());
         let start = Instant::now();
-        let table = collect::collect(&target, &mut pages);
+        let next = collect::collect(&target, &mut known, &mut again);
         let took = start.elapsed();
+        // SAFETY: no arguments; the other mark.
+        unsafe { libc::getppid() };
+        drop(known);
+        assert_eq!(steady(&table), steady(&next));
         let left = collect::inherited_now();
         assert_eq!(left, [], "descriptors left open in the helper");
         (table, pages.0, took)

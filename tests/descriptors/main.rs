@@ -30,6 +30,31 @@ fn cases() -> Vec<Case> {
     all
 }
 
+/// Untouched files cost nothing but the open file table: nothing is read or copied, and
+/// an entry of the table takes six calls (its inode, its path, its position and flags, and whether
+/// the path still leads there).
+#[test]
+fn calls_for_a_thousand_files() {
+    let cases = cases();
+    let case = cases.iter().find(|c| c.name == "thousand_files").unwrap();
+    let calls = harness::calls_of_collecting(case);
+    let total: usize = calls.values().sum();
+    println!("{total}: {calls:?}");
+    let each = if harness::has_device() { 2 } else { 6 };
+    let wanted = each * 990 - 10..each * 990 + 200;
+    assert!(wanted.contains(&total), "{total}: {calls:?}");
+    let copying = [
+        "copy_file_range",
+        "sendfile",
+        "pwrite64",
+        "write",
+        "ioctl",
+        "kcmp",
+    ];
+    let copied: usize = copying.iter().filter_map(|name| calls.get(*name)).sum();
+    assert!(copied < 20, "{calls:?}");
+}
+
 macro_rules! tests {
     ($($name:ident)*) => { $(
         #[test]

@@ -212,6 +212,50 @@ static void names(void)
     close(here);
 }
 
+/* Blocks, names and inode numbers that are modified more than once: what is known of them from the
+ * first time must not hide what is new the next time. */
+static void again(void)
+{
+    int fd = get(3);
+    for (int i = 0; i < 3; i++) {
+        TRY(pwrite(fd, "zz", 2, 4095)), TRY(pwrite(fd, "in the last block", 17, 19000));
+        TRY(pwrite(fd, content, 4096, 8192)), TRY(pwrite(fd, content, 4096, 10000));
+    }
+    TRY(pwrite(fd, "over the end", 12, SIZE - 3 - 4)), TRY(pwrite(fd, "behind it", 9, SIZE - 3 + 8)), close(fd);
+    fd = get(4);
+    for (int i = 0; i < 2; i++)
+        for (int block = 0; block < 5; block++)
+            TRY(pwrite(fd, content, 2000, block * 4096 + i));
+    TRY(pwrite(fd, content, 4096, 4 * 4096)), close(fd);
+    fd = get(5);
+    for (int i = 0; i < 3; i++)
+        lseek(fd, 19000, SEEK_SET), TRY(write(fd, content, 100));
+    lseek(fd, SIZE - 5, SEEK_SET), TRY(write(fd, "longer", 6)), close(fd);
+    for (int i = 0; i < 40; i++) {
+        fd = open("again", O_RDWR | O_CREAT | (i % 3 ? 0 : O_EXCL) | (i % 2 ? O_TRUNC : 0), 0644);
+        TRY(write(fd, content, 600)), TRY(fchmod(fd, 0600)), TRY(fchown(fd, geteuid(), getegid()));
+        TRY(ftruncate(fd, 50)), TRY(fallocate(fd, 0, 0, 9000)), close(fd);
+        fd = open("again", cut), TRY(write(fd, "cut", 3)), close(fd);
+        TRY(truncate("again", 2)), TRY(chmod("again", 0640)), TRY(utimes("again", 0));
+        if (i % 5 == 4)
+            TRY(rename("again", file(6)));
+        else if (i % 5 == 3)
+            TRY(link("again", "d7/other")), TRY(unlink("again")), TRY(unlink("d7/other"));
+        else
+            TRY(unlink("again"));
+    }
+    for (int i = 0; i < 2; i++) {
+        TRY(unlink(file(7)));
+        TRY(symlink("x", file(7))), TRY(unlink(file(7)));
+        TRY(mkdir(file(7), 0700)), TRY(rmdir(file(7)));
+        fd = creat(file(7), 0600), TRY(write(fd, "x", 1)), close(fd);
+    }
+    /* A number that a directory had, in which an old file was for a while. */
+    TRY(mkdir("d7/born", 0700)), TRY(rename(file(8), "d7/born/old"));
+    TRY(rename("d7/born/old", "moved")), TRY(rmdir("d7/born"));
+    fd = creat("d7/born", 0600), TRY(write(fd, "x", 1)), close(fd);
+}
+
 int main(int argc, char **argv)
 {
     setup();
@@ -223,6 +267,7 @@ int main(int argc, char **argv)
         return 73;
     contents(append, stream);
     attributes();
+    again();
     names();
     kill(getpid(), SIGKILL);
 }

@@ -99,6 +99,19 @@ fn name_operation(tell: impl FnOnce(&mut Session), act: impl FnOnce() -> bool) {
     }
 }
 
+/// As the hooks do: what needs no record is not told.
+fn before_create(session: &mut Session, place: &Place) {
+    if !session.is_led_back(&place.dir, &place.name) {
+        session.before_create(&place.name());
+    }
+}
+
+fn before_remove(session: &mut Session, place: &Place, stat: &Stat) {
+    if !session.needs_nothing(stat) {
+        session.before_remove(&place.name(), stat);
+    }
+}
+
 fn tell(f: impl FnOnce(&mut Session)) {
     recorded(f, || ());
 }
@@ -203,7 +216,7 @@ impl Player {
         }
         let place = Place::of(&path);
         let file = recorded(
-            |s| s.before_create(&place.name()),
+            |s| before_create(s, &place),
             || {
                 let mut options = std::fs::OpenOptions::new();
                 options.read(true).write(true).create_new(true).open(&path)
@@ -211,7 +224,7 @@ impl Player {
         )
         .unwrap();
         let id = sys::fstat(file.as_raw_fd()).unwrap().id;
-        tell(|s| s.created(id));
+        tell(|s| s.created(id, false));
         let len = self.rng.below(9000) as usize;
         let data = self.bytes(len);
         self.write(&file, &path, 0, &data);
@@ -353,7 +366,7 @@ impl Player {
         };
         let place = Place::of(&path);
         recorded(
-            |s| s.before_remove(&place.name(), &stat),
+            |s| before_remove(s, &place, &stat),
             || std::fs::remove_file(&path).unwrap(),
         );
     }
@@ -393,11 +406,11 @@ impl Player {
         }
         let place = Place::of(&path);
         recorded(
-            |s| s.before_create(&place.name()),
+            |s| before_create(s, &place),
             || std::fs::create_dir(&path).unwrap(),
         );
         let id = lstat(&path).unwrap().id;
-        tell(|s| s.created(id));
+        tell(|s| s.created(id, true));
     }
 
     fn rmdir(&mut self) {
@@ -406,7 +419,7 @@ impl Player {
         };
         let place = Place::of(&path);
         name_operation(
-            |s| s.before_remove(&place.name(), &stat),
+            |s| before_remove(s, &place, &stat),
             || std::fs::remove_dir(&path).is_ok(),
         );
     }
@@ -436,7 +449,7 @@ impl Player {
         let target = format!("target-{}", self.rng.below(100));
         let fifo = self.rng.one_in(2);
         recorded(
-            |s| s.before_create(&place.name()),
+            |s| before_create(s, &place),
             || {
                 if fifo {
                     sys::mknod(&cpath(&path), libc::S_IFIFO | 0o640, 0).unwrap();
@@ -446,7 +459,7 @@ impl Player {
             },
         );
         let id = lstat(&path).unwrap().id;
-        tell(|s| s.created(id));
+        tell(|s| s.created(id, false));
     }
 
     fn attributes(&mut self) {

@@ -17,7 +17,7 @@ use crate::agent::snapshot::{Pages, SnapshotError};
 use crate::agent::state::AGENT;
 use crate::agent::stop::now_ns;
 use crate::agent::track::pagemap::PageMap;
-use crate::agent::track::{self, Change, Dirty, Probe, Tracker, full};
+use crate::agent::track::{self, Change, Dirty, Probe, TrackError, Tracker, blank, full};
 use crate::agent::{callsites, hooks, log, procfs};
 use crate::config::{Compress, SnapshotChoice, TrackerChoice};
 use crate::image::pack;
@@ -56,6 +56,8 @@ pub struct Increments {
     /// Only a child may write, whose limits are its own.
     by_child: bool,
     futile: Futile,
+    /// Where blank pages were content at the latest sweep.
+    content: Vec<blank::Range>,
 }
 
 /// Pre-copy is in vain where the program writes faster than the helper copies: then it is
@@ -91,9 +93,19 @@ pub struct Knowledge {
     pub changed: Dirty,
     known: Plan,
     known_advice: u32,
+    content: Vec<blank::Range>,
 }
 
 impl Knowledge {
+    /// What the tracker sees now, added to what was seen before.
+    pub fn look(&mut self, pieces: &[Piece]) -> Result<(), TrackError> {
+        let mut seen = Dirty::new();
+        self.tracker.look(pieces, &mut seen)?;
+        blank::newly_content(&self.content, &blank::content(pieces), &mut seen);
+        self.changed.unite(&seen);
+        Ok(())
+    }
+
     /// VmFlags of the present map.
     pub fn read_flags(&self, plan: &mut Plan) {
         let unchanged = hooks::memory::advice_number() == self.known_advice;
@@ -223,7 +235,16 @@ impl Increments {
             unseen_of: Vec::new(),
             by_child: false,
             futile: Futile::default(),
+            content: Vec::new(),
         }
+    }
+
+    fn sweep(&mut self, pieces: &[Piece], seen: &mut Dirty) -> Result<(), TrackError> {
+        self.tracker.sweep(pieces, seen)?;
+        let content = blank::content(pieces);
+        blank::newly_content(&self.content, &content, seen);
+        self.content = content;
+        Ok(())
     }
 
     /// The present contents are those of `generation`, as far as the tracker can tell later.
@@ -234,8 +255,8 @@ impl Increments {
         let Ok(plan) = with_own(store_root, memory::collect) else {
             return;
         };
-        let mut unchanged = Dirty::new();
-        match self.tracker.sweep(&plan.pieces, &mut unchanged) {
+        self.content = blank::content(&plan.pieces);
+        match self.tracker.begin(&plan.pieces) {
             Ok(()) => self.base = Some(generation),
             Err(error) => log::line(format_args!("tracker: {error}")),
         }
@@ -262,6 +283,7 @@ impl Increments {
             changed: std::mem::take(&mut self.dirty),
             known: std::mem::take(&mut self.known),
             known_advice: self.known_advice,
+            content: std::mem::take(&mut self.content),
         }
     }
 
@@ -393,7 +415,7 @@ impl Increments {
     ) -> Result<bool, SnapshotError> {
         let mut seen = Dirty::new();
         let first = !std::mem::replace(&mut ahead.swept, true);
-        if let Err(error) = self.tracker.sweep(&plan.pieces, &mut seen) {
+        if let Err(error) = self.sweep(&plan.pieces, &mut seen) {
             log::line(format_args!("tracker: {error}"));
             (self.base, ahead.base, ahead.swept) = (None, None, false);
             ahead.pending.clear();
@@ -468,7 +490,7 @@ impl Increments {
     ) -> Result<(), SnapshotError> {
         self.unseen = hooks::memory::unseen_number();
         let mut seen = Dirty::new();
-        let swept = self.tracker.sweep(&plan.pieces, &mut seen);
+        let swept = self.sweep(&plan.pieces, &mut seen);
         if let Err(error) = &swept {
             log::line(format_args!("tracker: {error}"));
             ahead.base = None;

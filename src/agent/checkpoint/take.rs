@@ -4,7 +4,7 @@
 use super::files::Beginning;
 use super::increments::{Ahead, Increments, with_own};
 use super::{CheckpointError, mapped, refused, store_error};
-use crate::agent::collect::descriptors::{self, InheritedFd, Target};
+use crate::agent::collect::descriptors::{self, InheritedFd, Known, Target};
 use crate::agent::collect::{identity, memory, process, signals, threads, timers};
 use crate::agent::outputs::keep::{self, Output};
 use crate::agent::settings::Settings;
@@ -44,12 +44,15 @@ pub(super) struct Taken {
 
 pub(super) const HELD: &str = "the program holds checkpoints off (ckpt_hold)";
 
-/// Stops the program, collects, snapshots, releases, and waits for the image.
+/// Stops the program, collects, snapshots, releases, and waits for the image. `leaving`: it
+/// is about to go back, and the caller of that may be in the image.
 pub(super) fn take<S: ImageSink>(
     settings: &Settings,
     increments: &mut Increments,
     mut ahead: Ahead<S>,
     table: &mut Beginning,
+    known: &mut Known,
+    leaving: bool,
 ) -> Result<Taken, CheckpointError> {
     let inserted = request::inserted_call().map(request::copy_slot);
     let t0 = now_ns();
@@ -71,13 +74,13 @@ pub(super) fn take<S: ImageSink>(
         stop::release(stopped);
         return Err(CheckpointError::Postponed(HELD.into()));
     }
-    if rollback::call::any_inside() {
+    if !leaving && rollback::call::any_inside() {
         stop::release(stopped);
         return Err(CheckpointError::Postponed(
             "the program is about to go back (ckpt_rollback)".into(),
         ));
     }
-    let collected = collect(settings, increments, &stopped, table.job());
+    let collected = collect(settings, increments, &stopped, table.job(), known);
     let t2 = now_ns();
     let (manifest, plan, side, outputs) = match collected {
         Ok(collected) => collected,
@@ -328,6 +331,7 @@ fn collect(
     increments: &Increments,
     stopped: &Stopped,
     job: &Path,
+    known: &mut Known,
 ) -> Result<Collected, CheckpointError> {
     let leader = AGENT.real_pid.load(Ordering::Relaxed);
     children::none_alive().map_err(CheckpointError::Postponed)?;
@@ -358,11 +362,11 @@ fn collect(
         path_hints: Vec::new(),
         job: job.to_owned(),
     };
-    let descriptors = descriptors::collect(&target, &mut side).map_err(refused)?;
+    let descriptors = descriptors::collect(&target, known, &mut side).map_err(refused)?;
     let mut plan = with_own(&settings.store_root, memory::collect).map_err(refused)?;
     let net = AGENT.net_installed.load(Ordering::Relaxed);
-    let known = net && increments.flags(&mut plan);
-    if !known && (!net || hooks::memory::special_advice_seen()) {
+    let flags_known = net && increments.flags(&mut plan);
+    if !flags_known && (!net || hooks::memory::special_advice_seen()) {
         plan.read_flags();
     }
     let manifest = Manifest {

@@ -214,10 +214,9 @@ pub fn restore(
         method::NOTHING
     } else {
         let open = image_fds.iter().filter(|&&fd| fd >= 0);
-        let files: Vec<_> = open
-            // SAFETY: open until the restorer closes them.
-            .map(|&fd| unsafe { BorrowedFd::borrow_raw(fd) })
-            .collect();
+        // SAFETY: open until the restorer closes them.
+        let borrow = |&fd: &i32| unsafe { BorrowedFd::borrow_raw(fd) };
+        let files: Vec<_> = open.map(borrow).collect();
         method::choose(options.method, pieces, &files, before.as_ref())
     };
     let lazy = choice.lazy && mappable;

@@ -9,6 +9,7 @@ use super::leader::{self, Handover};
 use super::*;
 use crate::agent::checkpoint::increments::Increments;
 use crate::agent::collect::descriptors::sys;
+use crate::agent::collect::identity;
 use crate::agent::recover::files::{self, NotBack};
 use crate::agent::restore::{self, check as machine, stay};
 use crate::agent::resume::Payload;
@@ -18,6 +19,7 @@ use crate::agent::stop::{self, Stopped, now_ns};
 use crate::agent::track::Dirty;
 use crate::agent::{children, exit, helper, log, request};
 use crate::image::chain::{self, Sourced};
+use crate::persist::table;
 use crate::store::RawFs;
 use crate::store::find::{Found, FoundMember};
 use crate::store::fs::FileOf;
@@ -32,7 +34,13 @@ pub enum Which {
     /// The newest generation of this id; [`LATEST`]: of any.
     Id(i32),
     Generation(u64),
+    /// The newest state that was left by going back (`ckpt undo`).
+    Left,
 }
+
+/// `ckpt undo` without a state to go back to.
+pub const NOTHING_LEFT: &str =
+    "no state that was left by going back is kept (CKPT_UNDO=1 keeps one each time)";
 
 /// What was asked for.
 #[derive(Debug, Clone)]
@@ -64,18 +72,34 @@ fn no_region(errno: i32) -> Refused {
     refused(errno, "a protected region cannot be kept")
 }
 
-/// Goes back. Returns only when that was refused.
+/// Which generation is meant, if everything that can be known before the stop allows it.
+pub fn check(
+    settings: &Settings,
+    claimed: Option<&Claimed>,
+    wanted: &Wanted,
+) -> Result<u64, Refused> {
+    let claimed = claimed.ok_or_else(|| refused(libc::ENOENT, "there is no checkpoint yet"))?;
+    let ready = prepare(settings, claimed, wanted)?;
+    files::can_go_back(&claimed.job, &ready.record, &settings.config)
+        .map_err(|reason| refused(libc::EIO, reason))?;
+    Ok(ready.record.generation)
+}
+
+/// Goes back. Returns only when that was refused. `left`: the generation of the state that
+/// is left, which stays.
 pub fn go_back(
     settings: &Settings,
     claimed: Option<&mut Claimed>,
     increments: &mut Increments,
     wanted: &Wanted,
+    left: Option<u64>,
 ) -> Refused {
     let Some(claimed) = claimed else {
         return refused(libc::ENOENT, "there is no checkpoint yet");
     };
     match prepare(settings, claimed, wanted) {
         Ok(mut ready) => {
+            ready.left = left;
             let base = increments.standing_on(ready.record.generation);
             ready.since = stay::changed_since(claimed, base, &ready.record);
             stopped(settings, claimed, increments, ready)
@@ -87,6 +111,7 @@ pub fn go_back(
 /// What is known before the stop.
 struct Ready {
     record: GenerationRecord,
+    left: Option<u64>,
     member: FoundMember<RawFs>,
     regions: Vec<Region>,
     value: i32,
@@ -99,7 +124,8 @@ struct Ready {
 fn prepare(settings: &Settings, claimed: &Claimed, wanted: &Wanted) -> Result<Ready, Refused> {
     let started_ns = now_ns();
     may_go_back()?;
-    let record = choose(&claimed.job.generations(), wanted.which)?;
+    let journal = &claimed.job.journal;
+    let record = choose(&journal.order(), &journal.left(), wanted.which)?;
     let generation = record.generation;
     let damaged = |error: &dyn std::fmt::Display| {
         refused(libc::EIO, format_args!("generation {generation}: {error}"))
@@ -126,6 +152,7 @@ fn prepare(settings: &Settings, claimed: &Claimed, wanted: &Wanted) -> Result<Re
     }
     Ok(Ready {
         record,
+        left: None,
         member,
         regions,
         value: wanted.value,
@@ -135,17 +162,23 @@ fn prepare(settings: &Settings, claimed: &Claimed, wanted: &Wanted) -> Result<Re
     })
 }
 
-fn choose(records: &[&GenerationRecord], which: Which) -> Result<GenerationRecord, Refused> {
+fn choose(
+    records: &[&GenerationRecord],
+    left: &[u64],
+    which: Which,
+) -> Result<GenerationRecord, Refused> {
     let fits = |record: &&&GenerationRecord| match which {
         Which::Id(LATEST) => true,
         Which::Id(id) => record.id == id,
         Which::Generation(generation) => record.generation == generation,
+        Which::Left => left.last() == Some(&record.generation),
     };
     let found = records.iter().rev().find(fits);
     let reason = match which {
         Which::Id(LATEST) => "there is no checkpoint yet".to_owned(),
         Which::Id(id) => format!("there is no checkpoint with id {id}"),
         Which::Generation(generation) => format!("there is no generation {generation}"),
+        Which::Left => NOTHING_LEFT.to_owned(),
     };
     found
         .map(|record| (*record).clone())
@@ -224,7 +257,9 @@ fn while_stopped(
         return refused(libc::EAGAIN, "the program is ending");
     }
     let (job, record) = (&mut claimed.job, &ready.record);
-    let files = match files::go_back_inside(job, record, &settings.config, &output) {
+    // Nobody but the program has changed anything up to here.
+    table::alive(identity::realtime_ns() as i64);
+    let files = match files::go_back_inside(job, record, ready.left, &settings.config, &output) {
         Ok(files) => files,
         Err(NotBack::Unchanged(reason)) => {
             exit::leave_store();

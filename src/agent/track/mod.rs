@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`dirty`] | the sets of page runs that sweeps yield |
 //! | [`uffd`] | userfaultfd, write protection resolved by the kernel, PAGEMAP_SCAN |
+//! | [`lazy`] | mappings of images that it leaves alone until the first sweep |
 //! | [`mprotect`] | write protection and SIGSEGV |
 //! | [`fault`], [`table`], [`touch`] | its handler, state of pages, writes by the kernel |
 //! | [`store`] | pages to be stored before they are written |
@@ -19,6 +20,7 @@ pub mod blank;
 pub mod dirty;
 pub mod fault;
 pub mod full;
+pub mod lazy;
 #[cfg(test)]
 mod model;
 pub mod mprotect;
@@ -65,6 +67,12 @@ pub trait Tracker {
     /// Begins to watch all of `pieces` that it can. Nothing becomes clean by it: what is
     /// new is reported whole by the next sweep. Idempotent; cheap when nothing is new.
     fn arm(&mut self, pieces: &[Piece]) -> Result<(), TrackError>;
+
+    /// After a restore, before the program's threads run: the present contents of `pieces`
+    /// are the ones to compare with.
+    fn begin(&mut self, pieces: &[Piece]) -> Result<(), TrackError> {
+        self.sweep(pieces, &mut Dirty::new())
+    }
 
     /// Adds to `seen` all pages of `pieces` written (or discarded, or new) since they were
     /// last swept; they are watched anew from here on. Over-reports, never under-reports:

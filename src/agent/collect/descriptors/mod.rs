@@ -14,6 +14,7 @@
 mod anon;
 mod epoll;
 pub mod fdinfo;
+mod known;
 mod locks;
 mod peek;
 mod pipes;
@@ -30,6 +31,7 @@ use crate::image::state::{
     DescriptorState, DescriptorTable, Extent, FileKind, OpenFileState, QueuedData,
 };
 use fdinfo::FdInfo;
+pub use known::Known;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use sys::Fd;
@@ -102,6 +104,8 @@ pub(crate) struct Raw {
     /// Index of its open file description.
     pub file: usize,
     pub inherited: bool,
+    /// `link` has been found to lead to it: when that inode was made.
+    pub reached: Option<i64>,
 }
 
 /// Everything the collectors of the kinds share during one collection.
@@ -113,6 +117,8 @@ pub(crate) struct Collector<'a> {
     pub raws: Vec<Raw>,
     /// Open file description -> index in `raws` of its lowest descriptor.
     pub lead: Vec<usize>,
+    /// Open file description -> did whoever started the program hand it over?
+    pub started: Vec<bool>,
     pub sink: &'a mut dyn ContentSink,
     /// Contents stored so far, by (device, inode).
     pub stored: BTreeMap<(u64, u64), Vec<Extent>>,
@@ -126,9 +132,7 @@ impl Collector<'_> {
 
     /// Did whoever started the program hand it this open file description?
     pub fn started_with(&self, raw: &Raw) -> bool {
-        self.raws
-            .iter()
-            .any(|other| other.file == raw.file && other.inherited)
+        self.started.get(raw.file) == Some(&true)
     }
 }
 
@@ -168,8 +172,13 @@ impl Raw {
     }
 }
 
-/// Collects the whole table. On a refusal nothing of it is usable.
-pub fn collect(target: &Target, sink: &mut dyn ContentSink) -> Result<DescriptorTable, Refusal> {
+/// Collects the whole table. On a refusal nothing of it is usable. `known` is what the
+/// collection before has left.
+pub fn collect(
+    target: &Target,
+    known: &mut Known,
+    sink: &mut dyn ContentSink,
+) -> Result<DescriptorTable, Refusal> {
     let fail = |what: &str, e: i32| Refusal {
         reason: format!("the descriptor table: {what}: {}", sys::errno_text(e)),
     };
@@ -182,14 +191,19 @@ pub fn collect(target: &Target, sink: &mut dyn ContentSink) -> Result<Descriptor
     let fd_dir = dir(b"fd").map_err(|e| fail("open /proc/self/task/TID/fd", e))?;
     let info_dir = dir(b"fdinfo").map_err(|e| fail("open /proc/self/task/TID/fdinfo", e))?;
 
-    let mut raws = read_raws(target, &fd_dir, &info_dir).map_err(|e| fail("read", e))?;
+    let mut raws = read_raws(target, known, &fd_dir, &info_dir).map_err(|e| fail("read", e))?;
     let lead = share::group(target, &pidfd, &mut raws)?;
+    let mut started = vec![false; lead.len()];
+    for raw in raws.iter().filter(|raw| raw.inherited) {
+        started[raw.file] = true;
+    }
     let mut collector = Collector {
         target,
         pidfd,
         fd_dir,
         raws,
         lead,
+        started,
         sink,
         stored: BTreeMap::new(),
     };
@@ -224,20 +238,41 @@ pub fn collect(target: &Target, sink: &mut dyn ContentSink) -> Result<Descriptor
 }
 
 /// Reads number, link, stat and fdinfo of every descriptor, ascending.
-fn read_raws(target: &Target, fd_dir: &Fd, info_dir: &Fd) -> Result<Vec<Raw>, i32> {
+fn read_raws(
+    target: &Target,
+    known: &mut Known,
+    fd_dir: &Fd,
+    info_dir: &Fd,
+) -> Result<Vec<Raw>, i32> {
     let mut raws = Vec::new();
     let mut text = Vec::with_capacity(4096);
-    for name in sys::list_dir(fd_dir.raw())? {
+    let names = sys::list_dir(fd_dir.raw())?;
+    let mut numbers: Vec<i32> = names
+        .iter()
+        .map(|name| fdinfo::number(name, 10) as i32)
+        .collect();
+    numbers.sort_unstable();
+    known.begin(target.tid, |fd| numbers.binary_search(&fd).is_ok());
+    for name in names {
         let name = sys::cstr(&name);
         let fd = fdinfo::number(&name, 10) as i32;
-        let stat = sys::fstatat(fd_dir.raw(), &name, 0)?;
-        sys::read_file(info_dir.raw(), &name, &mut text)?;
+        let (link, stat, info, reached) = match known.again(fd, &mut text) {
+            Some(same) => (same.path, same.stat, same.info, Some(same.btime_ns)),
+            None => {
+                let stat = sys::fstatat(fd_dir.raw(), &name, 0)?;
+                let file = sys::read_file(info_dir.raw(), &name, &mut text)?;
+                let link = sys::readlinkat(fd_dir.raw(), &name)?;
+                known.note(fd, file, &link, &stat);
+                (link, stat, FdInfo::parse(&text), None)
+            }
+        };
         let (dev, ino) = (stat.st_dev, stat.st_ino);
         raws.push(Raw {
             fd,
-            link: sys::readlinkat(fd_dir.raw(), &name)?,
+            link,
             stat,
-            info: FdInfo::parse(&text),
+            info,
+            reached,
             file: 0,
             inherited: match &target.inherited[..] {
                 // No record of the start: the three standard ones.

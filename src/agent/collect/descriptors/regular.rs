@@ -48,6 +48,9 @@ fn named(c: &Collector, raw: &Raw) -> Result<FileKind, Refusal> {
 
 /// When the file was made that `path` leads to, if it is the descriptor's.
 fn reached(raw: &Raw, path: &[u8]) -> Result<i64, Refusal> {
+    if let Some(btime) = raw.reached {
+        return Ok(btime);
+    }
     let no_follow = libc::AT_SYMLINK_NOFOLLOW;
     let flags = if raw.info.flags & libc::O_PATH as u32 != 0 {
         no_follow

@@ -151,11 +151,54 @@ pub fn stat(path: &[u8]) -> Result<libc::stat, i32> {
     fstatat(libc::AT_FDCWD, &cstr(path), 0)
 }
 
+/// What `statx` tells more than `stat`.
+pub struct Stat {
+    pub stat: libc::stat,
+    /// As `mnt_id` in fdinfo.
+    pub mount: Option<u64>,
+    /// 0: the file system does not tell.
+    pub btime_ns: i64,
+}
+
+/// All of an inode but its times; `path` must be NUL-terminated.
+pub fn statx(dir: i32, path: &[u8], flags: i32) -> Result<Stat, i32> {
+    let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME | libc::STATX_MNT_ID;
+    let st = raw_statx(dir, path, flags, mask)?;
+    let mut stat = zeroed_stat();
+    stat.st_dev = libc::makedev(st.stx_dev_major, st.stx_dev_minor);
+    stat.st_rdev = libc::makedev(st.stx_rdev_major, st.stx_rdev_minor);
+    stat.st_ino = st.stx_ino;
+    stat.st_mode = u32::from(st.stx_mode);
+    stat.st_nlink = u64::from(st.stx_nlink);
+    stat.st_uid = st.stx_uid;
+    stat.st_gid = st.stx_gid;
+    stat.st_size = st.stx_size as i64;
+    stat.st_blksize = i64::from(st.stx_blksize);
+    stat.st_blocks = st.stx_blocks as i64;
+    Ok(Stat {
+        stat,
+        mount: (st.stx_mask & libc::STATX_MNT_ID != 0).then_some(st.stx_mnt_id),
+        btime_ns: btime(&st),
+    })
+}
+
+fn btime(st: &libc::statx) -> i64 {
+    if st.stx_mask & libc::STATX_BTIME == 0 {
+        return 0;
+    }
+    st.stx_btime.tv_sec * 1_000_000_000 + i64::from(st.stx_btime.tv_nsec)
+}
+
 /// `(device, inode, birth time in ns or 0)`; `path` must be NUL-terminated.
 pub fn identity(dir: i32, path: &[u8], flags: i32) -> Result<(u64, u64, i64), i32> {
+    let st = raw_statx(dir, path, flags, libc::STATX_INO | libc::STATX_BTIME)?;
+    let dev = libc::makedev(st.stx_dev_major, st.stx_dev_minor);
+    Ok((dev, st.stx_ino, btime(&st)))
+}
+
+fn raw_statx(dir: i32, path: &[u8], flags: i32, mask: u32) -> Result<libc::statx, i32> {
     // SAFETY: plain integers; all-zero is valid.
     let mut st: libc::statx = unsafe { std::mem::zeroed() };
-    let mask = libc::STATX_INO | libc::STATX_BTIME;
     // SAFETY: live NUL-terminated path, live result.
     check(unsafe {
         syscall!(
@@ -167,10 +210,23 @@ pub fn identity(dir: i32, path: &[u8], flags: i32) -> Result<(u64, u64, i64), i3
             &raw mut st
         )
     })?;
-    let dev = libc::makedev(st.stx_dev_major, st.stx_dev_minor);
-    let born = st.stx_btime.tv_sec * 1_000_000_000 + i64::from(st.stx_btime.tv_nsec);
-    let known = st.stx_mask & libc::STATX_BTIME != 0;
-    Ok((dev, st.stx_ino, if known { born } else { 0 }))
+    Ok(st)
+}
+
+/// How many descriptors the process may have.
+pub fn open_files_limit() -> u64 {
+    let mut limit = [0u64; 2];
+    // SAFETY: asks for the limit.
+    unsafe {
+        syscall!(
+            libc::SYS_prlimit64,
+            0,
+            libc::RLIMIT_NOFILE,
+            0,
+            &raw mut limit
+        )
+    };
+    limit[0]
 }
 
 /// The file system's magic number.
@@ -212,8 +268,8 @@ pub fn thread_fd_path(fd: i32) -> Vec<u8> {
     path
 }
 
-/// Reads a small file whole into `out` (cleared first); `path` NUL-terminated.
-pub fn read_file(dir: i32, path: &[u8], out: &mut Vec<u8>) -> Result<(), i32> {
+/// Reads a small file whole into `out` (cleared first); `path` NUL-terminated. The open file.
+pub fn read_file(dir: i32, path: &[u8], out: &mut Vec<u8>) -> Result<Fd, i32> {
     let fd = openat(dir, path, libc::O_RDONLY | libc::O_CLOEXEC, 0)?;
     out.clear();
     out.resize(out.capacity().max(4096), 0);
@@ -233,7 +289,7 @@ pub fn read_file(dir: i32, path: &[u8], out: &mut Vec<u8>) -> Result<(), i32> {
         }
     }
     out.truncate(len);
-    Ok(())
+    Ok(fd)
 }
 
 /// Names in a directory, without `.` and `..`, in directory order.

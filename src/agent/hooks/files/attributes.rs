@@ -1,9 +1,9 @@
 //! Modes, owners, times and extended attributes. Any thread.
 
 use super::data::concerns;
-use super::execute;
 use super::guard::Recording;
 use super::paths::{self, CWD, Found, Path};
+use super::{cache, execute};
 use crate::agent::hooks::frame::{CallFrame, Verdict};
 use crate::persist::{FileRef, MODE, OWNER, Stat, TIMES, Which};
 
@@ -62,7 +62,12 @@ impl Inode {
         match *subject {
             Subject::Open(fd) => Inode::open(recording, fd),
             Subject::Named(dir, path, flags) => {
-                let path = Path::read(path)?;
+                const KNOWN: i32 = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH;
+                let stat = paths::stat_raw(dir, path, flags & KNOWN).ok()?;
+                if recording.session.needs_nothing(&stat) {
+                    return None;
+                }
+                let path = Path::read_known(path)?;
                 if path.is_empty() {
                     let empty = flags & libc::AT_EMPTY_PATH != 0 && dir != CWD;
                     return empty.then(|| Inode::open(recording, dir)).flatten();
@@ -75,6 +80,10 @@ impl Inode {
 
     fn open(recording: &Recording, fd: i32) -> Option<Inode> {
         let stat = paths::stat_fd(fd).ok()?;
+        if recording.session.is_known(&stat.id) {
+            let nothing = recording.session.needs_nothing(&stat);
+            return (!nothing).then_some(Inode::Open(fd, stat));
+        }
         let path = paths::path_of_fd(fd);
         path.is_none_or(|path| concerns(recording, &path))
             .then_some(Inode::Open(fd, stat))
@@ -95,6 +104,9 @@ impl Inode {
 
 pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
     let (subject, change) = decode(f)?;
+    if matches!(subject, Subject::Open(fd) if cache::is_born(fd)) {
+        return Some(Verdict::Forward);
+    }
     let mut recording = Recording::begin()?;
     let inode = Inode::find(&recording, &subject)?;
     match change {

@@ -9,8 +9,8 @@
 
 use super::saved::Map;
 use crate::agent::state::AGENT;
-use ckpt_sys::callsite::{FD_CACHE, fd_changes, fd_entry, table_word};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering::*};
+use ckpt_sys::callsite::{FD_CACHE, fd_changes, fd_entry, fd_saved, table_word};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::*};
 
 /// No regular file, not open for writing, or left alone.
 pub const PASS: u32 = 1;
@@ -55,9 +55,11 @@ pub fn stamp() -> u32 {
     fd_changes().load(Acquire)
 }
 
-/// The saved blocks of the inodes behind descriptors; valid where the entry has [`KNOWN`].
-static MAPS: [AtomicPtr<Map>; FD_CACHE] =
-    [const { AtomicPtr::new(std::ptr::null_mut()) }; FD_CACHE];
+/// The saved blocks of the inode behind a descriptor; valid where the entry has [`KNOWN`].
+/// Stage 1 reads the pointer too: a [`Map`] begins with what that wants.
+fn map_of(fd: usize) -> *const Map {
+    fd_saved(fd).map_or(std::ptr::null(), |map| map.load(Acquire).cast())
+}
 
 /// What is saved of the inode behind `fd`, and where a write leaves its mark. To be called, and
 /// its result used, inside an `InHook`.
@@ -66,7 +68,7 @@ pub fn saved(fd: i32) -> Option<(&'static Map, &'static AtomicU32)> {
         return None;
     }
     let index = usize::try_from(fd).ok()?;
-    let map = MAPS.get(index)?.load(Acquire);
+    let map = map_of(index);
     let mark = fd_entry(index)?.1.load(Relaxed);
     if map.is_null() || mark.is_null() || flags(fd) & KNOWN == 0 {
         return None;
@@ -74,6 +76,18 @@ pub fn saved(fd: i32) -> Option<(&'static Map, &'static AtomicU32)> {
     // SAFETY: set for the open table, and both live as long as that, which is no
     // shorter than the caller's `InHook`.
     Some(unsafe { (&*map, AtomicU32::from_ptr(mark)) })
+}
+
+/// Was the inode behind `fd` made since the table began, so that nothing done through it
+/// needs a record? Such a call may be sent on: should a checkpoint come before it is executed,
+/// it comes here again.
+pub fn is_born(fd: i32) -> bool {
+    let Ok(index) = usize::try_from(fd) else {
+        return false;
+    };
+    flags(fd) & KNOWN != 0
+        && std::ptr::eq(map_of(index), super::saved::born())
+        && flags(fd) & KNOWN != 0
 }
 
 /// Notes what is known of `fd`; `mark` is the inode's, where writes that pass by leave
@@ -101,8 +115,8 @@ pub fn set_with_map(fd: i32, flags: u32, mark: Option<*mut u32>, map: *const Map
         flags
     };
     hot.store(mark.unwrap_or(NO_MARK.as_ptr()), Relaxed);
-    if let Some(place) = MAPS.get(index) {
-        place.store(map.cast_mut(), Release);
+    if let Some(place) = fd_saved(index) {
+        place.store(map.cast_mut().cast(), Release);
     }
     END.fetch_max(index + 1, Relaxed);
     if fd_changes().load(Acquire) == stamp {

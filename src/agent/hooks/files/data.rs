@@ -52,6 +52,7 @@ pub fn look(recording: &mut Recording, fd: i32) -> Option<Open> {
     let flags = i32::try_from(flags).ok().filter(|&flags| flags >= 0)?;
     let access = flags & libc::O_ACCMODE;
     let left_alone = known & cache::KNOWN == 0
+        && !recording.session.is_known(&stat.id)
         && paths::path_of_fd(fd).is_some_and(|path| !concerns(recording, &path));
     if !stat.is_regular() || access == libc::O_RDONLY || left_alone {
         cache::set(fd, cache::PASS, None, stamp);
@@ -99,6 +100,7 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
             write(f, fd, at, Len::Vectors(b, c))
         }
         libc::SYS_truncate => truncate(f),
+        libc::SYS_ftruncate | libc::SYS_fallocate if cache::is_born(fd) => Some(Verdict::Forward),
         libc::SYS_ftruncate => {
             let mut recording = Recording::begin()?;
             let open = look(&mut recording, fd)?;
@@ -246,7 +248,13 @@ pub fn finish(f: &mut CallFrame, mut recording: Recording, open: &Open) -> Optio
 fn truncate(f: &mut CallFrame) -> Option<Verdict> {
     let [path, len, ..] = f.args;
     let mut recording = Recording::begin()?;
-    let path = paths::Path::read(path)?;
+    if recording
+        .session
+        .needs_nothing(&paths::stat_raw(paths::CWD, path, 0).ok()?)
+    {
+        return None;
+    }
+    let path = paths::Path::read_known(path)?;
     let found = paths::find(paths::CWD, &path, true)?;
     if !found.stat.is_regular()
         || len as i64 <= -1

@@ -63,7 +63,7 @@ impl Recording {
         }
         let mask = Blocked::enter();
         let hook = InHook::enter();
-        match recorder::enter() {
+        match recorder::enter_blocked() {
             Some(session) => Some(Recording {
                 session,
                 _hook: hook,

@@ -57,7 +57,7 @@ pub const MODIFYING: &[(c_long, Fast)] = &[
     (libc::SYS_creat, Fast::Nothing),
     (libc::SYS_write, Fast::AtPosition),
     (libc::SYS_writev, Fast::AtPosition),
-    (libc::SYS_pwrite64, Fast::Anywhere),
+    (libc::SYS_pwrite64, Fast::AtOffset),
     (libc::SYS_pwritev, Fast::Anywhere),
     (libc::SYS_pwritev2, Fast::Anywhere),
     (libc::SYS_sendfile, Fast::AtPosition),
@@ -230,14 +230,18 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
         disarm_child();
         return None;
     }
+    // Writes to blocks that are saved are the most frequent of all calls that come here.
+    let active = recorder::active();
+    if active && let Some(verdict) = data::dispatch(f) {
+        return Some(verdict);
+    }
     if let Some(verdict) = descriptors::dispatch(f) {
         return Some(verdict);
     }
-    if !recorder::active() {
+    if !active {
         return None;
     }
     open::dispatch(f)
-        .or_else(|| data::dispatch(f))
         .or_else(|| copies::dispatch(f))
         .or_else(|| mapped::dispatch(f))
         .or_else(|| tree::dispatch(f))

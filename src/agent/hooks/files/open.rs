@@ -6,10 +6,10 @@
 use super::data::concerns;
 use super::guard::Recording;
 use super::paths::{self, CWD, Name, NoName, Path};
-use super::{cache, execute};
+use super::{cache, execute, saved};
 use crate::agent::hooks::frame::{CallFrame, Verdict};
 use crate::agent::hooks::user;
-use crate::persist::Coverage;
+use crate::persist::{Coverage, Stat};
 
 /// The flags of `open_how` that matter to a path's meaning.
 const RESOLVE_IN_ROOT: u64 = 0x10;
@@ -46,28 +46,35 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
     let mut recording = Recording::begin()?;
     if is_unnamed(flags) {
         f.rax = execute(f);
-        if let Ok(fd) = i32::try_from(f.rax)
-            && let Ok(stat) = paths::stat_fd(fd)
-        {
-            recording.session.created(stat.id);
-            opened(&mut recording, fd, &stat.id);
-        }
+        made(f, &mut recording);
         return Some(Verdict::Done);
     }
-    let mut path = Path::read(path)?;
+    let mut at = path;
+    let mut own = None;
     if resolve & RESOLVE_IN_ROOT != 0 {
+        let path = Path::read(at)?;
         let text = path.text();
-        let at = text.iter().position(|&byte| byte != b'/')?;
-        path = Path::of(&[text.get(at..)?])?;
+        let begin = text.iter().position(|&byte| byte != b'/')?;
+        let path = own.insert(Path::of(&[text.get(begin..)?])?);
+        at = path.pointer();
     }
     let exclusive = flags & (libc::O_CREAT | libc::O_EXCL) == libc::O_CREAT | libc::O_EXCL;
     let stay = exclusive || flags & libc::O_NOFOLLOW != 0;
-    let found = paths::stat_at(dir, &path, if stay { libc::AT_SYMLINK_NOFOLLOW } else { 0 });
+    let found = paths::stat_raw(dir, at, if stay { libc::AT_SYMLINK_NOFOLLOW } else { 0 });
+    let whole = || own.or_else(|| Path::read_known(at));
     match found {
         Ok(_) if exclusive || flags & libc::O_TRUNC == 0 => None,
-        Ok(stat) if stat.is_regular() => cut_off(f, recording, dir, &path, !stay),
-        Ok(_) => None,
-        Err(libc::ENOENT) if flags & libc::O_CREAT != 0 && !path.is_empty() => {
+        Ok(stat) if !stat.is_regular() => None,
+        Ok(stat) if recording.session.needs_nothing(&stat) => {
+            f.rax = execute(f);
+            if let Some((fd, _)) = result(f).filter(|(_, now)| now.id == stat.id) {
+                opened(&mut recording, fd, &stat.id);
+            }
+            Some(Verdict::Done)
+        }
+        Ok(_) => cut_off(f, recording, dir, &whole()?, !stay),
+        Err(libc::ENOENT) if flags & libc::O_CREAT != 0 => {
+            let path = whole().filter(|path| !path.is_empty())?;
             if stay {
                 return create(f, recording, dir, &path);
             }
@@ -92,14 +99,25 @@ fn cut_off(
     }
     recording.session.before_truncate(&found.file(), 0);
     f.rax = execute(f);
-    if let Ok(fd) = i32::try_from(f.rax)
-        && fd >= 0
-        && let Ok(stat) = paths::stat_fd(fd)
-    {
+    if let Some((fd, stat)) = result(f) {
         recording.session.touched(&stat);
         opened(&mut recording, fd, &stat.id);
     }
     Some(Verdict::Done)
+}
+
+/// The descriptor that the call has returned, and what is behind it.
+fn result(f: &CallFrame) -> Option<(i32, Stat)> {
+    let fd = i32::try_from(f.rax).ok().filter(|&fd| fd >= 0)?;
+    Some((fd, paths::stat_fd(fd).ok()?))
+}
+
+/// Tells of the file that the call has made.
+fn made(f: &CallFrame, recording: &mut Recording) {
+    if let Some((fd, stat)) = result(f) {
+        recording.session.created(stat.id, stat.is_dir());
+        opened(recording, fd, &stat.id);
+    }
 }
 
 /// O_CREAT of a name that is not there.
@@ -107,23 +125,39 @@ fn create(f: &mut CallFrame, mut recording: Recording, dir: i32, path: &Path) ->
     if path.text().last() == Some(&b'/') {
         return None;
     }
-    let name = name(&mut recording, dir, path)?;
-    recording.session.before_create(&name.as_ref());
+    before_create(&mut recording, dir, path)?;
     f.rax = execute(f);
-    if let Ok(fd) = i32::try_from(f.rax)
-        && fd >= 0
-        && let Ok(stat) = paths::stat_fd(fd)
-    {
-        recording.session.created(stat.id);
-        opened(&mut recording, fd, &stat.id);
-    }
+    made(f, &mut recording);
     Some(Verdict::Done)
+}
+
+/// Tells of the name `path`, which is not there, before something is made under it. `None`:
+/// the call will fail, the name is left alone, or it cannot be told, which the table then knows.
+pub fn before_create(recording: &mut Recording, dir: i32, path: &Path) -> Option<()> {
+    let name = match paths::parent_of(dir, path) {
+        Ok(parent) => {
+            if recording.session.is_led_back(&parent.id, parent.name) {
+                return Some(());
+            }
+            // Where the program has changed names before it may do so, or its call fails and
+            // the name stays as absent as the record says.
+            let ask = !recording.session.is_known(&parent.id);
+            told(recording, parent.full_name(ask))
+        }
+        Err(reason) => told(recording, Err(reason)),
+    }?;
+    recording.session.before_create(&name.as_ref());
+    Some(())
 }
 
 /// The name that a call is about to change. `None`: the call will fail, the name is left
 /// alone, or it cannot be told, which the table then knows.
 pub fn name(recording: &mut Recording, dir: i32, path: &Path) -> Option<Name> {
-    match paths::name_at(dir, path) {
+    told(recording, paths::name_at(dir, path))
+}
+
+fn told(recording: &mut Recording, name: Result<Name, NoName>) -> Option<Name> {
+    match name {
         Ok(name) if concerns(recording, &name.full) => Some(name),
         Ok(_) | Err(NoName::WillFail) => None,
         Err(NoName::Unknown) => {
@@ -139,7 +173,11 @@ pub fn name(recording: &mut Recording, dir: i32, path: &Path) -> Option<Name> {
 fn opened(recording: &mut Recording, fd: i32, id: &crate::persist::Id) {
     let stamp = cache::stamp();
     if recording.session.coverage(id) == Coverage::Free {
-        let mark = recording.session.hot(id);
-        cache::set(fd, cache::FREE | cache::KNOWN, mark, stamp);
+        let flags = cache::FREE | cache::KNOWN;
+        if recording.session.is_born(id) {
+            cache::set_with_map(fd, flags, None, saved::born(), stamp);
+        } else {
+            cache::set(fd, flags, recording.session.hot(id), stamp);
+        }
     }
 }

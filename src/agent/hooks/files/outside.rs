@@ -1,6 +1,6 @@
 //! Modifying calls that the call-site net cannot see: `syscall` instructions of programs and
-//! libraries other than libc. They are looked for once per mapped file and told in the log; what
-//! they do to files is not taken back. Helper thread, while the program runs.
+//! libraries other than libc. They are looked for once per mapped file and told in the log and
+//! by `ckpt status`; what they do to files is not taken back. Helper thread, while the program runs.
 //!
 //! Found are calls with their number beside them (`mov $number, %eax` in the sixteen bytes
 //! before, as compilers and hand-written wrappers have it); a number from elsewhere is not.
@@ -8,6 +8,7 @@
 use super::MODIFYING;
 use crate::agent::hooks::{ranges, user};
 use crate::agent::{log, procfs};
+use crate::store::report::UnseenCalls;
 
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
 const MOV_EAX: u8 = 0xb8;
@@ -59,8 +60,32 @@ fn is_patched(path: &str) -> bool {
     .any(|known| name.starts_with(known))
 }
 
-/// Looks at what is mapped executable since the last time; `seen` is what was.
-pub fn look(seen: &mut Vec<(String, u64)>) {
+/// What was looked at, and what was found.
+#[derive(Debug, Default)]
+pub struct Looked {
+    /// Device and inode of mapped files.
+    seen: Vec<(String, u64)>,
+    pub found: Vec<UnseenCalls>,
+}
+
+impl Looked {
+    /// Looks at what is mapped executable since the last time.
+    pub fn look(&mut self) {
+        look(&mut self.seen, |path, calls| {
+            tell(path, &calls);
+            if !calls.is_empty() && self.found.len() < MOST {
+                let path = path.to_owned();
+                self.found.push(UnseenCalls { path, calls });
+            }
+        });
+    }
+}
+
+/// So many files are told of; a program that maps generated code anew all the time must not
+/// make the list endless.
+const MOST: usize = 64;
+
+fn look(seen: &mut Vec<(String, u64)>, mut found: impl FnMut(&str, Vec<i64>)) {
     let Ok(maps) = procfs::read_file(b"/proc/self/maps") else {
         return;
     };
@@ -96,7 +121,7 @@ pub fn look(seen: &mut Vec<(String, u64)>) {
             Some((number(start)?, number(end)?))
         });
         if let Some((start, end)) = bounds {
-            tell(path, &calls_between(start, end));
+            found(path, calls_between(start, end));
         }
     }
 }

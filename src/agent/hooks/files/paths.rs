@@ -8,6 +8,7 @@ use crate::agent::hooks::user;
 use crate::persist::{FileRef, Id, NameRef, Stat};
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
+use std::mem::MaybeUninit;
 
 pub const CWD: i32 = libc::AT_FDCWD;
 const PATH_MAX: usize = 4096;
@@ -42,6 +43,26 @@ impl Path {
         }
     }
 
+    /// A copy of the string at `at`, which the kernel has just read to its end for a call
+    /// of the same thread ([`stat_raw`]).
+    pub fn read_known(at: u64) -> Option<Path> {
+        let from = at as *const u8;
+        let mut bytes = Vec::new();
+        if from.is_null() {
+            // Newer kernels take this for an empty path.
+            return Path::of(&[]);
+        }
+        // SAFETY: the program's own string, in reach a moment ago; a program that unmaps it
+        // in another thread during its call has no right to expect anything.
+        unsafe {
+            let len = (0..PATH_MAX).find(|&k| from.add(k).read_volatile() == 0)?;
+            bytes.try_reserve_exact(len + 1).ok()?;
+            bytes.extend_from_slice(std::slice::from_raw_parts(from, len));
+        }
+        bytes.push(0);
+        Some(Path(bytes))
+    }
+
     /// From pieces, put together.
     pub fn of(pieces: &[&[u8]]) -> Option<Path> {
         let len: usize = pieces.iter().map(|piece| piece.len()).sum();
@@ -67,58 +88,58 @@ impl Path {
     }
 }
 
-/// Attributes of what `path` (relative to `dir`) names; `flags` are statx's.
-pub fn stat_at(dir: i32, path: &Path, flags: i32) -> Result<Stat, i32> {
+/// Attributes of what the program's string at `path` (relative to `dir`) names; `flags` are
+/// statx's. With any result but EFAULT, ENAMETOOLONG and ENOMEM the string can be read.
+pub fn stat_raw(dir: i32, path: u64, flags: i32) -> Result<Stat, i32> {
     const BASIC_STATS: u32 = 0x7ff;
-    // SAFETY: all zero is a valid statx; the path ends with a NUL.
+    let mut x = MaybeUninit::<libc::statx>::uninit();
+    // SAFETY: the kernel checks the path, and fills in what is read of `x`.
     unsafe {
-        let mut x: libc::statx = std::mem::zeroed();
-        let flags = flags | libc::AT_NO_AUTOMOUNT;
         check(syscall!(
             libc::SYS_statx,
             dir,
-            path.pointer(),
-            flags,
+            path,
+            flags | libc::AT_NO_AUTOMOUNT,
             BASIC_STATS,
-            &raw mut x
+            x.as_mut_ptr()
         ))?;
-        Ok(Stat::from_statx(&x))
+        Ok(Stat::from_statx(x.assume_init_ref()))
     }
+}
+
+/// Attributes of what `path` (relative to `dir`) names.
+pub fn stat_at(dir: i32, path: &Path, flags: i32) -> Result<Stat, i32> {
+    stat_raw(dir, path.pointer(), flags)
 }
 
 /// Attributes of an open file.
 pub fn stat_fd(fd: i32) -> Result<Stat, i32> {
-    const BASIC_STATS: u32 = 0x7ff;
-    // SAFETY: as above; an empty path.
-    unsafe {
-        let mut x: libc::statx = std::mem::zeroed();
-        check(syscall!(
-            libc::SYS_statx,
-            fd,
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            BASIC_STATS,
-            &raw mut x
-        ))?;
-        Ok(Stat::from_statx(&x))
-    }
+    stat_raw(fd, c"".as_ptr() as u64, libc::AT_EMPTY_PATH)
 }
 
 fn link_text(dir: i32, path: &Path) -> Option<Vec<u8>> {
-    let mut text = Vec::new();
-    text.try_reserve_exact(PATH_MAX).ok()?;
-    text.resize(PATH_MAX, 0);
+    let mut buf = [MaybeUninit::<u8>::uninit(); PATH_MAX];
     // SAFETY: room for PATH_MAX bytes.
     let got = unsafe {
         check(syscall!(
             libc::SYS_readlinkat,
             dir,
             path.pointer(),
-            text.as_mut_ptr(),
+            buf.as_mut_ptr(),
             PATH_MAX
         ))
     };
-    text.truncate(got.ok()?);
+    filled(&buf, got.ok()?)
+}
+
+/// A copy of the first `len` bytes, which the kernel has written.
+fn filled(buf: &[MaybeUninit<u8>; PATH_MAX], len: usize) -> Option<Vec<u8>> {
+    let mut text = Vec::new();
+    text.try_reserve_exact(len).ok()?;
+    // SAFETY: written by the kernel (the caller's promise), and not beyond the buffer.
+    text.extend_from_slice(unsafe {
+        std::slice::from_raw_parts(buf.as_ptr().cast(), len.min(PATH_MAX))
+    });
     Some(text)
 }
 
@@ -143,12 +164,10 @@ fn directory(dir: i32) -> Option<Vec<u8>> {
     if dir != CWD {
         return path_of_fd(dir).filter(|path| path.first() == Some(&b'/'));
     }
-    let mut text = Vec::new();
-    text.try_reserve_exact(PATH_MAX).ok()?;
-    text.resize(PATH_MAX, 0);
+    let mut buf = [MaybeUninit::<u8>::uninit(); PATH_MAX];
     // SAFETY: room for PATH_MAX bytes.
-    let got = unsafe { check(syscall!(libc::SYS_getcwd, text.as_mut_ptr(), PATH_MAX)) };
-    text.truncate(got.ok()?.saturating_sub(1));
+    let got = unsafe { check(syscall!(libc::SYS_getcwd, buf.as_mut_ptr(), PATH_MAX)) };
+    let text = filled(&buf, got.ok()?.saturating_sub(1))?;
     (text.first() == Some(&b'/')).then_some(text)
 }
 
@@ -214,28 +233,58 @@ pub enum NoName {
     Unknown,
 }
 
+/// A path's last component, and the directory that it is a name in.
+pub struct Parent<'p> {
+    pub id: Id,
+    pub name: &'p [u8],
+    /// The path up to the name.
+    way: &'p [u8],
+    at: i32,
+    here: Path,
+}
+
 /// The directory and the last component of `path`. Does not ask whether the name exists.
-pub fn name_at(dir: i32, path: &Path) -> Result<Name, NoName> {
-    let (parent, name) = split(path.text()).ok_or(NoName::WillFail)?;
-    let here = Path::of(&[if parent.is_empty() { b"." } else { parent }]);
+pub fn parent_of(dir: i32, path: &Path) -> Result<Parent<'_>, NoName> {
+    let (way, name) = split(path.text()).ok_or(NoName::WillFail)?;
+    let here = Path::of(&[if way.is_empty() { b"." } else { way }]);
     let here = here.ok_or(NoName::Unknown)?;
     let stat = stat_at(dir, &here, 0).map_err(|_| NoName::WillFail)?;
-    if !stat.is_dir() || !writable(dir, &here) {
+    if !stat.is_dir() {
         return Err(NoName::WillFail);
     }
-    let mut full = absolute(dir, parent).ok_or(NoName::Unknown)?;
-    full.try_reserve_exact(name.len() + 1)
-        .map_err(|_| NoName::Unknown)?;
-    if full.last() != Some(&b'/') {
-        full.push(b'/');
-    }
-    let name_at = full.len();
-    full.extend_from_slice(name);
-    Ok(Name {
-        dir: stat.id,
-        full,
-        name_at,
+    Ok(Parent {
+        id: stat.id,
+        name,
+        way,
+        at: dir,
+        here,
     })
+}
+
+impl Parent<'_> {
+    /// The absolute name. `ask`: whether the program may write to the directory.
+    pub fn full_name(&self, ask: bool) -> Result<Name, NoName> {
+        if ask && !writable(self.at, &self.here) {
+            return Err(NoName::WillFail);
+        }
+        let mut full = absolute(self.at, self.way).ok_or(NoName::Unknown)?;
+        full.try_reserve_exact(self.name.len() + 1)
+            .map_err(|_| NoName::Unknown)?;
+        if full.last() != Some(&b'/') {
+            full.push(b'/');
+        }
+        let name_at = full.len();
+        full.extend_from_slice(self.name);
+        Ok(Name {
+            dir: self.id,
+            full,
+            name_at,
+        })
+    }
+}
+
+pub fn name_at(dir: i32, path: &Path) -> Result<Name, NoName> {
+    parent_of(dir, path)?.full_name(true)
 }
 
 /// May the program write there? Doubts are yes.

@@ -1,5 +1,6 @@
 //! Which blocks of an inode are known to be saved since the table began: a bitmap an inode, so
-//! that the second and every later overwrite of a block needs no lock and no record.
+//! that the second and every later overwrite of a block needs no lock and no record. `pwrite64`
+//! of a block or less is decided by stage 1 itself, from the same bits.
 //!
 //! Maps are made and filled inside a `Recording` ([`note`]) and read without a lock inside an
 //! `InHook` ([`Map::covers`]). A map is freed by the first recording after its table, which
@@ -7,6 +8,7 @@
 
 use super::guard::Recording;
 use crate::persist::{Id, recorder};
+use ckpt_sys::callsite::SavedBlocks;
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicU64, Ordering::*};
 
@@ -14,9 +16,28 @@ const BLOCK: u64 = 4096;
 /// No map for more blocks than this (a bitmap of 4 MiB, a file of 128 GiB).
 const MOST: u64 = 1 << 25;
 
+/// Stage 1 of the call-site net reads the first field and the bits.
+#[repr(C)]
 pub struct Map {
+    blocks: SavedBlocks,
     id: Id,
+    /// The file's size when the map was made, which was the checkpoint's: a write that goes
+    /// beyond it makes the file longer, which is to be recorded.
+    size: u64,
     bits: Vec<AtomicU64>,
+}
+
+/// In a descriptor's place for a map: its inode was made since the table began.
+static BORN: Map = Map {
+    blocks: SavedBlocks::NONE,
+    id: Id { dev: 0, ino: 0 },
+    size: 0,
+    bits: Vec::new(),
+};
+
+/// See [`BORN`].
+pub fn born() -> *const Map {
+    &raw const BORN
 }
 
 impl Map {
@@ -26,7 +47,7 @@ impl Map {
             let word = self.bits.get((block / 64) as usize);
             word.is_some_and(|word| word.load(Relaxed) & 1 << (block % 64) != 0)
         };
-        start < end && (start / BLOCK..end.div_ceil(BLOCK)).all(saved)
+        start < end && end <= self.size && (start / BLOCK..end.div_ceil(BLOCK)).all(saved)
     }
 
     fn set(&self, start: u64, end: u64) {
@@ -77,7 +98,13 @@ pub fn note(_: &mut Recording, id: Id, size: u64, start: u64, end: u64) -> Optio
     bits.try_reserve_exact(words).ok()?;
     bits.resize_with(words, || AtomicU64::new(0));
     all.maps.try_reserve(1).ok()?;
-    let map = Box::new(Map { id, bits });
+    let blocks = SavedBlocks::of(&bits, size);
+    let map = Box::new(Map {
+        blocks,
+        id,
+        size,
+        bits,
+    });
     map.set(start, end);
     all.maps.push(map);
     all.maps.last().map(|map| &raw const **map)
@@ -90,13 +117,15 @@ mod tests {
     #[test]
     fn blocks_are_covered_when_all_are_set() {
         let map = Map {
+            blocks: SavedBlocks::NONE,
             id: Id::default(),
+            size: 128 * BLOCK - 1,
             bits: (0..2).map(|_| AtomicU64::new(0)).collect(),
         };
         map.set(4095, 4097);
         assert!(map.covers(0, 8192) && map.covers(1, 2));
         assert!(!map.covers(0, 8193) && !map.covers(8192, 8193) && !map.covers(5, 5));
         map.set(0, u64::MAX);
-        assert!(map.covers(0, 128 * BLOCK) && !map.covers(0, 128 * BLOCK + 1));
+        assert!(map.covers(0, 128 * BLOCK - 1) && !map.covers(0, 128 * BLOCK));
     }
 }

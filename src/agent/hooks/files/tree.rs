@@ -1,10 +1,10 @@
 //! Names: what creates, removes, links and moves them. Any thread.
 
 use super::data::concerns;
-use super::execute;
 use super::guard::Recording;
-use super::open::name;
+use super::open::{before_create, name};
 use super::paths::{self, CWD, Found, NoName, Path};
+use super::{done, execute};
 use crate::agent::hooks::frame::{CallFrame, Verdict};
 use crate::persist::{FileRef, Stat};
 
@@ -31,19 +31,19 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
 /// A directory and the address of a path.
 type Place = (i32, u64);
 
-fn is_absent(dir: i32, path: &Path) -> bool {
-    !path.is_empty() && matches!(paths::stat_at(dir, path, NOFOLLOW), Err(libc::ENOENT))
+/// The path of a name that is not there.
+fn absent(place: Place) -> Option<Path> {
+    match paths::stat_raw(place.0, place.1, NOFOLLOW) {
+        Err(libc::ENOENT) => Path::read_known(place.1).filter(|path| !path.is_empty()),
+        _ => None,
+    }
 }
 
 /// mkdir, mknod, symlink.
 fn create(f: &mut CallFrame, dir: i32, path: u64) -> Option<Verdict> {
     let mut recording = Recording::begin()?;
-    let path = Path::read(path)?;
-    if !is_absent(dir, &path) {
-        return None;
-    }
-    let name = name(&mut recording, dir, &path)?;
-    recording.session.before_create(&name.as_ref());
+    let path = absent((dir, path))?;
+    before_create(&mut recording, dir, &path)?;
     f.rax = execute(f);
     born(f, &mut recording, dir, &path);
     Some(Verdict::Done)
@@ -54,7 +54,7 @@ fn born(f: &CallFrame, recording: &mut Recording, dir: i32, path: &Path) {
     if f.rax == 0
         && let Ok(stat) = paths::stat_at(dir, path, NOFOLLOW)
     {
-        recording.session.created(stat.id);
+        recording.session.created(stat.id, stat.is_dir());
     }
 }
 
@@ -90,10 +90,7 @@ impl Target {
 
 fn link(f: &mut CallFrame, old: Place, new: Place, flags: i32) -> Option<Verdict> {
     let mut recording = Recording::begin()?;
-    let path = Path::read(new.1)?;
-    if !is_absent(new.0, &path) {
-        return None;
-    }
+    let path = absent(new)?;
     let target = Target::find(old, flags)?;
     let name = name(&mut recording, new.0, &path)?;
     recording
@@ -105,8 +102,7 @@ fn link(f: &mut CallFrame, old: Place, new: Place, flags: i32) -> Option<Verdict
 
 fn remove(f: &mut CallFrame, dir: i32, path: u64) -> Option<Verdict> {
     let mut recording = Recording::begin()?;
-    let path = Path::read(path)?;
-    let stat = paths::stat_at(dir, &path, NOFOLLOW).ok()?;
+    let stat = paths::stat_raw(dir, path, NOFOLLOW).ok()?;
     let wants_dir = match f.rax {
         libc::SYS_rmdir => true,
         libc::SYS_unlinkat => f.args[2] as i32 & libc::AT_REMOVEDIR != 0,
@@ -115,6 +111,10 @@ fn remove(f: &mut CallFrame, dir: i32, path: u64) -> Option<Verdict> {
     if stat.is_dir() != wants_dir {
         return None;
     }
+    if recording.session.needs_nothing(&stat) {
+        return Some(done(f));
+    }
+    let path = Path::read_known(path)?;
     let name = name(&mut recording, dir, &path)?;
     recording.session.before_remove(&name.as_ref(), &stat);
     f.rax = execute(f);
@@ -123,10 +123,8 @@ fn remove(f: &mut CallFrame, dir: i32, path: u64) -> Option<Verdict> {
 
 fn rename(f: &mut CallFrame, from: Place, to: Place, flags: u32) -> Option<Verdict> {
     let mut recording = Recording::begin()?;
-    let from_path = Path::read(from.1)?;
-    let to_path = Path::read(to.1)?;
-    let from_stat = paths::stat_at(from.0, &from_path, NOFOLLOW).ok()?;
-    let to_stat = match paths::stat_at(to.0, &to_path, NOFOLLOW) {
+    let from_stat = paths::stat_raw(from.0, from.1, NOFOLLOW).ok()?;
+    let to_stat = match paths::stat_raw(to.0, to.1, NOFOLLOW) {
         Ok(stat) => Some(stat),
         Err(libc::ENOENT) => None,
         Err(_) => return None,
@@ -138,6 +136,8 @@ fn rename(f: &mut CallFrame, from: Place, to: Place, flags: u32) -> Option<Verdi
     {
         return None;
     }
+    let from_path = Path::read_known(from.1)?;
+    let to_path = Path::read_known(to.1)?;
     let from_name = either(&mut recording, from.0, &from_path)?;
     let to_name = either(&mut recording, to.0, &to_path)?;
     let concerned = (
