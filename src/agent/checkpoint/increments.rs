@@ -93,9 +93,19 @@ pub struct Knowledge {
     pub changed: Dirty,
     known: Plan,
     known_advice: u32,
+    content: Vec<blank::Range>,
 }
 
 impl Knowledge {
+    /// What the tracker sees now, added to what was seen before.
+    pub fn look(&mut self, pieces: &[Piece]) -> Result<(), TrackError> {
+        let mut seen = Dirty::new();
+        self.tracker.look(pieces, &mut seen)?;
+        blank::newly_content(&self.content, &blank::content(pieces), &mut seen);
+        self.changed.unite(&seen);
+        Ok(())
+    }
+
     /// VmFlags of the present map.
     pub fn read_flags(&self, plan: &mut Plan) {
         let unchanged = hooks::memory::advice_number() == self.known_advice;
@@ -273,6 +283,7 @@ impl Increments {
             changed: std::mem::take(&mut self.dirty),
             known: std::mem::take(&mut self.known),
             known_advice: self.known_advice,
+            content: std::mem::take(&mut self.content),
         }
     }
 

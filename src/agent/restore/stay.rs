@@ -118,13 +118,11 @@ pub fn look(
             .is_some_and(|vma| vma.start < piece.vma.end)
     });
     pages.read_flags(&mut plan);
-    let mut seen = Dirty::new();
-    if let Err(error) = pages.tracker.look(&plan.pieces, &mut seen) {
+    if let Err(error) = pages.look(&plan.pieces) {
         log::line(format_args!("all memory is mapped anew: {error}"));
         return None;
     }
     let mut changed = std::mem::take(&mut pages.changed);
-    changed.unite(&seen);
     for (start, end) in written_by_the_leader(&plan, rseq) {
         changed.insert(start, end, Change::Present);
     }
