@@ -292,7 +292,14 @@ impl Worker {
         };
         let refused = match kept {
             Ok((wanted, left)) => {
-                order::go_back(self.settings, self.claimed.as_mut(), &wanted, left)
+                let increments = &mut self.increments;
+                order::go_back(
+                    self.settings,
+                    self.claimed.as_mut(),
+                    increments,
+                    &wanted,
+                    left,
+                )
             }
             Err(refused) => refused,
         };

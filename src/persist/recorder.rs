@@ -632,7 +632,11 @@ impl Session {
         let moves = matters(from_stat);
         let other = to_stat.filter(|_| exchange);
         if let Some(other) = other {
-            if moves || matters(other) {
+            let either = moves || matters(other);
+            // XFS changes the times of the directories themselves.
+            self.exchanged(from, from_stat);
+            self.exchanged(to, other);
+            if either {
                 self.renamed(from, to, &from_stat.id, Some(&other.id));
             }
         } else {
@@ -645,6 +649,14 @@ impl Session {
             }
         }
         self.inner.writer.sync();
+    }
+
+    fn exchanged(&mut self, name: &NameRef, stat: &Stat) {
+        if stat.is_dir()
+            && let Ok(path) = CPath::join(name.dir_path, name.name)
+        {
+            self.directory(&stat.id, path.bytes());
+        }
     }
 
     fn renamed(&mut self, from: &NameRef, to: &NameRef, id: &Id, other: Option<&Id>) {

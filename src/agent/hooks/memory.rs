@@ -37,6 +37,16 @@ pub fn advice_number() -> u32 {
     ADVICE.load(SeqCst)
 }
 
+/// Grows with every call after which pages may change, or cannot be written, without any
+/// tracker seeing it: the kernel may take pages with MADV_FREE away later, and guarded pages
+/// stay so whatever is discarded.
+static UNSEEN: AtomicU32 = AtomicU32::new(0);
+
+/// As long as this number stays the same, trackers see all there is to be seen.
+pub fn unseen_number() -> u32 {
+    UNSEEN.load(SeqCst)
+}
+
 /// Sticky: the program used MADV_DONTFORK, MADV_WIPEONFORK or the mlock family, so
 /// the flags of its mappings must be read from smaps.
 pub fn special_advice_seen() -> bool {
@@ -53,6 +63,7 @@ const PAGE: u64 = 4096;
 const DONTNEED: i32 = libc::MADV_DONTNEED;
 const DONTNEED_LOCKED: i32 = 24;
 const GUARD_INSTALL: i32 = 102;
+const GUARD_REMOVE: i32 = 103;
 const ANONYMOUS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
 
 fn page_end(addr: u64, len: u64) -> Option<u64> {
@@ -268,11 +279,25 @@ pub fn madvise(frame: &mut CallFrame) -> Verdict {
     ) {
         ADVICE.fetch_add(1, SeqCst);
     }
+    // No stop between the number and the call.
+    let unseen = matches!(advice, libc::MADV_FREE | GUARD_INSTALL | GUARD_REMOVE);
+    let _guard = unseen.then(InHook::enter);
+    let make_it = |frame: &mut CallFrame| {
+        if !unseen {
+            return Verdict::Forward;
+        }
+        // SAFETY: the program's own request.
+        let ret = check(unsafe { syscall!(libc::SYS_madvise, addr, len, advice) });
+        done(frame, ret.map(|n| n as u64))
+    };
+    if unseen {
+        UNSEEN.fetch_add(1, SeqCst);
+    }
     let Some(end) = page_end(addr, len) else {
-        return Verdict::Forward;
+        return make_it(frame);
     };
     if !ranges::may_overlap(addr, end) {
-        return Verdict::Forward;
+        return make_it(frame);
     }
     match advice {
         DONTNEED | libc::MADV_FREE | DONTNEED_LOCKED | GUARD_INSTALL => {
@@ -296,7 +321,7 @@ pub fn madvise(frame: &mut CallFrame) -> Verdict {
                 return done(frame, Err(libc::EAGAIN));
             }
             if advice == GUARD_INSTALL {
-                return Verdict::Forward;
+                return make_it(frame);
             }
             done(frame, ret.map(|v| v as u64))
         }

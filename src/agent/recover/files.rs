@@ -279,6 +279,13 @@ fn leaves_all_now(config: &Config) -> bool {
     leaves_all_files(config) || exclude::is_excluded(b"/")
 }
 
+/// Does a rollback leave this file as it is?
+pub fn leaves_alone(config: &Config, path: &[u8]) -> bool {
+    leaves_all_now(config)
+        || exclude::is_excluded(path)
+        || is_excluded(&config.restore_exclude, path)
+}
+
 /// Rollback: can the files of the running program be brought to this generation? Changes
 /// nothing.
 pub fn can_go_back(

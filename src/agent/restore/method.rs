@@ -23,6 +23,13 @@ pub struct Choice {
     pub why: &'static str,
 }
 
+/// No contents are to be brought back.
+pub const NOTHING: Choice = Choice {
+    lazy: false,
+    cold: false,
+    why: "nothing to do",
+};
+
 /// Chooses; `files` are the images of the chain that are needed.
 pub fn choose(
     asked: RestoreMethod,

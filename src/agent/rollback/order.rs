@@ -7,14 +7,16 @@
 use super::call::{LATEST, Region};
 use super::leader::{self, Handover};
 use super::*;
+use crate::agent::checkpoint::increments::Increments;
 use crate::agent::collect::descriptors::sys;
 use crate::agent::collect::identity;
 use crate::agent::recover::files::{self, NotBack};
-use crate::agent::restore::{self, check as machine};
+use crate::agent::restore::{self, check as machine, stay};
 use crate::agent::resume::Payload;
 use crate::agent::settings::Settings;
 use crate::agent::state::AGENT;
 use crate::agent::stop::{self, Stopped, now_ns};
+use crate::agent::track::Dirty;
 use crate::agent::{children, exit, helper, log, request};
 use crate::image::chain::{self, Sourced};
 use crate::persist::table;
@@ -88,6 +90,7 @@ pub fn check(
 pub fn go_back(
     settings: &Settings,
     claimed: Option<&mut Claimed>,
+    increments: &mut Increments,
     wanted: &Wanted,
     left: Option<u64>,
 ) -> Refused {
@@ -95,7 +98,12 @@ pub fn go_back(
         return refused(libc::ENOENT, "there is no checkpoint yet");
     };
     match prepare(settings, claimed, wanted) {
-        Ok(ready) => stopped(settings, claimed, Ready { left, ..ready }),
+        Ok(mut ready) => {
+            ready.left = left;
+            let base = increments.standing_on(ready.record.generation);
+            ready.since = stay::changed_since(claimed, base, &ready.record);
+            stopped(settings, claimed, increments, ready)
+        }
         Err(refused) => refused,
     }
 }
@@ -109,6 +117,8 @@ struct Ready {
     value: i32,
     asked: Vec<u32>,
     started_ns: u64,
+    /// What later generations have changed since, if that is known.
+    since: Option<Dirty>,
 }
 
 fn prepare(settings: &Settings, claimed: &Claimed, wanted: &Wanted) -> Result<Ready, Refused> {
@@ -126,7 +136,7 @@ fn prepare(settings: &Settings, claimed: &Claimed, wanted: &Wanted) -> Result<Re
         .map_err(|error| damaged(&error))?;
     let member = members.into_iter().next();
     let member = member.ok_or_else(|| damaged(&"it has no member"))?;
-    if 2 + member.older.len() > pass::MOST {
+    if 3 + member.older.len() > pass::MOST {
         return Err(damaged(&"it stands on too many images"));
     }
     let manifest = &member.image.manifest;
@@ -148,6 +158,7 @@ fn prepare(settings: &Settings, claimed: &Claimed, wanted: &Wanted) -> Result<Re
         value: wanted.value,
         asked: wanted.asked.clone(),
         started_ns,
+        since: None,
     })
 }
 
@@ -202,13 +213,18 @@ fn may_go_back() -> Result<(), Refused> {
     children::none_alive().map_err(|reason| refused(libc::EAGAIN, reason))
 }
 
-fn stopped(settings: &Settings, claimed: &mut Claimed, ready: Ready) -> Refused {
+fn stopped(
+    settings: &Settings,
+    claimed: &mut Claimed,
+    increments: &mut Increments,
+    ready: Ready,
+) -> Refused {
     let inserted = request::inserted_call().map(request::copy_slot);
     let stopped = match stop::stop_all(inserted) {
         Ok(stopped) => stopped,
         Err(error) => return refused(libc::EAGAIN, error),
     };
-    let refused = while_stopped(settings, claimed, ready, &stopped);
+    let refused = while_stopped(settings, claimed, increments, ready, &stopped);
     stop::release(stopped);
     // The leader has left its part: it is released last of all by the step.
     CONTROL.step.store(IDLE, Ordering::SeqCst);
@@ -218,15 +234,21 @@ fn stopped(settings: &Settings, claimed: &mut Claimed, ready: Ready) -> Refused 
 fn while_stopped(
     settings: &Settings,
     claimed: &mut Claimed,
-    ready: Ready,
+    increments: &mut Increments,
+    mut ready: Ready,
     stopped: &Stopped,
 ) -> Refused {
+    if increments.standing_on(ready.record.generation).is_none() {
+        ready.since = None;
+    }
     let prepared = may_go_back().and_then(|()| last_checks(settings, claimed, &ready, stopped));
     let protected = match prepared {
         Ok(protected) => protected,
         Err(refused) => return refused,
     };
-    if let Err(errno) = hand_over(&ready.member, claimed) {
+    let watching = ready.since.as_ref();
+    let watching = watching.and_then(|_| increments.tracker.descriptor());
+    if let Err(errno) = hand_over(&ready.member, claimed, watching) {
         call_off();
         return refused(errno, "the descriptors cannot be handed over");
     }
@@ -278,6 +300,13 @@ fn while_stopped(
         },
         payload,
         protected,
+        pages: ready.since.map(|since| {
+            let mut pages = increments.pass_on();
+            let later = std::mem::replace(&mut pages.changed, since);
+            pages.changed.unite(&later);
+            pages
+        }),
+        watching: watching.is_some(),
         job: job.name(),
     });
     let handover = Box::into_raw(handover);
@@ -323,11 +352,18 @@ fn last_checks(
     }
     files::can_go_back(&claimed.job, &ready.record, &settings.config)
         .map_err(|reason| refused(libc::EIO, reason))?;
+    let table = &ready.member.image.manifest.descriptors;
+    reopen::check(table, &claimed.job, &ready.record, &settings.config)
+        .map_err(|reason| refused(libc::EIO, reason))?;
     check::copy(&ready.regions).map_err(no_region)
 }
 
-/// Sends the images' descriptors and the lock's to the program's table.
-fn hand_over(member: &FoundMember<RawFs>, claimed: &Claimed) -> Result<(), i32> {
+/// Sends the images' descriptors, the lock's and the tracker's to the program's table.
+fn hand_over(
+    member: &FoundMember<RawFs>,
+    claimed: &Claimed,
+    watching: Option<i32>,
+) -> Result<(), i32> {
     let leader = AGENT.real_pid.load(Ordering::Relaxed);
     CONTROL.order.store(SERVE, Ordering::SeqCst);
     request::order_inserted();
@@ -340,6 +376,7 @@ fn hand_over(member: &FoundMember<RawFs>, claimed: &Claimed) -> Result<(), i32> 
     let mut fds: Vec<i32> = vec![member.file.as_raw_fd()];
     fds.extend(member.older.iter().map(|link| link.file.as_raw_fd()));
     fds.push(claimed.lock.as_fd().as_raw_fd());
+    fds.extend(watching);
     CONTROL.count.store(fds.len() as u32, Ordering::SeqCst);
     // Fewer than a socket's buffer holds: this does not wait.
     pass::send(end.raw(), &fds)?;

@@ -125,8 +125,13 @@ impl Drop for Uffd {
 
 impl Uffd {
     pub fn new() -> Result<Uffd, TrackError> {
+        Uffd::adopt(open()?)
+    }
+
+    /// Goes on with a descriptor by which memory is registered already.
+    pub fn adopt(fd: OwnFd) -> Result<Uffd, TrackError> {
         let uffd = Uffd {
-            fd: open()?,
+            fd,
             pagemap: PageMap::open()?,
             fresh: Vec::new(),
             blank: Vec::new(),
@@ -234,11 +239,13 @@ impl Uffd {
         Ok(doubtful)
     }
 
-    /// `leave`: what is mapped from images is not to be registered yet.
-    fn look(
+    /// Everything that has changed. `protect`: what was written is watched anew; `leave`: what
+    /// is mapped from images is not to be registered yet.
+    fn walk(
         &mut self,
         pieces: &[Piece],
         seen: &mut Dirty,
+        protect: bool,
         leave: &[Range],
     ) -> Result<(), TrackError> {
         let doubtful = match leave {
@@ -315,6 +322,7 @@ impl Uffd {
             } else {
                 without_file(WRITTEN)
             };
+            let query = Query { protect, ..query };
             self.pagemap.scan(start, end, query, |from, to, what| {
                 let change = match what & is::PFNZERO {
                     0 => Change::Present,
@@ -360,13 +368,30 @@ impl Tracker for Uffd {
 
     fn begin(&mut self, pieces: &[Piece]) -> Result<(), TrackError> {
         let lazy = Lazy::find(pieces, &mut self.pagemap)?;
-        self.look(pieces, &mut Dirty::new(), &lazy.ranges())?;
+        self.walk(pieces, &mut Dirty::new(), true, &lazy.ranges())?;
         self.lazy = lazy;
         Ok(())
     }
 
     fn sweep(&mut self, pieces: &[Piece], seen: &mut Dirty) -> Result<(), TrackError> {
-        self.look(pieces, seen, &[])
+        self.walk(pieces, seen, true, &[])
+    }
+
+    fn look(&mut self, pieces: &[Piece], seen: &mut Dirty) -> Result<(), TrackError> {
+        self.walk(pieces, seen, false, &[])
+    }
+
+    fn descriptor(&self) -> Option<i32> {
+        Some(self.fd.raw())
+    }
+
+    fn moved(&mut self, fd: Option<OwnFd>) -> Result<(), TrackError> {
+        let fd = fd.ok_or(TrackError::Call {
+            call: "take the userfaultfd over",
+            errno: libc::EBADF,
+        })?;
+        std::mem::forget(std::mem::replace(&mut self.fd, fd));
+        self.pagemap.reopen()
     }
 }
 

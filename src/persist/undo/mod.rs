@@ -11,6 +11,7 @@
 //! | `state` | what survives a killed undo |
 //! | `apply` | one record |
 //! | `names` | records about names |
+//! | `reach` | whether a file is brought back |
 //! | `tree` | removing, putting aside, making inodes anew |
 //! | `foreign` | what somebody else changed |
 //! | `record` | a return that is recorded, so that it can be taken back itself |
@@ -18,6 +19,7 @@
 mod apply;
 mod foreign;
 mod names;
+pub mod reach;
 mod record;
 pub(super) mod rows;
 pub(super) mod state;

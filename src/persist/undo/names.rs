@@ -74,7 +74,7 @@ impl Undoer<'_, '_> {
         // It had gone for good, unless the last operation (two records for a renaming)
         // was cut short.
         let last = !reborn && k + 2 >= current.table.records.len();
-        let made = self.replaced.made_here(&stat.id);
+        let made = self.replaced.remade(&stat.id);
         made.unwrap_or(if last { stat.id } else { Id::default() })
     }
 

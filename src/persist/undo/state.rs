@@ -172,7 +172,10 @@ impl Replaced {
     }
 
     fn follow(&self, id: &Id, table: u64) -> Id {
-        let (mut now, mut from, mut after) = (*id, table, None);
+        self.follow_on(*id, table, None)
+    }
+
+    fn follow_on(&self, mut now: Id, mut from: u64, mut after: Option<usize>) -> Id {
         while let Some((then, (at, next))) = self.map.get(&now).and_then(|entries| {
             let mut later = entries.range(from..);
             later.find(|(_, (at, _))| after.is_none_or(|after| *at > after))
@@ -187,11 +190,12 @@ impl Replaced {
         self.follow(id, self.table)
     }
 
-    /// What an inode that was gone within the table being undone has been made anew as, if
-    /// it has: whatever else had its number is another inode.
-    pub fn made_here(&self, id: &Id) -> Option<Id> {
-        let of_id = self.map.get(id)?;
-        of_id.get(&self.table).map(|(_, new)| *new)
+    /// What an inode is now whose number was given to another one later in the table being
+    /// undone: only this table's undo has made it anew. (What newer tables call by its number is
+    /// the other one.)
+    pub fn remade(&self, id: &Id) -> Option<Id> {
+        let (at, new) = self.map.get(id)?.get(&self.table)?;
+        Some(self.follow_on(*new, self.table + 1, Some(*at)))
     }
 
     /// Is `present` the inode that was `wanted`? What was made anew had gone: its old
