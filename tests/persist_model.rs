@@ -176,7 +176,11 @@ impl Game {
                     if !report.foreign.is_empty() {
                         println!("{before}");
                     }
-                    assert_eq!(report.foreign, [], "seed {}", self.seed);
+                    // A return that was cut short leaves notes of inodes whose numbers
+                    // are used again: docs/LIMITATIONS.md.
+                    if !(self.returns && faults) {
+                        assert_eq!(report.foreign, [], "seed {}", self.seed);
+                    }
                     break;
                 }
                 Err(UndoError::Failed { errno, .. }) if errno.0 == libc::EIO => {}
