@@ -39,6 +39,8 @@ pub struct Config {
     pub return_value: i32,
     /// Generations kept; > 0.
     pub keep: u32,
+    /// Going back keeps a generation of the state that it leaves.
+    pub undo: bool,
     /// Increments that may stand on a complete generation; 0 = none.
     pub chain: u32,
     pub keep_on_exit: KeepOnExit,
@@ -85,6 +87,7 @@ impl Default for Config {
             resume: Resume::Auto,
             return_value: 1,
             keep: 2,
+            undo: false,
             chain: 16,
             keep_on_exit: KeepOnExit::Failure,
             trigger: None,

@@ -3,6 +3,9 @@
 
 mod common;
 
+#[path = "increments/group.rs"]
+mod group;
+
 use common::*;
 
 /// Killed three times with a checkpoint every 20 ms. `CKPT_CHAIN` is short, so that
@@ -50,6 +53,27 @@ combinations! {
     uffd = "uffd";
     mprotect = "mprotect";
     full = "full";
+}
+
+/// A stop between the hook of a call that changes mappings and the call let the writer of a
+/// `priority` snapshot guard pages that were gone when the program went on: it died of a
+/// SIGSEGV, or waited for a page that nobody could store.
+mod remapped {
+    macro_rules! remapped {
+        ($($test:ident = $tracker:literal, $snapshot:literal, $restore:literal;)*) => { $(
+            #[test]
+            fn $test() {
+                crate::survives("inc_remap", $tracker, $snapshot, $restore);
+            }
+        )* };
+    }
+    remapped! {
+        uffd_priority = "uffd", "priority", "lazy";
+        mprotect_priority = "mprotect", "priority", "lazy";
+        mprotect_priority_eager = "mprotect", "priority", "eager";
+        mprotect_fork = "mprotect", "fork", "lazy";
+        uffd_copy = "uffd", "copy", "lazy";
+    }
 }
 
 /// A generation of which the store says this.

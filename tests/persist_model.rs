@@ -61,6 +61,16 @@ struct Game {
     /// Generations that can be gone back to, with what was there then.
     generations: Vec<(u64, Tree)>,
     seed: u64,
+    /// The highest number that a generation has had.
+    newest: u64,
+    /// How many are kept.
+    keep: usize,
+    /// Some returns are recorded, and the states that they leave stay.
+    returns: bool,
+    /// The generation that was gone on from last.
+    at: usize,
+    /// Recorded returns that were finished, and cut short.
+    done: (u32, u32),
 }
 
 impl Game {
@@ -73,6 +83,11 @@ impl Game {
             seq: 0,
             generations: Vec::new(),
             seed,
+            newest: 0,
+            keep: 3,
+            returns: false,
+            at: 0,
+            done: (0, 0),
         }
     }
 
@@ -81,34 +96,63 @@ impl Game {
         self
     }
 
+    fn next_number(&mut self) -> u32 {
+        let tables = table::list(&self.job).unwrap();
+        let highest = tables.last().map_or(0, |t| t.seq);
+        self.seq = self.seq.max(highest) + 1;
+        self.seq
+    }
+
+    fn with_returns(mut self) -> Game {
+        self.keep = 6;
+        self.returns = true;
+        self
+    }
+
     fn begin_table(&mut self, base: u64) {
-        self.seq += 1;
+        self.next_number();
         let prepared = table::create(&self.job, self.seq, base, false).unwrap();
         table::install(prepared);
         table::close_previous();
     }
 
     fn checkpoint(&mut self) {
-        let generation = self.generations.last().map_or(1, |g| g.0 + 1);
-        self.begin_table(generation);
-        self.generations.push((generation, snapshot(&self.root)));
-        if self.generations.len() > 3 {
-            self.generations.remove(0);
-            let oldest = self.generations[0].0;
-            for old in table::list(&self.job).unwrap() {
-                if old.base < oldest {
-                    table::remove(&self.job, old.seq).unwrap();
-                }
+        self.newest += 1;
+        self.begin_table(self.newest);
+        self.generations.push((self.newest, snapshot(&self.root)));
+        if self.generations.len() > self.keep {
+            let last = self.generations.len() as u64 - 1;
+            let going = match self.returns {
+                true => self.rng.below(last) as usize,
+                false => 0,
+            };
+            self.generations.remove(going);
+            let kept: Vec<u64> = self.generations.iter().map(|g| g.0).collect();
+            let tables = table::list(&self.job).unwrap();
+            for old in table::unneeded(&tables, &kept) {
+                table::remove(&self.job, old.seq).unwrap();
             }
         }
     }
 
     /// Undoes to a random generation, dying at random steps on the way.
     fn recover(&mut self, faults: bool) {
-        assert_eq!(table::incomplete_reason(), None, "seed {}", self.seed);
         let k = self.rng.below(self.generations.len() as u64) as usize;
-        self.generations.truncate(k + 1);
+        self.recover_to(k, faults);
+        let base = self.generations[self.at].0;
+        self.player.forget_descriptors();
+        self.begin_table(base);
+    }
+
+    fn recover_to(&mut self, k: usize, faults: bool) {
+        assert_eq!(table::incomplete_reason(), None, "seed {}", self.seed);
+        table::alive(ckpt::persist::sys::realtime_ns());
         let (generation, want) = self.generations[k].clone();
+        let tables = table::list(&self.job).unwrap();
+        let stays = |g: &(u64, Tree)| table::outlives(&tables, generation, g.0);
+        self.generations.retain(stays);
+        let here = self.generations.iter().position(|g| g.0 == generation);
+        self.at = here.unwrap();
         let before = match std::env::var_os("CKPT_TEST_SEED") {
             Some(_) => self.dump(),
             None => String::new(),
@@ -153,8 +197,63 @@ impl Game {
             self.seed,
             wrong.join("\n")
         );
-        self.player.forget_descriptors();
-        self.begin_table(generation);
+    }
+
+    /// Goes back so that it can be taken back: from a state that is kept as a generation,
+    /// to any other. Cut short, any can be gone on from.
+    fn go_back_recorded(&mut self, faults: bool) {
+        self.checkpoint();
+        for _ in 0..self.rng.below(20) {
+            self.player.step();
+        }
+        self.recover_to(self.generations.len() - 1, faults);
+        let left = self.generations[self.at].0;
+        let count = self.generations.len();
+        assert_eq!(left, self.newest);
+        let k = self.rng.below(count as u64) as usize;
+        let (to, want) = self.generations[k].clone();
+        let number = self.next_number();
+        let mut steps = match faults {
+            true => self.rng.below(300),
+            false => u64::MAX,
+        };
+        let mut fault = || {
+            steps = steps.checked_sub(1).ok_or(libc::EIO)?;
+            Ok(())
+        };
+        let mut options = Options {
+            fault: Some(&mut fault),
+            ..Options::default()
+        };
+        let before = match std::env::var_os("CKPT_TEST_SEED") {
+            Some(_) => self.dump(),
+            None => String::new(),
+        };
+        let done = undo::go_back_recorded(&self.job, (left, to), (number, false), 0, &mut options);
+        match done {
+            Ok(report) => {
+                assert_eq!(report.unrecorded, None);
+                assert_eq!(report.foreign, [], "seed {}", self.seed);
+                let wrong = differences(&want, &snapshot(&self.root));
+                if !wrong.is_empty() {
+                    println!("{before}\nnow {}", self.dump());
+                }
+                let (seed, wrong) = (self.seed, wrong.join("\n"));
+                assert!(wrong.is_empty(), "seed {seed}: back to {to}:\n{wrong}");
+                self.player.forget_descriptors();
+                self.begin_table(to);
+                self.at = k;
+                self.done.0 += 1;
+            }
+            Err(UndoError::Failed { errno, .. }) if errno.0 == libc::EIO => {
+                self.done.1 += 1;
+                self.recover(faults);
+            }
+            Err(e) => {
+                println!("{before}\nnow {}", self.dump());
+                panic!("seed {}: back to {to}: {e}", self.seed)
+            }
+        }
     }
 
     /// For a failed trace: the records, and what is there.
@@ -189,7 +288,9 @@ impl Game {
             self.player.step();
             match self.rng.below(400) {
                 0..=3 => self.checkpoint(),
-                4..=6 => self.recover(faults),
+                4..=6 if !self.returns => self.recover(faults),
+                4 => self.recover(faults),
+                5..=6 => self.go_back_recorded(faults),
                 _ => {}
             }
         }
@@ -198,6 +299,17 @@ impl Game {
 }
 
 fn play(files: &Path, store: &Path, name: &str, count: u64, faults: bool) {
+    play_with(files, store, name, count, faults, |game| game);
+}
+
+fn play_with(
+    files: &Path,
+    store: &Path,
+    name: &str,
+    count: u64,
+    faults: bool,
+    with: impl FnOnce(Game) -> Game,
+) -> (u32, u32) {
     let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
     exclude::add_rule(false, b"/dev/shm/*");
     let seed = seed();
@@ -208,7 +320,27 @@ fn play(files: &Path, store: &Path, name: &str, count: u64, faults: bool) {
     if files.starts_with("/dev/shm") != store.starts_with("/dev/shm") {
         game = game.without_links();
     }
+    let mut game = with(game);
     game.run(operations(count), faults);
+    game.done
+}
+
+fn play_returns(files: &Path, store: &Path, name: &str, count: u64, faults: bool) {
+    let done = play_with(files, store, name, count, faults, Game::with_returns);
+    println!("{name}: {} recorded returns, {} cut short", done.0, done.1);
+    assert!(done.0 > 0 && (done.1 > 0) == faults, "{done:?}");
+}
+
+#[test]
+fn recorded_returns() {
+    let tmp = std::env::temp_dir();
+    play_returns(&tmp, &tmp, "returns", 20_000, false);
+}
+
+#[test]
+fn recorded_returns_that_are_cut_short() {
+    let tmp = std::env::temp_dir();
+    play_returns(&tmp, &tmp, "cut", 15_000, true);
 }
 
 #[test]

@@ -73,6 +73,36 @@ fn connections_to_the_outside_stay() {
     ends_with(trial("roll_fds", &[], LAZY_FORK), "");
 }
 
+/// 850, timers: setitimer, timer_create with a signal and a thread, timerfd; changed, stopped,
+/// deleted and made since.
+#[test]
+fn timers_go_back() {
+    for setting in [LAZY_FORK, EAGER_COPY] {
+        ends_with(trial("roll_timers", &[], setting), "4 times\n");
+    }
+}
+
+/// 850, signals that are pending at the checkpoint or since then. The thread that asked for
+/// the checkpoint has some of its own.
+#[test]
+fn pending_signals_go_back() {
+    for setting in [LAZY_FORK, EAGER_COPY] {
+        ends_with(trial("roll_pending", &[], setting), "4 times\n");
+    }
+}
+
+/// 855-870 for terminals: modes and window size.
+#[test]
+fn terminal_modes_go_back() {
+    ends_with(trial("roll_tty", &[], LAZY_FORK), "3 times\n");
+}
+
+/// 865, a file that cannot be opened again: found before anything is touched.
+#[test]
+fn a_file_that_cannot_be_opened_again_is_refused_in_time() {
+    ends_with(trial("roll_reopen", &[], LAZY_FORK), "reopen ok\n");
+}
+
 mod threads {
     use super::*;
 
@@ -119,12 +149,56 @@ fn many_in_a_row() {
     );
 }
 
+/// 830-850: memory that stays mapped, and memory that has become something else since.
+mod maps {
+    use super::*;
+
+    #[test]
+    fn every_tracker() {
+        for tracker in ["uffd", "mprotect", "full"] {
+            let trial = trial("roll_maps", &[], LAZY_FORK);
+            ends_with(trial.ckpt("CKPT_TRACKER", tracker), "maps ok\n");
+        }
+    }
+
+    /// On memory that is mapped from the image after a recovery.
+    #[test]
+    fn of_an_image() {
+        let mut trial = trial("roll_maps", &["die"], LAZY_FORK);
+        let first = trial.start().end(LIMIT);
+        if first.status.is_some() {
+            let how = first.describe();
+            trial.fail(&format!("it was to be killed: {how}"));
+        }
+        ends_with(trial, "maps ok\n");
+    }
+}
+
 mod model {
     use super::*;
 
     fn run(tracker: &str, seed: &str, setting: Setting) {
         let trial = trial("roll_model", &["700", seed], setting);
         ends_with(trial.ckpt("CKPT_TRACKER", tracker), "model ok\n");
+    }
+
+    fn packed(method: &str, seed: &str) {
+        for tracker in ["auto", "mprotect"] {
+            let trial = trial("roll_model", &["300", seed], LAZY_FORK);
+            let trial = trial.ckpt("CKPT_TRACKER", tracker);
+            ends_with(trial.ckpt("CKPT_COMPRESS", method), "model ok\n");
+        }
+    }
+
+    /// Images that must be unpacked before memory can be put back.
+    #[test]
+    fn lz4() {
+        packed("lz4", "4");
+    }
+
+    #[test]
+    fn zstd() {
+        packed("zstd", "5");
     }
 
     #[test]

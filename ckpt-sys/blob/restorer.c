@@ -11,6 +11,7 @@
  *     the robust list and the child-tid word;
  *  2. two munmap calls, below and above the area;
  *  3. a fresh vdso at the image's address (ARCH_MAP_VDSO_64);
+ *     (2 and 3 not at a rollback that leaves memory mapped: the tape begins with that)
  *  4. the tape: mappings, contents, mm fields, signal actions;
  *  5. the helper thread, then the image's threads;
  *  6. everyone waits for `go`, then enters the image's resume function.
@@ -241,18 +242,10 @@ static void play(struct restorer_args *a)
     }
 }
 
-__attribute__((section(".text.entry"), used)) void blob_entry(struct restorer_args *a)
+/* Everything but the area goes; a new vdso. */
+static void unmap_all(struct restorer_args *a)
 {
-    long r;
-    a->stage_ns[0] = now_ns();
-    if (a->rseq) {
-        r = sc(SYS_rseq, a->rseq, a->rseq_len, 1 /* RSEQ_FLAG_UNREGISTER */, a->rseq_sig, 0, 0);
-        if (r)
-            die(a, 1, SYS_rseq, r, a->rseq);
-    }
-    sc(SYS_set_robust_list, 0, 24, 0, 0, 0, 0);
-    sc(SYS_set_tid_address, 0, 0, 0, 0, 0, 0);
-    r = sc(SYS_munmap, 0, a->area, 0, 0, 0, 0);
+    long r = sc(SYS_munmap, 0, a->area, 0, 0, 0, 0);
     if (r)
         die(a, 2, SYS_munmap, r, 0);
     u64 above = a->area + a->area_len;
@@ -264,6 +257,21 @@ __attribute__((section(".text.entry"), used)) void blob_entry(struct restorer_ar
         if (r < 0)
             die(a, 4, SYS_arch_prctl, r, a->vvar_start);
     }
+}
+
+__attribute__((section(".text.entry"), used)) void blob_entry(struct restorer_args *a)
+{
+    long r;
+    a->stage_ns[0] = now_ns();
+    if (a->rseq) {
+        r = sc(SYS_rseq, a->rseq, a->rseq_len, 1 /* RSEQ_FLAG_UNREGISTER */, a->rseq_sig, 0, 0);
+        if (r)
+            die(a, 1, SYS_rseq, r, a->rseq);
+    }
+    sc(SYS_set_robust_list, 0, 24, 0, 0, 0, 0);
+    sc(SYS_set_tid_address, 0, 0, 0, 0, 0, 0);
+    if (!a->stays)
+        unmap_all(a);
     a->stage_ns[1] = now_ns();
     play(a);
     a->stage_ns[2] = now_ns();

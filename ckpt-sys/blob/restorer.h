@@ -61,6 +61,7 @@ struct restorer_args {
     volatile u32 ready, go;
     u32 leader_exits;     /* no thread of the image is the main thread */
     volatile u32 leader_word; /* cleared by the kernel when the initial thread is gone */
+    u64 stays;        /* memory is left mapped: the tape unmaps what must go */
     u64 stage_ns[4];  /* CLOCK_MONOTONIC: entry, unmapped, mapped, threads born */
 };
 

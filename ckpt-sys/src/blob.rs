@@ -76,5 +76,6 @@ pub struct RestorerArgs {
     pub go: AtomicU32,
     pub leader_exits: u32,
     pub leader_word: AtomicU32,
+    pub stays: u64,
     pub stage_ns: [u64; 4],
 }

@@ -65,6 +65,9 @@ pub struct ThreadBlock {
     pub faults_blocked: u32,
     /// Depth of the program's own handlers of checkpoint events (`agent::events`).
     pub in_handler: u32,
+    /// The frame of the call that was last looked at while pages were write-protected; of
+    /// interest as long as it lies above the stack pointer.
+    pub call_frame: u64,
 }
 
 /// Size reserved in assembly; checked against the struct below.

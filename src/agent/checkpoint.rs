@@ -66,6 +66,8 @@ enum Trigger {
     Clock,
     Call,
     Command,
+    /// The program is about to go back, and the state that it leaves is kept.
+    Undo,
 }
 
 impl Trigger {
@@ -74,6 +76,7 @@ impl Trigger {
             Trigger::Clock => "clock",
             Trigger::Call => "call",
             Trigger::Command => "command",
+            Trigger::Undo => "undo",
         }
     }
 }
@@ -107,6 +110,8 @@ pub struct Worker {
     prefetch: Option<Prefetch>,
     /// Nonces of the command's requests that the next outcome answers.
     asked: Vec<u32>,
+    /// The generation that the program is about to go back to.
+    going_to: Option<u64>,
 }
 
 /// When a postponed checkpoint is tried again: a look is one system call, and a program
@@ -164,6 +169,7 @@ impl Worker {
             merger: Merger::new(),
             prefetch: prefetch::take(),
             asked: Vec::new(),
+            going_to: None,
         };
         ballast::take();
         if life == Life::Restored {
@@ -277,9 +283,55 @@ impl Worker {
 
     /// Returns when it is refused.
     fn roll_back(&mut self, wanted: &Wanted) -> Refused {
-        let refused = order::go_back(self.settings, self.claimed.as_mut(), wanted);
+        let keep = self.settings.config.undo || wanted.which == Which::Left;
+        let kept = match keep {
+            true => self
+                .keep_state(wanted)
+                .map(|(wanted, left)| (wanted, Some(left))),
+            false => Ok((wanted.clone(), None)),
+        };
+        let refused = match kept {
+            Ok((wanted, left)) => {
+                let increments = &mut self.increments;
+                order::go_back(
+                    self.settings,
+                    self.claimed.as_mut(),
+                    increments,
+                    &wanted,
+                    left,
+                )
+            }
+            Err(refused) => refused,
+        };
         log::line(format_args!("rollback refused: {}", refused.reason));
         refused
+    }
+
+    /// Before going back: a generation of the state that will be left.
+    fn keep_state(&mut self, wanted: &Wanted) -> Result<(Wanted, u64), Refused> {
+        let to = order::check(self.settings, self.claimed.as_ref(), wanted)?;
+        self.going_to = Some(to);
+        ballast::drop();
+        let taken = self.try_checkpoint(Trigger::Undo);
+        ballast::take();
+        self.going_to = None;
+        self.included = std::ptr::null();
+        let left = taken.map_err(|error| Refused {
+            errno: match error {
+                CheckpointError::Store(_) => libc::EIO,
+                _ => libc::EAGAIN,
+            },
+            reason: format!("the state that is left cannot be kept (CKPT_UNDO): {error}"),
+        })?;
+        self.last_generation = Some(left);
+        self.report.last_generation = Some(left);
+        self.report.last_checkpoint_ns = identity::realtime_ns();
+        self.report.checkpoints += 1;
+        let wanted = Wanted {
+            which: Which::Generation(to),
+            ..wanted.clone()
+        };
+        Ok((wanted, left))
     }
 
     /// After a lazy restore: a moment's work ahead of the program.
@@ -459,7 +511,7 @@ impl Worker {
         exit::leave_store();
         let pending = begun?;
         let generation = pending.generation;
-        let taken = self.take(&pending);
+        let taken = self.take(&pending, trigger);
         let (beginning, taken) = match taken {
             Ok(taken) => taken,
             Err(error) => {
@@ -473,7 +525,12 @@ impl Worker {
         let files = files::finish(&beginning, &mut self.streams, taken.outputs);
         let record = GenerationRecord {
             generation,
-            id: taken.id,
+            // Nobody asked for a state that is left by a name.
+            id: if trigger == Trigger::Undo {
+                0
+            } else {
+                taken.id
+            },
             parent: last,
             time_ns: taken.realtime_ns,
             host: taken.host.clone(),
@@ -505,11 +562,11 @@ impl Worker {
         if !exit::enter_store() {
             return Err(ending());
         }
+        let going_to = self.going_to;
         let claimed = self.job()?;
         let published = claimed.job.publish(pending, &record).map_err(store_error);
-        let pruned = claimed
-            .job
-            .prune(settings.config.keep, Some(generation), taken.realtime_ns);
+        let (keep, now) = (settings.config.keep, taken.realtime_ns);
+        let pruned = claimed.job.prune_but(keep, Some(generation), going_to, now);
         files::prune(&claimed.job);
         self.looked.look();
         exit::leave_store();
@@ -550,7 +607,11 @@ impl Worker {
     }
 
     /// Everything from the pre-copy to the finished image.
-    fn take(&mut self, pending: &Pending<RawFs>) -> Result<(Beginning, Taken), CheckpointError> {
+    fn take(
+        &mut self,
+        pending: &Pending<RawFs>,
+        trigger: Trigger,
+    ) -> Result<(Beginning, Taken), CheckpointError> {
         let settings = self.settings;
         let generation = pending.generation;
         let file = pending.member(0).expect("created by `begin`").as_fd();
@@ -562,13 +623,9 @@ impl Worker {
             .increments
             .ahead(file, generation, &records, settings)?;
         let mut beginning = Beginning::new(&job_dir, generation, &settings.config);
-        let taken = take(
-            settings,
-            &mut self.increments,
-            ahead,
-            &mut beginning,
-            &mut self.known,
-        )?;
+        let leaving = trigger == Trigger::Undo;
+        let (increments, known) = (&mut self.increments, &mut self.known);
+        let taken = take(settings, increments, ahead, &mut beginning, known, leaving)?;
         Ok((beginning, taken))
     }
 

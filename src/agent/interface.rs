@@ -104,6 +104,7 @@ pub fn error_text(errno: i32) -> &'static CStr {
         libc::EFAULT => c"a protected region is not memory that is writable now and was at the checkpoint",
         libc::ENOMEM => c"no room for another handler, rule or thread of the library",
         libc::ENOTSUP => c"the process's first thread has ended, so it cannot go back within itself",
+        libc::ECANCELED => c"the process had gone back, and that was undone (ckpt undo)",
         _ => c"not an error of this interface",
     }
 }
@@ -126,6 +127,7 @@ mod tests {
             ("EFAULT", libc::EFAULT),
             ("ENOMEM", libc::ENOMEM),
             ("ENOTSUP", libc::ENOTSUP),
+            ("ECANCELED", libc::ECANCELED),
         ];
         let mut texts: Vec<&CStr> = errors.iter().map(|e| error_text(e.1)).collect();
         for (name, _) in errors {

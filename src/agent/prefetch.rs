@@ -45,6 +45,8 @@ pub struct Prefetch {
     record_ns: u64,
     began_ns: u64,
     bytes: u64,
+    /// Page faults of the program that waited for a disk, as of the latest look.
+    waited: i64,
 }
 
 static PREPARED: AtomicPtr<Prefetch> = AtomicPtr::new(std::ptr::null_mut());
@@ -66,6 +68,7 @@ pub fn prepare(payload: &Payload) {
         record_ns: now + SOON_NS,
         began_ns: now,
         bytes: payload.prefetch.iter().map(|range| range.1 - range.0).sum(),
+        waited: 0,
     };
     PREPARED.store(Box::into_raw(Box::new(prefetch)), Ordering::SeqCst);
 }
@@ -86,6 +89,16 @@ fn advise(start: u64, end: u64, advice: i32) {
     // SAFETY: advice that changes no contents; what the program has put there meanwhile at
     // most gets the normal treatment. An error (nothing mapped there any more) is none.
     unsafe { syscall!(libc::SYS_madvise, start, end - start, advice) };
+}
+
+/// Page faults of this process that had to wait for a disk.
+fn major_faults() -> i64 {
+    // SAFETY: all-zero is a valid rusage; the kernel fills it.
+    unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        syscall!(libc::SYS_getrusage, libc::RUSAGE_SELF, &mut usage);
+        usage.ru_majflt
+    }
 }
 
 impl Prefetch {
@@ -118,8 +131,11 @@ impl Prefetch {
             }
         }
         if self.at < self.queue.len() {
-            let bulk = self.at >= self.bulk;
-            self.due_ns = if bulk { now + BULK_PAUSE_NS } else { 0 };
+            // A program that waits for the disk anyway is served best by having all of it soon.
+            let waited = major_faults();
+            let waits = std::mem::replace(&mut self.waited, waited) != waited;
+            let pause = self.at >= self.bulk && !waits;
+            self.due_ns = if pause { now + BULK_PAUSE_NS } else { 0 };
             return true;
         }
         if self.advised {

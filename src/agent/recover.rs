@@ -76,7 +76,10 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
             "cannot restore job {name}, generation {generation}: {error}"
         ));
     }
-    let files = match files::go_back(&mut job, &found.record, config, terminal) {
+    let left = files::left(&job, &found.record, config);
+    let went = left
+        .and_then(|left| files::go_back(&mut job, &found.record, left.as_ref(), config, terminal));
+    let files = match went {
         Ok(files) => files,
         Err(reason) => start::give_up(format_args!(
             "cannot restore job {name}, generation {generation}: {reason}"

@@ -204,6 +204,9 @@ pub fn checkpoint_from_program(id: i32) -> i32 {
     result
 }
 
+/// Returns twice: the compiler does not know that of `capture`, so nothing is done in this frame
+/// behind it that could change a part of the frame which the second return relies on.
+#[inline(never)]
 fn inserted(id: i32, mask: u64, altstack: [u64; 3]) -> i32 {
     // SAFETY: all-zero is a valid Slot.
     let slot: Slot = unsafe { std::mem::zeroed() };
@@ -220,9 +223,21 @@ fn inserted(id: i32, mask: u64, altstack: [u64; 3]) -> i32 {
     // SAFETY: `call` lives in this frame, which stays alive: this function does not
     // return before the helper has answered or the image is resumed here.
     if unsafe { capture(&raw mut (*pointer).context) } != 0 {
-        return AGENT.return_value.load(Ordering::SeqCst).max(1);
+        return resumed();
     }
-    // SAFETY: as above.
+    ask_and_wait(pointer)
+}
+
+/// What the call returns when it comes back from its checkpoint.
+#[inline(never)]
+fn resumed() -> i32 {
+    AGENT.return_value.load(Ordering::SeqCst).max(1)
+}
+
+/// Has the checkpoint taken. `pointer` leads to the caller's frame, which stays alive.
+#[inline(never)]
+fn ask_and_wait(pointer: *mut InsertedCall) -> i32 {
+    // SAFETY: as promised.
     unsafe {
         (*pointer).slot.resume_stack = stop::free_stack_below((*pointer).context.stack_pointer());
         stop::report(&mut (*pointer).slot);
@@ -276,14 +291,16 @@ fn inserted(id: i32, mask: u64, altstack: [u64; 3]) -> i32 {
                 let _ = done.compare_exchange(ORDERED, 0, Ordering::SeqCst, Ordering::SeqCst);
                 // SAFETY: as above.
                 let slot = unsafe { &(*pointer).slot };
-                rollback::leader::obey(slot, slot.tid.load(Ordering::Relaxed) as i32);
+                let tid = slot.tid.load(Ordering::Relaxed) as i32;
+                stop::drain_if_asked(slot, tid);
+                rollback::leader::obey(slot, tid);
             }
             errno => return errno,
         }
     }
 }
 
-/// [`InsertedCall::done`]: look at the orders of a rollback.
+/// [`InsertedCall::done`]: look at the orders of a rollback, and for signals to be read.
 const ORDERED: i32 = 2;
 
 /// Makes the thread that waits in `ckpt_checkpoint` look at the orders: it is not in the

@@ -13,6 +13,7 @@ use crate::agent::checkpoint::mapped::{self, Mapping};
 use crate::agent::collect::signals::{put_back, put_back_own};
 use crate::agent::collect::threads::{SCHED_ATTR_SIZE, SCHED_FLAG_RESET_ON_FORK, SchedAttr};
 use crate::agent::hooks;
+use crate::agent::procfs::OwnFd;
 use crate::agent::region::{self, Region};
 use crate::agent::snapshot::copy;
 use crate::agent::state::AGENT;
@@ -24,6 +25,7 @@ use crate::agent::{
 use crate::image::codec;
 use crate::image::state::{
     Manifest, PendingSignal, PosixTimer, ProcessState, SchedState, ThreadState, TimerState,
+    VmaState,
 };
 use crate::persist::table;
 use ckpt_sys::blob::{RestorerArgs, RestorerThread};
@@ -131,6 +133,10 @@ pub struct Payload {
     pub kept_timers: Vec<i32>,
     /// Rollback: requests of the command to be answered.
     pub asked: Vec<u32>,
+    /// Rollback that has left memory mapped: the descriptor by which it is watched.
+    pub watching: Option<i32>,
+    /// Rollback: the areas with their flags, which need not be read again.
+    pub flags: Vec<VmaState>,
 }
 
 impl Payload {
@@ -266,9 +272,11 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
             Ok(payload) => {
                 // First: what this thread changes in the image's memory from here on is
                 // a change since the generation like any other.
+                let fd = payload.watching.take().map(OwnFd::from_raw);
+                let flags = std::mem::take(&mut payload.flags);
                 if let Some(settings) = settings::restored(payload) {
                     mprotect::while_resuming(resuming(restorer), args.scratch, || {
-                        prepare_restored(&settings, payload.generation);
+                        prepare_restored(&settings, payload.generation, fd, flags);
                     });
                 }
                 rebuild(restorer, payload);

@@ -287,9 +287,7 @@ unsafe fn park(value: u64, uc: *mut libc::ucontext_t) {
         if word & NUMBER_MASK != number {
             break;
         }
-        let set = slot.drain.load(Ordering::Acquire);
-        if set != 0 {
-            drain_own(slot, set, tid as i32);
+        if drain_if_asked(slot, tid as i32) {
             continue;
         }
         rollback::leader::obey(slot, tid as i32);
@@ -397,17 +395,28 @@ fn drain_own(slot: &Slot, set: u64, tid: i32) {
     unsafe { syscall!(libc::SYS_futex, &slot.drain, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0) };
 }
 
-/// Helper thread: the signals of `set` pending for this stopped thread alone. An
-/// inserted caller is not in the handler; its signals stay where they are.
-pub fn drain(slot: &Slot, set: u64) -> Vec<PendingSignal> {
-    if slot.inserted {
-        return Vec::new();
+/// A stopped thread: reads its own signals if the helper wants them.
+pub fn drain_if_asked(slot: &Slot, tid: i32) -> bool {
+    let set = slot.drain.load(Ordering::Acquire);
+    if set != 0 {
+        drain_own(slot, set, tid);
     }
+    set != 0
+}
+
+/// Helper thread: the signals of `set` pending for this stopped thread alone.
+pub fn drain(slot: &Slot, set: u64) -> Vec<PendingSignal> {
+    // An inserted caller is not in the handler, and looks at its own slot.
+    let (slot, ask): (&Slot, fn()) = match request::inserted_call() {
+        Some(call) if slot.inserted => (&call.slot, request::order_inserted),
+        _ if slot.inserted => return Vec::new(),
+        _ => (slot, look_again),
+    };
     let mut room = vec![[0u8; signals::SIGINFO_LEN]; DRAIN_MAX];
     slot.drain_to
         .store(room.as_mut_ptr() as u64, Ordering::Release);
     slot.drain.store(set, Ordering::Release);
-    look_again();
+    ask();
     while slot.drain.load(Ordering::Acquire) != 0 {
         let timeout = [0u64, 1_000_000];
         // SAFETY: a futex word of ours and a valid timespec.

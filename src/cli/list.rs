@@ -54,7 +54,7 @@ pub fn run(cli: &Cli, args: &Args) -> Outcome {
                 generation.generation.to_string(),
                 generation.id.to_string(),
                 output::age(generation.time_ns),
-                generation.kind_now().name().to_owned(),
+                output::kind(job, generation),
                 output::size(generation.stored_now()),
                 output::micros(generation.stop_us),
                 state,

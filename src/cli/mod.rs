@@ -28,6 +28,7 @@ mod run;
 mod select;
 mod show;
 mod status;
+mod undo;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -63,6 +64,7 @@ enum Verb {
     Checkpoint(checkpoint::Args),
     Restore(restore::Args),
     Rollback(rollback::Args),
+    Undo(undo::Args),
     List(list::Args),
     Show(show::Args),
     Diff(diff::Args),
@@ -129,6 +131,7 @@ pub fn main(args: Vec<OsString>, sigpipe_ignored: bool) -> ExitCode {
         Verb::Checkpoint(args) => checkpoint::run(&cli, args),
         Verb::Restore(args) => restore::run(&cli, args, sigpipe_ignored),
         Verb::Rollback(args) => rollback::run(&cli, args),
+        Verb::Undo(args) => undo::run(&cli, args, sigpipe_ignored),
         Verb::List(args) => list::run(&cli, args),
         Verb::Show(args) => show::run(&cli, args),
         Verb::Diff(args) => diff::run(&cli, args),

@@ -162,6 +162,20 @@ pub fn command(cmdline: &[u8], most: usize) -> String {
     }
 }
 
+/// `full`, `increment`, and whether it is a state that was left by going back.
+pub fn kind(job: &Job<RawFs>, record: &GenerationRecord) -> String {
+    let kind = record.kind_now().name();
+    match is_left(job, record) {
+        true => format!("{kind}, undo"),
+        false => kind.to_owned(),
+    }
+}
+
+/// Is it the state that the last going back, or one before it, has left?
+fn is_left(job: &Job<RawFs>, record: &GenerationRecord) -> bool {
+    job.journal.left().contains(&record.generation)
+}
+
 /// Why the files cannot go back to a generation.
 pub fn files_incomplete(job: &Job<RawFs>, record: &GenerationRecord) -> Option<String> {
     match job.files_obstacle(record) {
@@ -244,6 +258,7 @@ pub fn generation_json(job: &Job<RawFs>, record: &GenerationRecord) -> Value {
         "tracker": record.tracker,
         "snapshot": record.snapshot,
         "trigger": record.trigger,
+        "undo": is_left(job, record),
         "host": record.host,
         "restorable": damage.is_none(),
         "reason": damage.as_ref().map(Obstacle::reason),

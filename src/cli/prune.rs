@@ -77,7 +77,7 @@ fn prune(args: &Args, keep: u32, job: Job<RawFs>) -> anyhow::Result<Vec<Removal>
     };
     // What was read before the lock was taken may be old.
     let mut job = Job::open(RawFs, job.dir)?;
-    let records: Vec<_> = job.generations().into_iter().cloned().collect();
+    let records: Vec<_> = job.journal.order().into_iter().cloned().collect();
     let valid = records
         .iter()
         .rev()
@@ -95,7 +95,12 @@ fn prune(args: &Args, keep: u32, job: Job<RawFs>) -> anyhow::Result<Vec<Removal>
         }
         vec![n]
     } else {
-        retention::plan(&records.iter().collect::<Vec<_>>(), keep, valid)
+        let held = retention::Held {
+            valid,
+            wanted: None,
+            left: job.journal.left(),
+        };
+        retention::plan(&records.iter().collect::<Vec<_>>(), keep, &held)
     };
     let removals = records
         .iter()

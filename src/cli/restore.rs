@@ -18,7 +18,7 @@ use std::path::Path;
 /// With --template the job stays as it is, and the process goes on in a new job that begins
 /// with a copy (by hard links) of the checkpoint. Any number of them may run side by side.
 /// Files are left as they are; --redirect gives each its own inputs and outputs.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub struct Args {
     /// Key, name or beginning of one [default: the only job there is]
     job: Option<String>,
@@ -65,6 +65,20 @@ fn redirection(pair: &OsString) -> anyhow::Result<OsString> {
 }
 
 pub fn run(cli: &Cli, args: &Args, sigpipe_ignored: bool) -> Outcome {
+    start(cli, args, false, sigpipe_ignored)
+}
+
+/// `ckpt undo` of a job that does not run: the state that this leaves is kept too.
+pub fn undo(cli: &Cli, job: String, generation: u64, sigpipe_ignored: bool) -> Outcome {
+    let args = Args {
+        job: Some(job),
+        generation: Some(generation),
+        ..Args::default()
+    };
+    start(cli, &args, true, sigpipe_ignored)
+}
+
+fn start(cli: &Cli, args: &Args, undo: bool, sigpipe_ignored: bool) -> Outcome {
     let root = select::root(cli)?;
     let job = select::job(&root, args.job.as_deref())?;
     if let Some(owner) = select::owner(&job)
@@ -95,6 +109,9 @@ pub fn run(cli: &Cli, args: &Args, sigpipe_ignored: bool) -> Outcome {
     let mut env = Environment::inherited();
     env.set("CKPT_DIR", &root);
     env.set("CKPT_RESUME", generation.to_string());
+    if undo {
+        env.set("CKPT_UNDO", "1");
+    }
     if let Some(interval) = &args.interval {
         env.set("CKPT_INTERVAL", interval);
     }

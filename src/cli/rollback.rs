@@ -29,7 +29,6 @@ pub struct Args {
 }
 
 pub fn run(cli: &Cli, args: &Args) -> Outcome {
-    let target = Target::find(cli, &args.target)?;
     let goal = match (args.generation, args.id) {
         (Some(generation), _) => Goal::Generation(generation),
         (None, Some(id)) => Goal::Id(id),
@@ -39,8 +38,19 @@ pub fn run(cli: &Cli, args: &Args) -> Outcome {
         goal,
         value: args.value,
     };
-    let nonce = target.ask(REQUEST_ROLLBACK, &ask)?;
-    let answer = target.wait(nonce, args.timeout);
+    go_back(cli, &args.target, &ask, args.timeout)
+}
+
+/// `ckpt undo` in a running program.
+pub fn undo(cli: &Cli, target: &str, timeout: Option<Duration>) -> Outcome {
+    let goal = Goal::Left;
+    go_back(cli, target, &Ask { goal, value: 1 }, timeout)
+}
+
+fn go_back(cli: &Cli, target: &str, ask: &Ask, timeout: Option<Duration>) -> Outcome {
+    let target = Target::find(cli, target)?;
+    let nonce = target.ask(REQUEST_ROLLBACK, ask)?;
+    let answer = target.wait(nonce, timeout);
     let _ = std::fs::remove_file(Ask::path(&target.root, target.pid, nonce));
     let (report, result) = answer?;
     if cli.json {

@@ -112,6 +112,9 @@ fn summary(job: &Job<RawFs>, found: &Found<RawFs>) {
         (None, None) => record.kind.name().to_owned(),
     };
     line("kind", kind);
+    if job.journal.left().contains(&record.generation) {
+        line("undo", "the state that was left by going back".to_owned());
+    }
     line("memory", output::size(record.bytes_logical));
     line("stored", output::size(record.stored_now()));
     line("dirty pages", record.pages_dirty.to_string());

@@ -21,7 +21,7 @@ impl Variable {
 /// Names that belong to the command or to tests, not to the library.
 pub(super) const FOREIGN: [&[u8]; 1] = [b"LIB"];
 
-pub(super) const VARIABLES: [Variable; 27] = [
+pub(super) const VARIABLES: [Variable; 28] = [
     Variable {
         name: "CKPT_INTERVAL",
         allowed: "expected off, auto, default or a duration like 90, 90s, 500ms, 15m, 1h30m",
@@ -97,6 +97,11 @@ pub(super) const VARIABLES: [Variable; 27] = [
                 number(v, 1, u64::from(u32::MAX)).map(|n| n as u32),
             )
         },
+    },
+    Variable {
+        name: "CKPT_UNDO",
+        allowed: "expected 1 or 0",
+        apply: |c, v| set(&mut c.undo, boolean(v)),
     },
     Variable {
         name: "CKPT_CHAIN",

@@ -226,10 +226,9 @@ pub fn diff(job_dir: &Path, to_generation: u64) -> Result<Vec<Change>, UndoError
 /// The rows of the tables that lead back to this generation.
 pub fn rows(job_dir: &Path, generation: u64) -> Result<Vec<Row>, UndoError> {
     let mut tables = Vec::new();
-    for file in table::list(job_dir)?.into_iter().rev() {
-        if file.base >= generation {
-            tables.extend(table::read(&file.path)?);
-        }
+    let list = table::list(job_dir)?;
+    for file in table::leading_back(&list, generation).iter().rev() {
+        tables.extend(table::read(&file.path)?);
     }
     let summary = Summary::of(&tables);
     let mut rows = Vec::new();

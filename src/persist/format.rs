@@ -55,6 +55,7 @@ pub const TAG_XATTR: u8 = 8;
 pub const TAG_BORN: u8 = 9;
 pub const TAG_INCOMPLETE: u8 = 10;
 pub const TAG_CANCELLED: u8 = 11;
+pub const TAG_RETURNED: u8 = 12;
 
 pub const KEPT_LINK: u8 = 1;
 pub const KEPT_COPY: u8 = 2;
@@ -283,6 +284,7 @@ pub fn decode(payload: &[u8]) -> Option<Record> {
             reason: d.text()?,
         },
         TAG_CANCELLED => Record::Cancelled { from: d.u64()? },
+        TAG_RETURNED => Record::Returned { made: d.u64()? },
         _ => return None,
     };
     d.0.is_empty().then_some(record)
@@ -333,7 +335,10 @@ pub fn records_follow(rest: &[u8]) -> bool {
         let four = rest.get(at..at + 4)?;
         Some(u32::from_le_bytes(four.try_into().ok()?))
     };
-    let used = rest.iter().rposition(|b| *b != 0).map_or(0, |k| k + 1);
+    // Mostly nothing but zeros that were allocated ahead, hundreds of KiB of them.
+    let blank = |part: &&[u8]| part.iter().fold(0, |all, b| all | b) == 0;
+    let unused: usize = rest.rchunks(1024).take_while(blank).map(<[u8]>::len).sum();
+    let used = rest.len() - unused;
     (8..used).step_by(8).any(|at| {
         word(at)
             .zip(word(at + 4))

@@ -61,6 +61,17 @@ pub fn keep_unnamed(writer: &mut Writer, fd: i32, id: &Id) -> Sys<()> {
     }
 }
 
+/// Keeps an inode that an older table keeps at `path`.
+pub fn keep_again(writer: &mut Writer, path: &[u8], id: &Id) -> Sys<()> {
+    let mut place = directory(writer)?;
+    link_name(&mut place, id)?;
+    point();
+    match sys::link(&CPath::new(&[path])?, &place) {
+        Err(libc::EEXIST) => Ok(()),
+        other => other,
+    }
+}
+
 /// Keeps the inode at `path` in the store. `text` is room for a name or a target.
 pub fn keep<'a>(
     writer: &mut Writer,

@@ -9,7 +9,7 @@ use super::exclude;
 use super::format::{
     Encoder, TAG_ABSENT, TAG_BORN, TAG_CANCELLED, TAG_GONE, TAG_INCOMPLETE, TAG_INODE,
 };
-use super::format::{TAG_PATH, TAG_REMOVED_DIR, TAG_RENAMED, TAG_XATTR};
+use super::format::{TAG_PATH, TAG_REMOVED_DIR, TAG_RENAMED, TAG_RETURNED, TAG_XATTR};
 use super::index::{BLOCK, Index, Node, Row};
 use super::kept::{self, each_xattr};
 use super::lock::Lock;
@@ -33,6 +33,8 @@ pub(super) struct Inner {
     scratch: Encoder,
     /// Where the records of the last operation on names begin; 0: none.
     operation: u64,
+    /// This table is of a recorded return, which modifies kept inodes as well.
+    returning: bool,
 }
 
 pub(super) struct State {
@@ -54,6 +56,7 @@ pub(super) static STATE: State = State {
         rules: 0,
         scratch: Encoder::new(),
         operation: 0,
+        returning: false,
     }),
 };
 
@@ -129,6 +132,7 @@ fn begin(mask: Option<u64>) -> Option<Session> {
     }
     if inner.index_of != inner.writer.number {
         inner.operation = 0;
+        inner.returning = false;
         inner.index = Index::new();
         inner.index_of = inner.writer.number;
         inner.rules = exclude::count();
@@ -147,6 +151,15 @@ fn errno_text(e: i32) -> &'static str {
 }
 
 impl Inner {
+    /// Forgets what is recorded already, without giving its memory back.
+    pub fn start_afresh(&mut self) {
+        std::mem::forget(std::mem::replace(&mut self.index, Index::new()));
+        std::mem::forget(std::mem::take(&mut self.scratch));
+        self.index_of = self.writer.number;
+        self.operation = 0;
+        self.returning = true;
+    }
+
     /// Appends what `scratch` holds.
     fn commit(&mut self) -> bool {
         match self.scratch.bytes() {
@@ -207,10 +220,12 @@ impl Session {
         let mut buf = [0u8; sys::PATH_LEN];
         let path = path_of(file, &mut buf);
         let inner = &mut *self.inner;
+        // Without a name by now, but kept.
+        let kept = inner.returning && inner.writer.is_within(path);
         let (row, slot) = match old {
             Some((row, slot, _)) => (row, slot),
             None => {
-                if exclude::is_excluded(path) {
+                if !kept && exclude::is_excluded(path) {
                     inner.index.set(id, Node::Excluded);
                     return false;
                 }
@@ -228,8 +243,12 @@ impl Session {
             }
         };
         // What has no name but a kept link is found by that.
-        let named = !path.is_empty() && !path.ends_with(b" (deleted)");
-        if !named {
+        let named = !kept && !path.is_empty() && !path.ends_with(b" (deleted)");
+        if kept {
+            if let Err(e) = kept::keep_again(&mut inner.writer, path, &id) {
+                inner.failed(path, e);
+            }
+        } else if !named {
             let fd = file.any_fd.or(file.fd).unwrap_or(-1);
             if kept::keep_unnamed(&mut inner.writer, fd, &id).is_err() {
                 inner.incomplete(path, b"its other names are not known");
@@ -246,7 +265,7 @@ impl Session {
         }
         if let Some(row) = inner.index.row_mut(&id) {
             row.which |= missing;
-            row.path_known |= named;
+            row.path_known = (row.path_known && !kept) || named;
         }
         true
     }
@@ -668,6 +687,18 @@ impl Session {
     pub fn hot(&mut self, id: &Id) -> Option<*mut u32> {
         let slot = self.inner.index.row(id)?.slot;
         self.inner.writer.hot(slot)
+    }
+
+    /// What follows is a recorded return.
+    pub fn returning(&mut self, made: u64) {
+        self.inner.scratch.begin(TAG_RETURNED).u64(made);
+        self.inner.commit();
+        self.inner.writer.sync();
+    }
+
+    /// Makes sure that the table knows this inode, whatever becomes of it.
+    pub fn know(&mut self, file: &FileRef) {
+        self.ensure_row(file, 0);
     }
 
     /// Something cannot be recorded: the table will not lead back any more. `reason`

@@ -149,6 +149,14 @@ pub fn set_point(f: fn()) {
     POINT.store(f as usize, Ordering::Relaxed);
 }
 
+/// The wall clock, nanoseconds since 1970.
+pub fn realtime_ns() -> i64 {
+    let mut time = [0i64; 2];
+    // SAFETY: the kernel fills both words.
+    unsafe { syscall!(libc::SYS_clock_gettime, libc::CLOCK_REALTIME, &raw mut time) };
+    time[0] * 1_000_000_000 + time[1]
+}
+
 const CWD: i32 = libc::AT_FDCWD;
 
 macro_rules! call {

@@ -128,6 +128,11 @@ pub enum Record {
     Cancelled {
         from: u64,
     },
+    /// From here on the records are of a recorded return (`undo::go_back_recorded`), before
+    /// which so many notes had been made of inodes made anew.
+    Returned {
+        made: u64,
+    },
     /// Something about this path could not be recorded (empty: anything).
     Incomplete {
         path: Vec<u8>,
@@ -218,6 +223,52 @@ pub fn create_unrecorded(
     Ok(())
 }
 
+/// Makes a table without records: the files are as they were at `base_generation`.
+pub fn create_empty(
+    job_dir: &Path,
+    seq: u32,
+    base_generation: u64,
+    power: bool,
+) -> Result<(), StoreError> {
+    let mut prepared = create(job_dir, seq, base_generation, power)?;
+    prepared.0.close_and_trim();
+    Ok(())
+}
+
+/// The tables that lead back to a generation, of all tables of the job, oldest first. At
+/// the beginning of each of them whose base it is, the files were as they were at the generation: the
+/// newest such table is as far as an undo has to go. Where there is none, all is undone
+/// but what leads back further.
+pub fn leading_back(tables: &[TableFile], generation: u64) -> &[TableFile] {
+    let own = tables.iter().rposition(|t| t.base == generation);
+    let newer = || tables.iter().position(|t| t.base > generation);
+    own.or_else(newer)
+        .and_then(|first| tables.get(first..))
+        .unwrap_or_default()
+}
+
+/// Can a generation still be reached when all that leads back to `to` has been undone?
+pub fn outlives(tables: &[TableFile], to: u64, generation: u64) -> bool {
+    let undone = leading_back(tables, to).len();
+    let mut left = tables.iter().take(tables.len() - undone);
+    generation == to || left.any(|t| t.base == generation)
+}
+
+/// The tables that none of these generations needs: they lead back further.
+pub fn unneeded<'t>(tables: &'t [TableFile], generations: &[u64]) -> &'t [TableFile] {
+    let own = |g: &u64| tables.iter().rposition(|t| t.base == *g);
+    let oldest = generations.iter().min();
+    let first = match generations.iter().filter_map(own).min() {
+        Some(first) => first,
+        // None has any: what leads back to before the oldest.
+        None => tables
+            .iter()
+            .position(|t| oldest.is_none_or(|oldest| t.base >= *oldest))
+            .unwrap_or(tables.len()),
+    };
+    tables.get(..first).unwrap_or_default()
+}
+
 /// Puts a table in force (during the stop, or before the program's threads run). The
 /// one before it ends here.
 pub fn install(mut prepared: Prepared) {
@@ -230,6 +281,23 @@ pub fn install(mut prepared: Prepared) {
     let number = new.number;
     inner.previous = std::mem::replace(&mut inner.writer, new);
     NUMBER.store(number, Ordering::SeqCst);
+}
+
+/// As [`install`], for what the caller itself is going to do to files. What the index
+/// knew is left where it lies: it is another thread's memory.
+pub(super) fn install_for_return(prepared: Prepared) {
+    install(prepared);
+    // SAFETY: as in `install`.
+    let inner = unsafe { STATE.inner() };
+    inner.start_afresh();
+}
+
+/// Ends that table: nothing is recorded until the next `install`.
+pub(super) fn end_return() {
+    NUMBER.store(0, Ordering::SeqCst);
+    // SAFETY: as in `install`.
+    let inner = unsafe { STATE.inner() };
+    inner.writer.close_and_trim();
 }
 
 /// The restored helper, first thing: the table that the image remembers is not

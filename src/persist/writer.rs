@@ -230,6 +230,13 @@ impl Writer {
         numbered(dir, prefix, seq)
     }
 
+    /// Is this a path in the job's directory?
+    pub fn is_within(&self, path: &[u8]) -> bool {
+        let dir = self.dir.get(..self.dir_len).unwrap_or_default();
+        let rest = path.strip_prefix(dir).filter(|_| !dir.is_empty());
+        rest.is_some_and(|rest| rest.first() == Some(&b'/'))
+    }
+
     /// Unmaps everything.
     pub fn close(&mut self) {
         if !self.head.is_null() {

@@ -5,7 +5,7 @@
 use super::fs::RawFs;
 use super::generation::GenerationRecord;
 use super::job::Job;
-use super::journal::JournalError;
+use super::journal::{JournalError, Record, Returned};
 use super::{StoreError, stream};
 use crate::persist::table;
 
@@ -17,23 +17,24 @@ impl Job<RawFs> {
             return Ok(Some(reason.clone()));
         }
         let tables = table::list(&self.dir)?;
-        let needed = tables.into_iter().filter(|t| t.base >= record.generation);
-        let broken = needed.filter_map(|t| Some((t.seq, t.incomplete?))).next();
+        let needed = table::leading_back(&tables, record.generation).iter();
+        let broken = needed.filter_map(|t| Some((t.seq, t.incomplete.as_ref()?)));
+        let broken = broken.map(|(seq, reason)| (seq, reason.clone())).next();
         Ok(broken.map(|(seq, reason)| format!("table {seq}: {reason}")))
     }
 
-    /// Removes tables that lead back to before the oldest generation, and streams that
+    /// Removes tables that lead back to before all generations, and streams that
     /// no generation uses.
     pub fn prune_files(&self) -> Result<(), StoreError> {
         let generations = self.generations();
         // What a damaged journal does not show may still be there.
-        let (Some(oldest), false) = (generations.first(), self.journal.is_damaged()) else {
+        if generations.is_empty() || self.journal.is_damaged() {
             return Ok(());
-        };
-        for file in table::list(&self.dir)? {
-            if file.base < oldest.generation {
-                table::remove(&self.dir, file.seq)?;
-            }
+        }
+        let numbers: Vec<u64> = generations.iter().map(|g| g.generation).collect();
+        let tables = table::list(&self.dir)?;
+        for file in table::unneeded(&tables, &numbers) {
+            table::remove(&self.dir, file.seq)?;
         }
         table::remove_leftovers(&self.dir)?;
         stream::remove_unused(&self.dir, &generations)
@@ -64,18 +65,44 @@ impl Job<RawFs> {
         table::create_unrecorded(&self.dir, number, newest.generation, reason)
     }
 
-    /// Before a recovery undoes the tables of generations newer than this one: they cannot
-    /// be reached any more as soon as that begins. Their tables stay: they are what is
-    /// undone.
+    /// Before a recovery to this generation undoes tables: what cannot be reached any more as
+    /// soon as that begins leaves the journal. Its tables stay: they are what is
+    /// undone. The generation is the latest from here on.
     pub fn drop_newer(&mut self, generation: u64, time_ns: u64) -> Result<(), JournalError> {
-        let all: Vec<u64> = self.generations().iter().map(|g| g.generation).collect();
-        let newer: Vec<u64> = all.into_iter().rev().filter(|&n| n > generation).collect();
-        for &newer in &newer {
-            self.forget_generation(newer, time_ns, true)?;
+        let order: Vec<u64> = self.journal.order().iter().map(|g| g.generation).collect();
+        let place = order.iter().position(|&g| g == generation);
+        let is_later = |at: usize, number: u64| match place {
+            Some(place) => at > place,
+            None => number > generation,
+        };
+        let tables = table::list(&self.dir)?;
+        let later = order.iter().enumerate().rev();
+        let later = later.filter(|(at, number)| is_later(*at, **number));
+        let lost = later.filter(|(_, g)| !table::outlives(&tables, generation, **g));
+        let lost: Vec<u64> = lost.map(|(_, g)| *g).collect();
+        for &lost in &lost {
+            self.forget_generation(lost, time_ns, true)?;
         }
-        for newer in newer {
-            self.remove_directory(newer)?;
+        self.note_return(generation, None, time_ns)?;
+        for lost in lost {
+            self.remove_directory(lost)?;
         }
         Ok(())
+    }
+
+    /// The generation is the latest from here on, however many come behind it. `left`: the
+    /// state that was left, which stays.
+    pub fn note_return(
+        &mut self,
+        to: u64,
+        left: Option<u64>,
+        time_ns: u64,
+    ) -> Result<(), JournalError> {
+        let latest = self.journal.order().last().map(|g| g.generation);
+        if left.is_none() && latest.is_none_or(|latest| latest == to) {
+            return Ok(());
+        }
+        let record = Record::Returned(Returned { to, left, time_ns });
+        self.journal.append(&self.fs, &self.dir, record, true)
     }
 }

@@ -176,11 +176,11 @@ impl<F: Fs> Job<F> {
         }
     }
 
-    /// Ascending. The journal decides; when it is damaged, so that a committed
+    /// The latest last. The journal decides; when it is damaged, so that a committed
     /// generation may be missing from it, complete directories that it does not know
     /// count as well (each was durable before its journal record was written).
     fn candidates(&self) -> Result<Vec<GenerationRecord>, StoreError> {
-        let known = self.journal.generations();
+        let known = self.journal.order();
         let mut records: Vec<GenerationRecord> = known.into_iter().cloned().collect();
         let lost = self.journal.is_damaged() || self.journal.records().is_empty();
         if lost {

@@ -40,6 +40,16 @@ pub enum Record {
     Refused(Refused),
     /// An increment is complete from here on.
     Merged(Merged),
+    /// The state went back to a generation: it is the latest from here on.
+    Returned(Returned),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Returned {
+    pub to: u64,
+    /// The generation of the state that was left, where that was kept (`CKPT_UNDO`).
+    pub left: Option<u64>,
+    pub time_ns: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +68,7 @@ const COMMITTED: u16 = 1;
 const REMOVED: u16 = 2;
 const REFUSED: u16 = 3;
 const MERGED: u16 = 4;
+const RETURNED: u16 = 5;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JournalError {
@@ -143,11 +154,37 @@ impl Journal {
                     live.push(new);
                 }
                 Record::Removed(gone) => live.retain(|g| g.generation != gone.generation),
-                Record::Refused(_) | Record::Merged(_) => {}
+                Record::Refused(_) | Record::Merged(_) | Record::Returned(_) => {}
             }
         }
         live.sort_by_key(|g| g.generation);
         live
+    }
+
+    /// The same in the order in which the state came to them: the latest is the last. Where
+    /// nobody went back but over what was dropped, it is the order of numbers.
+    pub fn order(&self) -> Vec<&GenerationRecord> {
+        let mut order = self.generations();
+        let place = |number: u64| {
+            self.records.iter().rposition(|record| match record {
+                Record::Committed(g) => g.generation == number,
+                Record::Returned(r) => r.to == number,
+                _ => false,
+            })
+        };
+        order.sort_by_key(|g| place(g.generation));
+        order
+    }
+
+    /// The generations of states that were left by going back, the newest last.
+    pub fn left(&self) -> Vec<u64> {
+        let live = self.generations();
+        let returned = self.records.iter().filter_map(|record| match record {
+            Record::Returned(returned) => returned.left,
+            _ => None,
+        });
+        let returned = returned.filter(|left| live.iter().any(|g| g.generation == *left));
+        returned.collect()
     }
 
     /// The highest generation number ever recorded.
@@ -155,7 +192,7 @@ impl Journal {
         let number = |record: &Record| match record {
             Record::Committed(g) => g.generation,
             Record::Removed(r) => r.generation,
-            Record::Refused(_) | Record::Merged(_) => 0,
+            Record::Refused(_) | Record::Merged(_) | Record::Returned(_) => 0,
         };
         self.records.iter().map(number).max().unwrap_or(0)
     }
@@ -210,16 +247,40 @@ impl Journal {
     }
 
     fn dead_records(&self) -> usize {
-        self.records.len() - self.generations().len()
+        let live = self.records.iter().enumerate();
+        let live = live.filter(|(at, _)| self.is_live_return(*at)).count();
+        self.records.len() - self.generations().len() - live
+    }
+
+    /// Is that the record of a return that still says something? The last one says which
+    /// generation is the latest, others which states were left.
+    fn is_live_return(&self, at: usize) -> bool {
+        let is_return = |record: &Record| matches!(record, Record::Returned(_));
+        let Some(Record::Returned(returned)) = self.records.get(at) else {
+            return false;
+        };
+        let left = returned
+            .left
+            .is_some_and(|left| self.left().contains(&left));
+        left || self.records.iter().rposition(is_return) == Some(at)
     }
 
     /// Writes the live records to a new file and puts it in the journal's place.
     fn rewrite<F: Fs>(&mut self, fs: &F, dir: &Path) -> Result<(), JournalError> {
         let highest = self.highest();
         let mut kept: Vec<Record> = Vec::new();
-        for generation in self.generations() {
-            kept.push(Record::Committed(generation.clone()));
-            kept.extend(generation.merged.clone().map(Record::Merged));
+        let live = self.generations();
+        for (at, record) in self.records.iter().enumerate() {
+            match record {
+                Record::Committed(new) => {
+                    if let Some(generation) = live.iter().find(|g| g.generation == new.generation) {
+                        kept.push(Record::Committed((*generation).clone()));
+                        kept.extend(generation.merged.clone().map(Record::Merged));
+                    }
+                }
+                Record::Returned(_) if self.is_live_return(at) => kept.push(record.clone()),
+                _ => {}
+            }
         }
         // Numbers are never used twice: keep the highest one even if it is gone.
         if !kept
@@ -269,6 +330,7 @@ fn encode_record(record: &Record) -> Result<Vec<u8>, CodecError> {
         Record::Removed(r) => (REMOVED, codec::encode(r)?),
         Record::Refused(r) => (REFUSED, codec::encode(r)?),
         Record::Merged(m) => (MERGED, codec::encode(m)?),
+        Record::Returned(r) => (RETURNED, codec::encode(r)?),
     };
     let mut bytes = Vec::with_capacity(HEAD + payload.len() + 8);
     bytes.extend_from_slice(&MAGIC);
@@ -314,6 +376,7 @@ fn parse_record(bytes: &[u8]) -> Option<(Option<Record>, usize)> {
         (REMOVED, VERSION) => Some(Record::Removed(codec::decode(payload).ok()?)),
         (REFUSED, VERSION) => Some(Record::Refused(codec::decode(payload).ok()?)),
         (MERGED, VERSION) => Some(Record::Merged(codec::decode(payload).ok()?)),
+        (RETURNED, VERSION) => Some(Record::Returned(codec::decode(payload).ok()?)),
         _ => None,
     };
     Some((record, whole))
@@ -415,6 +478,42 @@ mod tests {
         assert_eq!(numbers(&journal), [2, 3]);
         assert!(!journal.is_damaged());
         assert_eq!(journal.end, bytes.len() as u64);
+    }
+
+    #[test]
+    fn returns_make_the_order() {
+        let dir = TempDir::new("returns");
+        let mut journal = Journal::default();
+        let mut append = |record| journal.append(&RawFs, &dir.0, record, false).unwrap();
+        let returned = |to, left| {
+            Record::Returned(Returned {
+                to,
+                left,
+                time_ns: 1,
+            })
+        };
+        let removed = |generation| {
+            Record::Removed(Removed {
+                generation,
+                time_ns: 1,
+            })
+        };
+        (1..4).for_each(|k| append(committed(k)));
+        append(returned(1, Some(3)));
+        append(committed(4));
+        append(returned(3, Some(4)));
+        append(removed(4));
+        let check = |journal: &Journal| {
+            let order: Vec<u64> = journal.order().iter().map(|g| g.generation).collect();
+            assert_eq!(order, [2, 1, 3]);
+            assert_eq!(journal.left(), [3]);
+            assert_eq!(numbers(journal), [1, 2, 3]);
+            assert_eq!(journal.highest(), 4);
+        };
+        check(&Journal::read(&RawFs, &dir.0).unwrap());
+        journal.rewrite(&RawFs, &dir.0).unwrap();
+        check(&journal);
+        check(&Journal::read(&RawFs, &dir.0).unwrap());
     }
 
     #[test]

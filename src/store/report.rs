@@ -115,6 +115,8 @@ pub enum Goal {
     /// The newest one with this id.
     Id(i32),
     Generation(u64),
+    /// The newest state that was left by going back.
+    Left,
 }
 
 /// A request to go back: `<root>/run/<pid>-<nonce>.ask`, one line, written by the command
@@ -137,6 +139,7 @@ impl Ask {
             Goal::Latest => format!("rollback latest {value}\n"),
             Goal::Id(id) => format!("rollback id:{id} {value}\n"),
             Goal::Generation(generation) => format!("rollback {generation} {value}\n"),
+            Goal::Left => format!("rollback left {value}\n"),
         }
     }
 
@@ -147,6 +150,7 @@ impl Ask {
         }
         let goal = match words.next()? {
             "latest" => Goal::Latest,
+            "left" => Goal::Left,
             word => match word.strip_prefix("id:") {
                 Some(id) => Goal::Id(id.parse().ok().filter(|&id| id >= 0)?),
                 None => Goal::Generation(word.parse().ok()?),

@@ -16,19 +16,38 @@ use std::path::Path;
 /// Prefix of removed jobs that are not yet gone, in `jobs/`.
 pub const TRASH_PREFIX: &str = ".removed-";
 
-/// Which generations go: all but the newest `keep`, the newest of each id that the program
-/// has given, and what those need. `valid` is
-/// the newest generation known to be good: it and everything newer than it stay out
-/// of the count of what can be relied on, and it is never removed itself.
-pub fn plan(records: &[&GenerationRecord], keep: u32, valid: Option<u64>) -> Vec<u64> {
+/// What may not go whatever `CKPT_KEEP` says.
+#[derive(Debug, Clone, Default)]
+pub struct Held {
+    /// The newest generation known to be good: it and everything newer than it stay out of
+    /// the count of what can be relied on, and it is never removed itself.
+    pub valid: Option<u64>,
+    /// What is about to be gone back to.
+    pub wanted: Option<u64>,
+    /// States that were left by going back, the newest last: that one stays, and none
+    /// counts as one of those to be kept.
+    pub left: Vec<u64>,
+}
+
+/// Which generations go, of `records` in the order in which the state came to them: all but
+/// the newest `keep`, the newest of each id that the program has given, the last of the
+/// states that were left, and what those need.
+pub fn plan(records: &[&GenerationRecord], keep: u32, held: &Held) -> Vec<u64> {
     let keep = keep.max(1) as usize;
     let mut kept: Vec<u64> = records
         .iter()
         .rev()
-        .take(keep)
         .map(|r| r.generation)
+        .filter(|generation| !held.left.contains(generation))
+        .take(keep)
         .collect();
-    kept.extend(valid);
+    kept.extend(records.last().map(|r| r.generation));
+    kept.extend(
+        held.valid
+            .iter()
+            .chain(&held.wanted)
+            .chain(held.left.last()),
+    );
     kept.extend(named(records));
     // One whose files can go back is worth more than newer ones whose files cannot.
     let whole = records.iter().rev().find(|r| r.files.incomplete.is_none());
@@ -74,7 +93,23 @@ impl<F: Fs> Job<F> {
         valid: Option<u64>,
         time_ns: u64,
     ) -> Result<Vec<u64>, JournalError> {
-        let going = plan(&self.journal.generations(), keep, valid);
+        self.prune_but(keep, valid, None, time_ns)
+    }
+
+    /// The same, and one more stays.
+    pub fn prune_but(
+        &mut self,
+        keep: u32,
+        valid: Option<u64>,
+        wanted: Option<u64>,
+        time_ns: u64,
+    ) -> Result<Vec<u64>, JournalError> {
+        let held = Held {
+            valid,
+            wanted,
+            left: self.journal.left(),
+        };
+        let going = plan(&self.journal.order(), keep, &held);
         for &generation in &going {
             self.remove_generation(generation, time_ns)?;
         }
@@ -214,7 +249,28 @@ mod tests {
     }
 
     fn going(records: &[GenerationRecord], keep: u32, valid: Option<u64>) -> Vec<u64> {
-        plan(&records.iter().collect::<Vec<_>>(), keep, valid)
+        let held = Held {
+            valid,
+            ..Held::default()
+        };
+        plan(&records.iter().collect::<Vec<_>>(), keep, &held)
+    }
+
+    #[test]
+    fn the_last_state_that_was_left_stays() {
+        let records: Vec<_> = [1, 4, 5, 6, 2, 7].map(|g| record(g, None)).to_vec();
+        let records: Vec<_> = records.iter().collect();
+        let held = |left: &[u64]| Held {
+            left: left.to_vec(),
+            ..Held::default()
+        };
+        assert_eq!(plan(&records, 2, &held(&[4, 5])), [1, 4, 6]);
+        assert_eq!(plan(&records, 1, &held(&[7])), [1, 4, 5, 6]);
+        let wanted = Held {
+            wanted: Some(1),
+            ..held(&[6])
+        };
+        assert_eq!(plan(&records, 1, &wanted), [4, 5, 2]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::agent::outputs::keep::{Output, Streams};
 use crate::agent::{hooks, log};
 use crate::config::{Config, Sync};
 use crate::persist::table::{self, Prepared};
+use crate::persist::undo;
 use crate::store::generation::{FilesRecord, GenerationRecord};
 use crate::store::{Job, RawFs};
 use std::path::Path;
@@ -17,11 +18,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// never used again, though the file is gone.
 static HIGHEST: AtomicU32 = AtomicU32::new(0);
 
-fn next_number(job: &Path) -> Result<u32, String> {
-    let tables = table::list(job).map_err(|e| e.to_string())?;
-    let on_disk = tables.iter().map(|t| t.seq).max().unwrap_or(0);
-    let highest = on_disk.max(HIGHEST.load(Ordering::SeqCst));
+pub fn next_number(job: &Path) -> Result<u32, String> {
+    let on_disk = undo::next_number(job).map_err(|e| e.to_string())?;
+    let highest = HIGHEST.load(Ordering::SeqCst);
     let next = highest.checked_add(1).ok_or("no table number is left")?;
+    let next = next.max(on_disk);
     HIGHEST.store(next, Ordering::SeqCst);
     Ok(next)
 }

@@ -8,6 +8,7 @@
 
 use super::{CheckpointError, store_error};
 use crate::agent::collect::memory::{self, How, Piece, Plan};
+use crate::agent::procfs::OwnFd;
 use crate::agent::settings::Settings;
 use crate::agent::snapshot::choose::{self, Costs, Method, Room};
 use crate::agent::snapshot::copy::Buffer;
@@ -16,11 +17,11 @@ use crate::agent::snapshot::{Pages, SnapshotError};
 use crate::agent::state::AGENT;
 use crate::agent::stop::now_ns;
 use crate::agent::track::pagemap::PageMap;
-use crate::agent::track::{self, Change, Dirty, Probe, Tracker, full};
+use crate::agent::track::{self, Change, Dirty, Probe, TrackError, Tracker, blank, full};
 use crate::agent::{callsites, hooks, log, procfs};
 use crate::config::{Compress, SnapshotChoice, TrackerChoice};
 use crate::image::pack;
-use crate::image::state::Base;
+use crate::image::state::{Base, VmaState};
 use crate::image::writer::{ImageSink, ImageWriter};
 use crate::store::generation::{GenerationKind, GenerationRecord};
 use ckpt_sys::syscall;
@@ -29,6 +30,9 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 /// A residue of no more pages than this is not worth another round while the program
 /// runs: copying it takes a fraction of a millisecond.
 const SMALL: u64 = 512;
+
+/// Of so many generations it is known what no tracker has seen since.
+const MOST_KNOWN: usize = 256;
 
 /// The helper's memory of the program's pages.
 pub struct Increments {
@@ -46,9 +50,14 @@ pub struct Increments {
     known_advice: u32,
     /// Pages that were left for the latest stop.
     residue: u64,
+    /// `hooks::memory::unseen_number` at the latest stop, and of published generations.
+    unseen: u32,
+    unseen_of: Vec<(u64, u32)>,
     /// Only a child may write, whose limits are its own.
     by_child: bool,
     futile: Futile,
+    /// Where blank pages were content at the latest sweep.
+    content: Vec<blank::Range>,
 }
 
 /// Pre-copy is in vain where the program writes faster than the helper copies: then it is
@@ -74,6 +83,25 @@ impl Futile {
             false => 0,
         };
         self.left = self.times;
+    }
+}
+
+/// What is known of the program's pages, for a rollback.
+pub struct Knowledge {
+    pub tracker: Box<dyn Tracker>,
+    /// Everything seen to have changed since the generation gone back to.
+    pub changed: Dirty,
+    known: Plan,
+    known_advice: u32,
+}
+
+impl Knowledge {
+    /// VmFlags of the present map.
+    pub fn read_flags(&self, plan: &mut Plan) {
+        let unchanged = hooks::memory::advice_number() == self.known_advice;
+        if !(unchanged && plan.take_flags(&self.known)) {
+            plan.read_flags();
+        }
     }
 }
 
@@ -129,7 +157,7 @@ fn stored_ranges(plan: &Plan) -> Vec<(u64, u64)> {
 }
 
 /// The library's writable data: the mappings side by side around the agent's block.
-fn own_data(pieces: &[Piece]) -> Vec<(u64, u64)> {
+pub fn own_data(pieces: &[Piece]) -> Vec<(u64, u64)> {
     let here = &raw const AGENT as u64;
     let Some(middle) = pieces
         .iter()
@@ -178,8 +206,12 @@ pub(super) fn chain_length(records: &[&GenerationRecord], generation: u64) -> Op
 
 impl Increments {
     pub fn new(choice: TrackerChoice) -> Increments {
+        Increments::with(choice, None)
+    }
+
+    fn with(choice: TrackerChoice, fd: Option<OwnFd>) -> Increments {
         Increments {
-            tracker: track::choose(choice, &Probe::for_choice(choice)),
+            tracker: track::choose_adopting(choice, fd, || Probe::for_choice(choice)),
             dirty: Dirty::new(),
             base: None,
             buffer: Buffer::default(),
@@ -189,9 +221,20 @@ impl Increments {
             known: Plan::default(),
             known_advice: 0,
             residue: 0,
+            unseen: 0,
+            unseen_of: Vec::new(),
             by_child: false,
             futile: Futile::default(),
+            content: Vec::new(),
         }
+    }
+
+    fn sweep(&mut self, pieces: &[Piece], seen: &mut Dirty) -> Result<(), TrackError> {
+        self.tracker.sweep(pieces, seen)?;
+        let content = blank::content(pieces);
+        blank::newly_content(&self.content, &content, seen);
+        self.content = content;
+        Ok(())
     }
 
     /// The present contents are those of `generation`, as far as the tracker can tell later.
@@ -202,8 +245,8 @@ impl Increments {
         let Ok(plan) = with_own(store_root, memory::collect) else {
             return;
         };
-        let mut unchanged = Dirty::new();
-        match self.tracker.sweep(&plan.pieces, &mut unchanged) {
+        self.content = blank::content(&plan.pieces);
+        match self.tracker.begin(&plan.pieces) {
             Ok(()) => self.base = Some(generation),
             Err(error) => log::line(format_args!("tracker: {error}")),
         }
@@ -213,8 +256,32 @@ impl Increments {
         }
     }
 
+    /// The generation that everything which has changed is known since; `to`: since when it
+    /// is to be known.
+    pub fn standing_on(&self, to: u64) -> Option<u64> {
+        let net = AGENT.net_installed.load(Ordering::Relaxed);
+        let of = self.unseen_of.iter().find(|of| of.0 == to)?;
+        let all = net && of.1 == hooks::memory::unseen_number();
+        self.base.filter(|_| all && self.tracker.increments())
+    }
+
+    /// What the thread that goes back must know. This helper ends.
+    pub fn pass_on(&mut self) -> Knowledge {
+        let tracker = std::mem::replace(&mut self.tracker, Box::new(full::Full::open()));
+        Knowledge {
+            tracker,
+            changed: std::mem::take(&mut self.dirty),
+            known: std::mem::take(&mut self.known),
+            known_advice: self.known_advice,
+        }
+    }
+
     /// A generation with everything in `dirty` is durable.
     pub fn published(&mut self, generation: u64) {
+        if self.unseen_of.len() == MOST_KNOWN {
+            self.unseen_of.remove(0);
+        }
+        self.unseen_of.push((generation, self.unseen));
         self.dirty.clear();
         self.base = self.tracker.increments().then_some(generation);
     }
@@ -337,7 +404,7 @@ impl Increments {
     ) -> Result<bool, SnapshotError> {
         let mut seen = Dirty::new();
         let first = !std::mem::replace(&mut ahead.swept, true);
-        if let Err(error) = self.tracker.sweep(&plan.pieces, &mut seen) {
+        if let Err(error) = self.sweep(&plan.pieces, &mut seen) {
             log::line(format_args!("tracker: {error}"));
             (self.base, ahead.base, ahead.swept) = (None, None, false);
             ahead.pending.clear();
@@ -410,8 +477,9 @@ impl Increments {
         ahead: &mut Ahead<S>,
         plan: &Plan,
     ) -> Result<(), SnapshotError> {
+        self.unseen = hooks::memory::unseen_number();
         let mut seen = Dirty::new();
-        let swept = self.tracker.sweep(&plan.pieces, &mut seen);
+        let swept = self.sweep(&plan.pieces, &mut seen);
         if let Err(error) = &swept {
             log::line(format_args!("tracker: {error}"));
             ahead.base = None;
@@ -472,8 +540,22 @@ static RESTORED: AtomicPtr<Increments> = AtomicPtr::new(std::ptr::null_mut());
 
 /// In the restored helper, before it changes anything but a few words of the library's own
 /// data: what is written from now on has changed since `generation`.
-pub fn prepare_restored(settings: &Settings, generation: u64) {
-    let mut increments = Box::new(Increments::new(settings.config.tracker));
+///
+/// After a rollback `fd` is the tracker's descriptor of the life before, and `flags` are the
+/// areas with their VmFlags.
+pub fn prepare_restored(
+    settings: &Settings,
+    generation: u64,
+    fd: Option<OwnFd>,
+    flags: Vec<VmaState>,
+) {
+    let mut increments = Box::new(Increments::with(settings.config.tracker, fd));
+    if !flags.is_empty() {
+        increments.known = Plan::with_flags(flags);
+        increments.known_advice = hooks::memory::advice_number();
+    }
+    let unseen = hooks::memory::unseen_number();
+    increments.unseen_of.push((generation, unseen));
     increments.stand_on(&settings.store_root, generation);
     RESTORED.store(Box::into_raw(increments), Ordering::SeqCst);
 }

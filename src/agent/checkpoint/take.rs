@@ -44,13 +44,15 @@ pub(super) struct Taken {
 
 pub(super) const HELD: &str = "the program holds checkpoints off (ckpt_hold)";
 
-/// Stops the program, collects, snapshots, releases, and waits for the image.
+/// Stops the program, collects, snapshots, releases, and waits for the image. `leaving`: it
+/// is about to go back, and the caller of that may be in the image.
 pub(super) fn take<S: ImageSink>(
     settings: &Settings,
     increments: &mut Increments,
     mut ahead: Ahead<S>,
     table: &mut Beginning,
     known: &mut Known,
+    leaving: bool,
 ) -> Result<Taken, CheckpointError> {
     let inserted = request::inserted_call().map(request::copy_slot);
     let t0 = now_ns();
@@ -72,7 +74,7 @@ pub(super) fn take<S: ImageSink>(
         stop::release(stopped);
         return Err(CheckpointError::Postponed(HELD.into()));
     }
-    if rollback::call::any_inside() {
+    if !leaving && rollback::call::any_inside() {
         stop::release(stopped);
         return Err(CheckpointError::Postponed(
             "the program is about to go back (ckpt_rollback)".into(),

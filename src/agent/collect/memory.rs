@@ -432,6 +432,16 @@ impl Plan {
         Ok(())
     }
 
+    /// A plan that [`Plan::take_flags`] can look areas up in.
+    pub fn with_flags(vmas: Vec<VmaState>) -> Plan {
+        let how = How::Nothing;
+        Plan {
+            pieces: vmas.into_iter().map(|vma| Piece { vma, how }).collect(),
+            flags_known: true,
+            ..Plan::default()
+        }
+    }
+
     /// Takes over the flags of `known`, which was collected a moment ago, while the program
     /// ran, and which nothing has advised otherwise since. False when a range is new: its
     /// flags must be read.

@@ -6,7 +6,7 @@
 
 use crate::agent::procfs;
 use crate::agent::state::{AGENT, RESERVED_BIT};
-use crate::agent::stop::{self, Stopped};
+use crate::agent::stop::{self, Slot, Stopped};
 use crate::image::state::{KernelSigaction, PendingSignal, SignalState, ThreadState};
 use ckpt_sys::syscall;
 use std::sync::atomic::Ordering;
@@ -89,9 +89,19 @@ pub fn collect(stopped: &Stopped, threads: &mut [ThreadState]) -> SignalState {
         actions: actions(),
         pending: Vec::new(),
     };
+    let pending = |slot: &Slot| {
+        if !slot.inserted {
+            return slot.pending;
+        }
+        // It has reported itself a while ago, before the pre-copy.
+        let tid = slot.tid.load(Ordering::Relaxed) as i32;
+        let status = procfs::task_file(tid, "status").unwrap_or_default();
+        let set = |name| procfs::field(&status, name).and_then(procfs::hex);
+        set("SigPnd").unwrap_or(slot.pending) | set("ShdPnd").unwrap_or(0)
+    };
     let mut any = 0u64;
     for slot in stopped.threads() {
-        any |= slot.pending;
+        any |= pending(slot);
     }
     any &= !RESERVED_BIT;
     if any == 0 {
@@ -103,7 +113,7 @@ pub fn collect(stopped: &Stopped, threads: &mut [ThreadState]) -> SignalState {
         state.pending.push(signal);
     }
     for (slot, thread) in stopped.threads().zip(threads.iter_mut()) {
-        if slot.pending & !RESERVED_BIT == 0 {
+        if !slot.inserted && slot.pending & !RESERVED_BIT == 0 {
             continue;
         }
         let tid = slot.tid.load(Ordering::Relaxed) as i32;

@@ -37,6 +37,16 @@ pub fn advice_number() -> u32 {
     ADVICE.load(SeqCst)
 }
 
+/// Grows with every call after which pages may change, or cannot be written, without any
+/// tracker seeing it: the kernel may take pages with MADV_FREE away later, and guarded pages
+/// stay so whatever is discarded.
+static UNSEEN: AtomicU32 = AtomicU32::new(0);
+
+/// As long as this number stays the same, trackers see all there is to be seen.
+pub fn unseen_number() -> u32 {
+    UNSEEN.load(SeqCst)
+}
+
 /// Sticky: the program used MADV_DONTFORK, MADV_WIPEONFORK or the mlock family, so
 /// the flags of its mappings must be read from smaps.
 pub fn special_advice_seen() -> bool {
@@ -53,6 +63,7 @@ const PAGE: u64 = 4096;
 const DONTNEED: i32 = libc::MADV_DONTNEED;
 const DONTNEED_LOCKED: i32 = 24;
 const GUARD_INSTALL: i32 = 102;
+const GUARD_REMOVE: i32 = 103;
 const ANONYMOUS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
 
 fn page_end(addr: u64, len: u64) -> Option<u64> {
@@ -154,11 +165,47 @@ fn convert(start: u64, end: u64) -> Result<(), i32> {
     })
 }
 
+/// Is it a call that changes mappings (and not the one under the thread's own feet: a
+/// thread that ends may unmap the stack that it stands on)?
+pub fn changes_map(frame: &CallFrame) -> bool {
+    let [addr, len, third, flags, new, _] = frame.args;
+    let here = frame as *const CallFrame as u64;
+    let below = |start: u64, len: u64| (start..=start.saturating_add(len)).contains(&here);
+    match frame.rax {
+        libc::SYS_mmap => flags & libc::MAP_FIXED as u64 != 0 && !below(addr, len),
+        libc::SYS_mremap => {
+            let onto = flags & libc::MREMAP_FIXED as u64 != 0 && below(new, third);
+            !below(addr, len) && !onto
+        }
+        libc::SYS_munmap | libc::SYS_mprotect | libc::SYS_pkey_mprotect | libc::SYS_madvise => {
+            !below(addr, len)
+        }
+        libc::SYS_brk => true,
+        _ => false,
+    }
+}
+
+/// Such a call while pages are protected: no stop comes between giving the pages back and
+/// the call itself, which is therefore made here.
+pub fn change_map(frame: &mut CallFrame, handle: fn(&mut CallFrame) -> Verdict) -> Verdict {
+    let _hook = InHook::enter();
+    release_for(frame.rax, &frame.args);
+    if let Some(verdict) = marked_mmap(frame) {
+        return verdict;
+    }
+    if handle(frame) == Verdict::Forward {
+        let [a, b, c, d, e, f] = frame.args;
+        // SAFETY: the program's own call.
+        frame.rax = unsafe { syscall!(frame.rax, a, b, c, d, e, f) as i64 };
+    }
+    Verdict::Done
+}
+
 /// A call that changes mappings: what is write-protected for the tracker is given back
 /// first, so that the kernel finds the protections that the program knows.
-pub fn release_for(frame: &CallFrame) {
-    let [addr, len, third, flags, new, _] = frame.args;
-    match frame.rax {
+pub fn release_for(nr: i64, args: &[u64; 6]) {
+    let [addr, len, third, flags, new, _] = *args;
+    match nr {
         libc::SYS_munmap | libc::SYS_mprotect | libc::SYS_pkey_mprotect => {
             fault::release(addr, len)
         }
@@ -232,11 +279,25 @@ pub fn madvise(frame: &mut CallFrame) -> Verdict {
     ) {
         ADVICE.fetch_add(1, SeqCst);
     }
+    // No stop between the number and the call.
+    let unseen = matches!(advice, libc::MADV_FREE | GUARD_INSTALL | GUARD_REMOVE);
+    let _guard = unseen.then(InHook::enter);
+    let make_it = |frame: &mut CallFrame| {
+        if !unseen {
+            return Verdict::Forward;
+        }
+        // SAFETY: the program's own request.
+        let ret = check(unsafe { syscall!(libc::SYS_madvise, addr, len, advice) });
+        done(frame, ret.map(|n| n as u64))
+    };
+    if unseen {
+        UNSEEN.fetch_add(1, SeqCst);
+    }
     let Some(end) = page_end(addr, len) else {
-        return Verdict::Forward;
+        return make_it(frame);
     };
     if !ranges::may_overlap(addr, end) {
-        return Verdict::Forward;
+        return make_it(frame);
     }
     match advice {
         DONTNEED | libc::MADV_FREE | DONTNEED_LOCKED | GUARD_INSTALL => {
@@ -260,7 +321,7 @@ pub fn madvise(frame: &mut CallFrame) -> Verdict {
                 return done(frame, Err(libc::EAGAIN));
             }
             if advice == GUARD_INSTALL {
-                return Verdict::Forward;
+                return make_it(frame);
             }
             done(frame, ret.map(|v| v as u64))
         }

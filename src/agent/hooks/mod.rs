@@ -40,6 +40,7 @@ pub mod user;
 use crate::agent::resume::ImageFile;
 use crate::agent::state::AGENT;
 use crate::agent::track::{fault, touch};
+use ckpt_sys::tls::thread_block;
 use frame::{CallFrame, Verdict};
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -114,13 +115,24 @@ fn table_of_others() -> [u8; 512] {
 /// Handles a call of the table. The frame is a system call that the program is about
 /// to make: its pointers are used as the kernel would use them.
 pub fn dispatch(frame: &mut CallFrame) -> Verdict {
-    if fault::active() {
-        touch::call(frame.rax, &frame.args);
-        memory::release_for(frame);
-        if let Some(verdict) = memory::marked_mmap(frame) {
-            return verdict;
-        }
+    if !fault::active() {
+        return handle(frame);
     }
+    if memory::changes_map(frame) {
+        return memory::change_map(frame, handle);
+    }
+    // SAFETY: the block is this thread's own.
+    unsafe { (*thread_block()).call_frame = frame as *const CallFrame as u64 };
+    touch::call(frame.rax, &frame.args);
+    memory::release_for(frame.rax, &frame.args);
+    if let Some(verdict) = memory::marked_mmap(frame) {
+        return verdict;
+    }
+    handle(frame)
+}
+
+/// What each hook has to say, one after the other.
+fn handle(frame: &mut CallFrame) -> Verdict {
     if let Some(verdict) = files::dispatch(frame) {
         return verdict;
     }

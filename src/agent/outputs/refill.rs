@@ -80,6 +80,16 @@ pub fn refill(
     Ok(out)
 }
 
+/// Makes the streams what they were at the generation, and leaves the files alone.
+pub fn rewind(job: &Path, generation: u64, streams: &[StreamRecord]) -> Result<(), Problem> {
+    for record in streams {
+        let ids = Ids::read(job, record.number);
+        let stream = open(job, record.number, false)?;
+        rows::rewind(job, generation, &ids, &stream, record.size)?;
+    }
+    Ok(())
+}
+
 /// Does the path lead to this inode?
 fn is_at(path: &[u8], id: Id) -> bool {
     rustix::fs::lstat(path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (id.dev, id.ino))

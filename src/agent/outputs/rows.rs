@@ -132,10 +132,8 @@ pub fn rewind(
     stream: &OwnedFd,
     size: u64,
 ) -> Result<(), Problem> {
-    for file in tables(job)?.iter().rev() {
-        if file.base < generation {
-            continue;
-        }
+    let tables = tables(job)?;
+    for file in table::leading_back(&tables, generation).iter().rev() {
         if let Some(id) = ids.of_table(file.seq) {
             apply(job, file, id, stream, size)?;
         }

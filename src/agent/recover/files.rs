@@ -1,16 +1,20 @@
 //! The files' half of a recovery: which generation can be reached, and going back to it.
 //! Constructor, before memory and descriptors; may be killed anywhere and started again.
 //!
+//! With `CKPT_UNDO` the state that is left stays: the files are first brought to its generation,
+//! then on to the one that is wanted, which is recorded (docs/ROLLBACK.md).
+//!
 //! Order: newer generations are dropped (the undo makes them unreachable; their tables stay),
 //! outputs get their contents, tables are undone newest first, each removed after its undo.
 
+use crate::agent::checkpoint::files::next_number;
 use crate::agent::collect::identity;
 use crate::agent::log;
 use crate::agent::outputs::refill::{self, Outputs};
 use crate::agent::rollback::redirect;
-use crate::config::{Config, Resume};
-use crate::persist::{exclude, table, undo};
-use crate::store::generation::GenerationRecord;
+use crate::config::{Config, Resume, Sync};
+use crate::persist::{Id, exclude, table, undo};
+use crate::store::generation::{GenerationRecord, StreamRecord};
 use crate::store::{Found, Job, RawFs};
 use std::os::fd::OwnedFd;
 
@@ -68,37 +72,176 @@ pub fn choose(
     Err(reason)
 }
 
-/// Brings the files to what they were at the generation.
+/// The latest generation, which going back to this one by the user's wish leaves, where
+/// that is to be kept. An error: it cannot be.
+pub fn left(
+    job: &Job<RawFs>,
+    wanted: &GenerationRecord,
+    config: &Config,
+) -> Result<Option<GenerationRecord>, String> {
+    let asked = matches!(config.resume, Resume::Generation(_) | Resume::Id(_));
+    if !config.undo || !asked {
+        return Ok(None);
+    }
+    let order = job.journal.order();
+    let later = order.iter().rev();
+    let mut later = later.take_while(|r| r.generation != wanted.generation);
+    // A damaged one is not worth anything.
+    let latest = later.find(|record| job.open_generation(record, false).is_ok());
+    let Some(latest) = latest else {
+        return Ok(None);
+    };
+    if !leaves_all_files(config)
+        && let Some(reason) = obstacle(job, latest, config)
+    {
+        return Err(format!(
+            "the state that is left cannot be kept ({reason}); CKPT_UNDO=0 drops it"
+        ));
+    }
+    Ok(Some((*latest).clone()))
+}
+
+/// Brings the files to what they were at the generation. `left`: the latest generation,
+/// which stays, so that one can go back to it.
 pub fn go_back(
     job: &mut Job<RawFs>,
     record: &GenerationRecord,
+    left: Option<&GenerationRecord>,
     config: &Config,
     terminal: bool,
 ) -> Result<FilesBack, String> {
-    let generation = record.generation;
-    let now = identity::realtime_ns();
-    job.drop_newer(generation, now).map_err(|e| e.to_string())?;
-    let mut restored = FilesBack {
-        redirect: config.redirect.clone(),
-        ..FilesBack::default()
+    let way = Way {
+        config,
+        by_rules: false,
+        outputs: Outputs::OfTheStart,
+        number: next_number(&job.dir)?,
     };
-    let tables = table::list(&job.dir).map_err(|e| e.to_string())?;
-    let next = tables.iter().map(|t| t.seq).max().unwrap_or(0) + 1;
-    let pair = |id: &crate::persist::Id| (id.dev, id.ino);
-    let streams = record.files.streams.iter();
-    let streams: Vec<_> = streams
-        .filter(|s| !is_excluded(&config.restore_exclude, &s.path))
-        .cloned()
-        .collect();
-    let outputs = refill::refill(&job.dir, generation, &streams, next, &Outputs::OfTheStart)?;
-    restored.filled = outputs.filled.iter().map(pair).collect();
-    let mut options = undo::Options {
-        foreign: config.foreign,
-        restore_exclude: &config.restore_exclude,
-        inherited: &outputs.inodes,
-        ..undo::Options::default()
-    };
-    let report = undo::undo(&job.dir, generation, &mut options).map_err(|e| e.to_string())?;
+    if left.is_some() {
+        let mut options = way.options(&[]);
+        let checked = undo::check_foreign(&job.dir, record.generation, &mut options);
+        checked.map_err(|error| error.to_string())?;
+    }
+    let told = |report: &undo::Report| tell(report, terminal);
+    let (mut inodes, mut restored) = (Vec::new(), FilesBack::default());
+    restored.redirect.clone_from(&config.redirect);
+    let first = left.unwrap_or(record);
+    let dropped = job.drop_newer(first.generation, identity::realtime_ns());
+    dropped.map_err(|error| error.to_string())?;
+    way.refill(job, first, &[], &mut inodes, &mut restored)?;
+    let undone = undo::undo(&job.dir, first.generation, &mut way.options(&inodes));
+    let mut report = undone.map_err(|error| error.to_string())?;
+    told(&report);
+    if let Some(left) = left {
+        let from = (left, report.alive_ns);
+        report = way.go_on_recorded(job, from, record, &mut inodes, &mut restored)?;
+        told(&report);
+    }
+    restored.take_replaced(&report);
+    Ok(restored)
+}
+
+/// What both ways of going back have in common.
+struct Way<'a> {
+    config: &'a Config,
+    /// What the program excludes by now is left alone as well.
+    by_rules: bool,
+    outputs: Outputs<'a>,
+    /// Above all tables that there have been.
+    number: u32,
+}
+
+impl Way<'_> {
+    fn options<'o>(&'o self, inherited: &'o [Id]) -> undo::Options<'o> {
+        undo::Options {
+            foreign: self.config.foreign,
+            restore_exclude: &self.config.restore_exclude,
+            by_rules: self.by_rules,
+            inherited,
+            ..undo::Options::default()
+        }
+    }
+
+    /// The streams of a generation whose files are not left alone.
+    fn streams(&self, record: &GenerationRecord) -> Vec<StreamRecord> {
+        let left_alone = |path: &[u8]| {
+            is_excluded(&self.config.restore_exclude, path)
+                || self.by_rules && exclude::is_excluded(path)
+        };
+        let streams = record.files.streams.iter();
+        streams.filter(|s| !left_alone(&s.path)).cloned().collect()
+    }
+
+    /// The tables go with the undo, and the streams need them. `known`: streams that are
+    /// dealt with.
+    fn refill(
+        &self,
+        job: &Job<RawFs>,
+        record: &GenerationRecord,
+        known: &[StreamRecord],
+        inodes: &mut Vec<Id>,
+        restored: &mut FilesBack,
+    ) -> Result<(), String> {
+        let mut streams = self.streams(record);
+        streams.retain(|s| known.iter().all(|k| k.number != s.number));
+        let (generation, outputs) = (record.generation, &self.outputs);
+        let outputs = refill::refill(&job.dir, generation, &streams, self.number, outputs)?;
+        inodes.extend(outputs.inodes);
+        restored.filled.extend(outputs.filled.iter().map(pair));
+        Ok(())
+    }
+
+    /// From the state of `left`, where the files are, to that of `record`, so that it can be
+    /// taken back: killed before its end the job is at `left` still, and no table is lost.
+    fn go_on_recorded(
+        &self,
+        job: &mut Job<RawFs>,
+        (left, alive_ns): (&GenerationRecord, i64),
+        record: &GenerationRecord,
+        inodes: &mut Vec<Id>,
+        restored: &mut FilesBack,
+    ) -> Result<undo::Report, String> {
+        self.refill(job, record, &left.files.streams, inodes, restored)?;
+        let to = record.generation;
+        // The first undo may have made one of its own.
+        let number = next_number(&job.dir)?;
+        let table = (number, self.config.sync == Sync::Power);
+        let ends = (left.generation, to);
+        let mut options = self.options(inodes);
+        let report = undo::go_back_recorded(&job.dir, ends, table, alive_ns, &mut options);
+        let report = report.map_err(|error| error.to_string())?;
+        if let Some(reason) = &report.unrecorded {
+            let generation = left.generation;
+            log::complain(format_args!(
+                "it will not be possible to go back to generation {generation}: {reason}"
+            ));
+        }
+        // Now that the table has all that differs: the streams are those of `left` no more.
+        refill::rewind(&job.dir, to, &self.streams(record))?;
+        let empty = table::create_empty(&job.dir, number + 1, to, table.1);
+        empty.map_err(|error| error.to_string())?;
+        let noted = job.note_return(to, Some(left.generation), identity::realtime_ns());
+        noted.map_err(|error| error.to_string())?;
+        log::line(format_args!(
+            "generation {} is kept: the state that was left",
+            left.generation
+        ));
+        Ok(report)
+    }
+}
+
+impl FilesBack {
+    fn take_replaced(&mut self, report: &undo::Report) {
+        let replaced = report.replaced.iter();
+        self.replaced = replaced.map(|(old, new)| (pair(old), pair(new))).collect();
+    }
+}
+
+fn pair(id: &Id) -> (u64, u64) {
+    (id.dev, id.ino)
+}
+
+/// What an undo has done, in the log; what it has found of others, on a terminal as well.
+fn tell(report: &undo::Report, terminal: bool) {
     for file in &report.foreign {
         let path = file.path.display();
         let line = match &file.aside {
@@ -120,9 +263,6 @@ pub fn go_back(
             report.records, report.tables
         ));
     }
-    let replaced = report.replaced.iter();
-    restored.replaced = replaced.map(|(old, new)| (pair(old), pair(new))).collect();
-    Ok(restored)
 }
 
 /// Why the files did not go back in a running program.
@@ -137,6 +277,13 @@ pub enum NotBack {
 /// Are all files left alone at a rollback, by the settings or by the program's own rules?
 fn leaves_all_now(config: &Config) -> bool {
     leaves_all_files(config) || exclude::is_excluded(b"/")
+}
+
+/// Does a rollback leave this file as it is?
+pub fn leaves_alone(config: &Config, path: &[u8]) -> bool {
+    leaves_all_now(config)
+        || exclude::is_excluded(path)
+        || is_excluded(&config.restore_exclude, path)
 }
 
 /// Rollback: can the files of the running program be brought to this generation? Changes
@@ -165,49 +312,49 @@ pub fn can_go_back(
 pub fn go_back_inside(
     job: &mut Job<RawFs>,
     record: &GenerationRecord,
+    left: Option<u64>,
     config: &Config,
     output: &dyn Fn(i32) -> Option<OwnedFd>,
 ) -> Result<FilesBack, NotBack> {
-    let generation = record.generation;
-    let mut restored = FilesBack {
-        redirect: config.redirect.clone(),
-        ..FilesBack::default()
-    };
-    restored.redirect.extend(redirect::asked());
-    let dropped = job.drop_newer(generation, identity::realtime_ns());
-    dropped.map_err(|error| NotBack::Unchanged(error.to_string()))?;
-    // The tables go with the undo, and the streams need them.
-    let streams = record.files.streams.iter();
-    let left_alone =
-        |path: &[u8]| exclude::is_excluded(path) || is_excluded(&config.restore_exclude, path);
-    let streams: Vec<_> = streams.filter(|s| !left_alone(&s.path)).cloned().collect();
-    let outputs = Outputs::OfTheProgram(output);
-    let outputs = refill::refill(&job.dir, generation, &streams, 0, &outputs);
-    let outputs = outputs.map_err(NotBack::Broken)?;
-    let mut options = undo::Options {
-        foreign: config.foreign,
-        restore_exclude: &config.restore_exclude,
-        inherited: &outputs.inodes,
+    let unchanged = |error: &dyn std::fmt::Display| NotBack::Unchanged(error.to_string());
+    let way = Way {
+        config,
         by_rules: true,
-        ..undo::Options::default()
+        outputs: Outputs::OfTheProgram(output),
+        number: next_number(&job.dir).map_err(|e| unchanged(&e))?,
     };
-    let report = undo::undo(&job.dir, generation, &mut options).map_err(|error| match error {
+    let left = match left {
+        Some(left) => {
+            let checked = undo::check_foreign(&job.dir, record.generation, &mut way.options(&[]));
+            checked.map_err(|error| unchanged(&error))?;
+            let records = job.generations();
+            let found = records.iter().find(|r| r.generation == left);
+            let gone = || unchanged(&format_args!("generation {left} is gone"));
+            Some((*found.ok_or_else(gone)?).clone())
+        }
+        None => None,
+    };
+    let (mut inodes, mut restored) = (Vec::new(), FilesBack::default());
+    restored.redirect.clone_from(&config.redirect);
+    restored.redirect.extend(redirect::asked());
+    let first = left.as_ref().unwrap_or(record);
+    let dropped = job.drop_newer(first.generation, identity::realtime_ns());
+    dropped.map_err(|error| unchanged(&error))?;
+    let refilled = way.refill(job, first, &[], &mut inodes, &mut restored);
+    refilled.map_err(NotBack::Broken)?;
+    let undone = undo::undo(&job.dir, first.generation, &mut way.options(&inodes));
+    let mut report = undone.map_err(|error| match error {
         undo::UndoError::Failed { .. } => NotBack::Broken(error.to_string()),
-        _ => NotBack::Unchanged(error.to_string()),
+        _ => unchanged(&error),
     })?;
-    for file in &report.foreign {
-        let path = file.path.display();
-        log::line(format_args!("{path} was {} by somebody else", file.what));
+    tell(&report, false);
+    if let Some(left) = &left {
+        let from = (left, report.alive_ns);
+        let returned = way.go_on_recorded(job, from, record, &mut inodes, &mut restored);
+        report = returned.map_err(NotBack::Broken)?;
+        tell(&report, false);
     }
-    if report.records > 0 {
-        log::line(format_args!(
-            "files: {} modifications of {} tables taken back",
-            report.records, report.tables
-        ));
-    }
-    let pair = |id: &crate::persist::Id| (id.dev, id.ino);
-    let replaced = report.replaced.iter();
-    restored.replaced = replaced.map(|(old, new)| (pair(old), pair(new))).collect();
+    restored.take_replaced(&report);
     Ok(restored)
 }
 

@@ -105,7 +105,8 @@ impl Area {
     }
 }
 
-fn current_map() -> Vec<(u64, u64)> {
+/// What this process has mapped.
+pub fn current_map() -> Vec<(u64, u64)> {
     let text = crate::agent::procfs::read_file(b"/proc/self/maps").unwrap_or_default();
     text.split(|&b| b == b'\n')
         .filter_map(|line| {

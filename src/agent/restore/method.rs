@@ -23,6 +23,13 @@ pub struct Choice {
     pub why: &'static str,
 }
 
+/// No contents are to be brought back.
+pub const NOTHING: Choice = Choice {
+    lazy: false,
+    cold: false,
+    why: "nothing to do",
+};
+
 /// Chooses; `files` are the images of the chain that are needed.
 pub fn choose(
     asked: RestoreMethod,
@@ -40,8 +47,11 @@ pub fn choose(
         return eager("asked for");
     }
     let (cached, whole) = files.iter().fold((0, 0), |sum, file| {
-        let (cached, whole) = cached_pages(*file);
-        (sum.0 + cached, sum.1 + whole)
+        let (cached, seen) = cached_pages(*file);
+        // Large files count as what they are, not as what was looked at.
+        let pages = rustix::fs::fstat(file).map_or(0, |stat| stat.st_size as u64 / PAGE);
+        let weight = (pages / seen.max(1)).max(1);
+        (sum.0 + cached * weight, sum.1 + seen * weight)
     });
     let cold = cached < whole / 10 * 9;
     let lazy = |why| Choice {
@@ -65,38 +75,64 @@ pub fn choose(
     lazy(if cold { "not in memory" } else { "in memory" })
 }
 
-/// Pages of a file in the page cache, and all of them.
+/// A file of more pages than this is looked at here and there only: to look at each page of
+/// a gigabyte takes milliseconds.
+const LARGE: u64 = 4096;
+/// Places, and pages in each.
+const LOOKS: u64 = 64;
+const LOOK: u64 = 32;
+
+/// Where to look: first page, number of pages.
+fn looks(pages: u64) -> impl Iterator<Item = (u64, u64)> {
+    let large = pages > LARGE;
+    (0..if large { LOOKS } else { 1 }).map(move |k| match large {
+        true => (k * (pages - LOOK) / (LOOKS - 1), LOOK),
+        false => (0, pages),
+    })
+}
+
+/// Pages of a file in the page cache, of so many that were looked at.
 fn cached_pages(file: BorrowedFd<'_>) -> (u64, u64) {
     let Ok(stat) = rustix::fs::fstat(file) else {
         return (0, 0);
     };
     let pages = (stat.st_size as u64).div_ceil(PAGE);
-    const SYS_CACHESTAT: u64 = 451;
-    let range = [0u64, 0]; // to the end
-    let mut found = [0u64; 5];
-    // SAFETY: struct cachestat_range and struct cachestat.
-    let ret = unsafe { syscall!(SYS_CACHESTAT, file.as_raw_fd(), &range, &mut found, 0) };
-    if ret == 0 {
-        return (found[0].min(pages), pages);
+    let seen: u64 = looks(pages).map(|look| look.1).sum();
+    if pages == 0 {
+        return (0, 0);
     }
-    (resident(file, pages).unwrap_or(pages), pages)
+    const SYS_CACHESTAT: u64 = 451;
+    let mut cached = 0;
+    for (first, number) in looks(pages) {
+        let range = [first * PAGE, number * PAGE];
+        let mut found = [0u64; 5];
+        // SAFETY: struct cachestat_range and struct cachestat.
+        let ret = unsafe { syscall!(SYS_CACHESTAT, file.as_raw_fd(), &range, &mut found, 0) };
+        if ret != 0 {
+            return (resident(file, pages).unwrap_or(seen), seen);
+        }
+        cached += found[0].min(number);
+    }
+    (cached, seen)
 }
 
 /// The same by mincore(2), for kernels before 6.5.
 fn resident(file: BorrowedFd<'_>, pages: u64) -> Option<u64> {
     // SAFETY: published images are never changed or truncated.
     let map = unsafe { memmap2::Mmap::map(file.as_raw_fd()) }.ok()?;
-    let mut present = vec![0u8; pages as usize];
-    // SAFETY: a mapping of that many pages, a byte for each.
-    let ret = unsafe {
-        syscall!(
-            libc::SYS_mincore,
-            map.as_ptr(),
-            map.len(),
-            present.as_mut_ptr()
-        )
-    };
-    (ret == 0).then(|| present.iter().filter(|&&page| page & 1 != 0).count() as u64)
+    let mut cached = 0;
+    for (first, number) in looks(pages) {
+        let mut present = vec![0u8; number as usize];
+        let start = map.as_ptr().wrapping_add((first * PAGE) as usize);
+        let len = number * PAGE;
+        // SAFETY: inside the mapping of that many pages, a byte for each.
+        let ret = unsafe { syscall!(libc::SYS_mincore, start, len, present.as_mut_ptr()) };
+        if ret != 0 {
+            return None;
+        }
+        cached += present.iter().filter(|&&page| page & 1 != 0).count() as u64;
+    }
+    Some(cached)
 }
 
 /// File systems whose pages come over a network or from another process.
@@ -156,6 +192,24 @@ mod tests {
         let file = std::fs::File::open(&path).unwrap();
         assert_eq!(cached_pages(file.as_fd()), (40, 40));
         assert_eq!(resident(file.as_fd(), 40), Some(40));
+        let large = 8 * LARGE;
+        let written = std::fs::OpenOptions::new().write(true).open(&path);
+        written.unwrap().set_len(large * PAGE).unwrap();
+        let (cached, seen) = cached_pages(file.as_fd());
+        assert_eq!(seen, LOOKS * LOOK);
+        assert!(cached < seen / 10, "{cached}");
+        assert_eq!(resident(file.as_fd(), large), Some(cached));
         std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn looks_reach_from_the_first_page_to_the_last() {
+        for pages in [0, 1, 40, LARGE, LARGE + 1, 1 << 20, (1 << 20) + 7] {
+            let all: Vec<_> = looks(pages).collect();
+            assert_eq!(all[0].0, 0);
+            let last = all[all.len() - 1];
+            assert_eq!(last.0 + last.1, pages);
+            assert!(all.windows(2).all(|w| w[0].0 + w[0].1 <= w[1].0));
+        }
     }
 }

@@ -12,9 +12,12 @@ pub mod descriptors;
 pub mod layout;
 pub mod method;
 pub mod proxy;
+pub mod stay;
 pub mod tape;
 pub mod unpack;
 
+use crate::agent::checkpoint::increments::Knowledge;
+use crate::agent::collect::descriptors::sys;
 use crate::agent::recover::files::FilesBack;
 use crate::agent::region::{self, Region};
 use crate::agent::resume::{HelperArgs, Payload, ThreadRecord};
@@ -33,7 +36,7 @@ use area::Area;
 use ckpt_sys::blob::{BLOB_THREAD_STACK, RESTORER, RestorerArgs, RestorerThread};
 use ckpt_sys::syscall;
 use ckpt_sys::thread::enter_restorer;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU32;
 
@@ -64,7 +67,6 @@ pub enum RestoreError {
 }
 
 /// How to restore (from the environment).
-#[derive(Debug, Clone)]
 pub struct Options {
     pub method: RestoreMethod,
     /// The job's directory.
@@ -75,12 +77,16 @@ pub struct Options {
 }
 
 /// What is different in a process that runs already.
-#[derive(Debug, Clone, Default)]
+#[derive(Default)]
 pub struct Inside {
     /// The C library's rseq area of this thread, and its length.
     pub rseq: (u64, u32),
     /// Memory that keeps its content.
     pub protected: Vec<Protected>,
+    /// What has changed since, where that is known.
+    pub pages: Option<Knowledge>,
+    /// The tracker's descriptor.
+    pub watching: Option<OwnedFd>,
 }
 
 /// Restores a member. Returns only with an error, and then this process is
@@ -101,10 +107,13 @@ pub fn restore(
         image, file, older, ..
     } = member;
     drop((file, older));
-    let manifest = image.manifest;
-    check::machine(&manifest)?;
-    check::files(&manifest)?;
-    let inside = options.inside;
+    let mut manifest = image.manifest;
+    let mut inside = options.inside;
+    // From inside that was done before there was no way back.
+    if inside.is_none() {
+        check::machine(&manifest)?;
+        check::files(&manifest)?;
+    }
     raise_nofile(&manifest);
     // From inside, the threads' old ids are free unless somebody else has taken one.
     let mut same = true;
@@ -120,11 +129,6 @@ pub fn restore(
         error,
     })?;
 
-    let before = WorkingSet::read(&RawFs, &options.job);
-    let choice = {
-        let files: Vec<_> = files.iter().flatten().map(|file| file.as_fd()).collect();
-        method::choose(options.method, &pieces, &files, before.as_ref())
-    };
     // The images that contents come from, and the lock. The number that each image of the
     // chain has in this list, if any:
     let mut place: Vec<Option<usize>> = vec![None; files.len()];
@@ -142,6 +146,11 @@ pub fn restore(
         keep.len() - 1
     });
     std::mem::forget(lock);
+    let watching = inside.as_mut().and_then(|inside| inside.watching.take());
+    let watching_at = watching.map(|fd| {
+        keep.push(fd.into_raw_fd());
+        keep.len() - 1
+    });
     let late = restore_descriptors(
         &manifest,
         &mut keep,
@@ -172,6 +181,44 @@ pub fn restore(
         shared_fds.push(fd);
     }
 
+    payload.take_from(&manifest);
+    let taken: Vec<(u64, u64)> = manifest
+        .memory
+        .vmas
+        .iter()
+        .map(|vma| (vma.start, vma.end))
+        .chain([(manifest.memory.vvar_start, manifest.memory.vdso_end)])
+        .collect();
+    let watching = watching_at.map(|at| keep[at]);
+    let stay = inside.as_mut().and_then(|inside| {
+        let mut pages = inside.pages.take()?;
+        // A copy: the descriptor itself goes on to the next life.
+        let copy = watching.map(|fd| sys::dup_above(fd, 0)).transpose().ok()?;
+        let moved = pages.tracker.moved(copy.map(procfs::OwnFd::from_raw));
+        moved.ok()?;
+        let root = &payload.store_root;
+        stay::look(pages, &manifest, &pieces, root, inside.rseq.0)
+    });
+    let areas = inside.is_some().then(|| manifest.memory.vmas.clone());
+    let pieces = match &stay {
+        Some(stay) => {
+            // From here on memory means what is to be made.
+            manifest.memory.vmas.clone_from(&stay.areas);
+            payload.watching = watching;
+            &stay.pieces
+        }
+        None => &pieces,
+    };
+    let before = WorkingSet::read(&RawFs, &options.job);
+    let choice = if pieces.is_empty() {
+        method::NOTHING
+    } else {
+        let open = image_fds.iter().filter(|&&fd| fd >= 0);
+        // SAFETY: open until the restorer closes them.
+        let borrow = |&fd: &i32| unsafe { BorrowedFd::borrow_raw(fd) };
+        let files: Vec<_> = open.map(borrow).collect();
+        method::choose(options.method, pieces, &files, before.as_ref())
+    };
     let lazy = choice.lazy && mappable;
     log::line(format_args!(
         "memory is {} ({}), {} images, {} pieces",
@@ -189,8 +236,10 @@ pub fn restore(
         huge_pages: huge_pages(),
         image_fds,
     };
-    let contents = tape::plan(&manifest, &pieces, &options);
-    payload.take_from(&manifest);
+    if !options.cold {
+        payload.flags = areas.unwrap_or_default();
+    }
+    let contents = tape::plan(&manifest, pieces, &options);
 
     // Sizes first: the area must not move.
     let nthreads = manifest.threads.len();
@@ -204,27 +253,27 @@ pub fn restore(
     } else {
         0
     };
-    let payload_room = 4 * codec_len(&payload)? + (maps + files + 2 * fetched) as u64 * 32;
+    let images = stay.as_ref().map_or(0, |stay| stay.images.len());
+    let payload_room =
+        4 * codec_len(&payload)? + (maps + files + 2 * (fetched + images)) as u64 * 32;
     let scratch = RESTORER.len() as u64
         + tape::area_needed(&manifest, &contents)
+        + stay.as_ref().map_or(0, tape::stay_needs)
         + stacks
         + nthreads as u64 * (size_of::<RestorerThread>() + size_of::<ThreadRecord>() + 128) as u64
         + payload_room
         + kept as u64
         + (256 << 10);
-    let taken: Vec<(u64, u64)> = manifest
-        .memory
-        .vmas
-        .iter()
-        .map(|vma| (vma.start, vma.end))
-        .chain([(manifest.memory.vvar_start, manifest.memory.vdso_end)])
-        .collect();
     let mut area = Area::map(scratch, &taken).map_err(RestoreError::Area)?;
     let blob = area.put(RESTORER);
     let shared_fd = |k: usize| shared_fds[k];
     let writable = |path: &[u8]| can_write(path);
-    let mut tape = tape::memory(
-        &manifest, &contents, &options, &mut area, &shared_fd, &writable,
+    let mut tape = tape::Tape::default();
+    if let Some(stay) = &stay {
+        tape::stay(&mut tape, stay, &options, &mut area);
+    }
+    tape::memory(
+        &mut tape, &manifest, &contents, &options, &mut area, &shared_fd, &writable,
     );
     for work in &late {
         tape::late(&mut tape, work, &mut area);
@@ -237,6 +286,12 @@ pub fn restore(
     }
     for &(file, example) in &tape.examples {
         payload.add_image_file(options.image_fds[file as usize], example);
+    }
+    if let Some(stay) = &stay {
+        payload.mapped.extend_from_slice(&stay.images);
+        payload.mapped.sort_unstable();
+        let files = stay::image_files(&stay.images);
+        payload.image_files.extend(files);
     }
 
     let records: Vec<ThreadRecord> = manifest.threads.iter().map(ThreadRecord::of).collect();
@@ -288,6 +343,9 @@ pub fn restore(
         if let Some(fd) = lock_fd {
             (*(area.region as *mut Region)).keep_fds[0] = fd;
         }
+        if let Some(fd) = payload.watching {
+            (*(area.region as *mut Region)).keep_fds[1] = fd;
+        }
     }
     // SAFETY: a region that was just laid out.
     let (helper_tls, helper_stack) = unsafe {
@@ -331,6 +389,7 @@ pub fn restore(
         go: AtomicU32::new(0),
         leader_exits: leader_exits as u32,
         leader_word: AtomicU32::new(leader_exits as u32),
+        stays: stay.is_some() as u64,
         stage_ns: [0; 4],
     };
     // SAFETY: the room was taken above; everything the blob needs lies in the area;

@@ -4,7 +4,7 @@
 //!
 //! Constructor of the new process, one thread. Uses std and libc freely.
 
-use crate::agent::procfs;
+use crate::agent::{log, procfs};
 use ckpt_sys::syscall;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
@@ -34,37 +34,65 @@ struct CloneArgs {
     set_tid_size: u64,
 }
 
-/// A killed process stays a zombie until its parent reaps it; pid 1 can be slow.
+/// A process that dies gives its memory back first, which takes a while where it is much.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// A killed process stays a zombie until its parent reaps it. Most do at once; the first
+/// process of many a container looks for zombies every other second, or never.
+const UNBURIED: Duration = Duration::from_millis(50);
 /// Somebody alive has the id, or a process group or session is named by it; it might just
 /// be on its way out.
 const GRACE: Duration = Duration::from_millis(40);
 
-/// Will the id be free soon: are all who have it, as their own or as their group's or
-/// session's, dead but not buried, or about to die?
-fn is_going(pid: i32) -> bool {
-    match stat_of(&pid.to_string()) {
-        Some((going, _)) => going,
-        None => std::fs::read_dir("/proc")
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|entry| stat_of(entry.file_name().to_str()?))
-            .filter(|(_, groups)| groups.contains(&i64::from(pid)))
-            .all(|(going, _)| going),
+/// Who has an id: the process itself, or those whose group or session it names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Holder {
+    /// All of it is dead; its parent must reap it.
+    Dead,
+    Dying,
+    Alive,
+}
+
+impl Holder {
+    fn of(pid: i32) -> Holder {
+        match stat_of(&pid.to_string()) {
+            Some((holder, _)) => holder,
+            None => std::fs::read_dir("/proc")
+                .into_iter()
+                .flatten()
+                .flatten()
+                .filter_map(|entry| stat_of(entry.file_name().to_str()?))
+                .filter(|(_, groups)| groups.contains(&i64::from(pid)))
+                .map(|(holder, _)| holder)
+                .max()
+                .unwrap_or(Holder::Dying),
+        }
+    }
+
+    fn patience(self) -> Duration {
+        match self {
+            Holder::Dead => UNBURIED,
+            Holder::Dying => PATIENCE,
+            Holder::Alive => GRACE,
+        }
     }
 }
 
 /// Is this task dead or dying, and which are its group and session?
-fn stat_of(id: &str) -> Option<(bool, [i64; 2])> {
+fn stat_of(id: &str) -> Option<(Holder, [i64; 2])> {
     const PF_EXITING: i64 = 0x4;
     let stat = procfs::read_file(format!("/proc/{id}/stat").as_bytes()).ok()?;
     let fields = procfs::stat_fields(&stat);
-    // Fields 3 (state), 5 (group), 6 (session) and 9 (flags) of proc(5).
+    // Fields 3 (state), 5 (group), 6 (session), 9 (flags) and 20 (threads) of proc(5).
     let number = |n: usize| fields.get(n - 3).and_then(|f| procfs::number(f));
     let dead = matches!(fields.first()?.first(), Some(b'Z' | b'X'));
-    let going = dead || number(9).unwrap_or(0) & PF_EXITING != 0;
-    Some((going, [number(5)?, number(6)?]))
+    let holder = if dead && number(20).unwrap_or(0) <= 1 {
+        Holder::Dead
+    } else if dead || number(9).unwrap_or(0) & PF_EXITING != 0 {
+        Holder::Dying
+    } else {
+        Holder::Alive
+    };
+    Some((holder, [number(5)?, number(6)?]))
 }
 
 /// Tries to become process `pid`. Returns in the process that is to be restored; the
@@ -83,6 +111,7 @@ pub fn become_pid(pid: i32) -> Identity {
         ..CloneArgs::default()
     };
     let started = Instant::now();
+    let mut pause = Duration::from_micros(200);
     loop {
         // SAFETY: clone3 without CLONE_VM is a fork: the child continues here on a
         // copy of this stack.
@@ -94,11 +123,20 @@ pub fn become_pid(pid: i32) -> Identity {
             }
             child if child > 0 => stand_in_for(child as i32),
             error if error == -(libc::EEXIST as isize) => {
-                let patience = if is_going(pid) { PATIENCE } else { GRACE };
-                if started.elapsed() > patience {
+                let holder = Holder::of(pid);
+                if started.elapsed() > holder.patience() {
+                    let why = match holder {
+                        Holder::Dead => "dead, and its parent does not reap it",
+                        Holder::Dying => "dying",
+                        Holder::Alive => "alive",
+                    };
+                    log::line(format_args!(
+                        "the program gets a new process id, and is shown the old one: who has {pid} is {why}"
+                    ));
                     return Identity::Other;
                 }
-                std::thread::sleep(Duration::from_millis(2));
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(2));
             }
             _ => return Identity::Other,
         }

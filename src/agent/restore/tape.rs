@@ -7,6 +7,7 @@
 use super::area::Area;
 use super::descriptors::Late;
 use super::layout::{self, Contents, Limits};
+use super::stay::{Part, Stay};
 use crate::agent::collect::memory::PAGE;
 use crate::image::chain::Sourced;
 use crate::image::state::{Manifest, SharedKind, VmaKind, VmaState, vma_flag};
@@ -235,14 +236,14 @@ fn enough_huge_pages(manifest: &Manifest, options: &Options) -> bool {
 /// Writes the tape for all memory of the image. `contents`: of each area, from [`plan`];
 /// `shared_fd(object)` is a descriptor of a shared object that has been made already.
 pub fn memory(
+    tape: &mut Tape,
     manifest: &Manifest,
     contents: &[Contents],
     options: &Options,
     area: &mut Area,
     shared_fd: &dyn Fn(usize) -> Option<i32>,
     writable: &dyn Fn(&[u8]) -> bool,
-) -> Tape {
-    let mut tape = Tape::default();
+) {
     let image_fd = options.image_fds[0];
     let huge = if enough_huge_pages(manifest, options) {
         libc::MAP_HUGETLB
@@ -348,9 +349,39 @@ pub fn memory(
         if given != prot {
             tape.op(libc::SYS_mprotect, 0, [start, len, prot, 0, 0, 0]);
         }
-        advise(&mut tape, vma);
+        advise(tape, vma);
     }
-    tape
+}
+
+/// What must go, and the changed pages of what stays: the beginning of a rollback's tape.
+pub fn stay(tape: &mut Tape, stay: &Stay, options: &Options, area: &mut Area) {
+    for &(start, end) in &stay.unmap {
+        tape.op(libc::SYS_munmap, 0, [start, end - start, 0, 0, 0, 0]);
+    }
+    let protect = |tape: &mut Tape, part: &Part, prot: u64| {
+        let arg = [part.start, part.end - part.start, prot, 0, 0, 0];
+        tape.op(libc::SYS_mprotect, 0, arg);
+    };
+    for part in &stay.open {
+        protect(tape, part, u64::from(part.prot) | PROT_WRITE);
+    }
+    for &(start, end) in &stay.drops {
+        let advice = libc::MADV_DONTNEED as u64;
+        tape.op(libc::SYS_madvise, 0, [start, end - start, advice, 0, 0, 0]);
+    }
+    tape.contents(&stay.reads, options, area);
+    for part in &stay.open {
+        if u64::from(part.prot) & PROT_WRITE == 0 {
+            protect(tape, part, u64::from(part.prot));
+        }
+    }
+}
+
+/// Bytes of the area that [`stay`] needs at most.
+pub fn stay_needs(stay: &Stay) -> u64 {
+    let ops = stay.unmap.len() + 2 * stay.open.len() + stay.drops.len() + stay.reads.len();
+    let vectors = stay.reads.len() * (size_of::<[u64; 2]>() + 64);
+    (ops * size_of::<TapeOp>() + vectors) as u64
 }
 
 /// Brings back the VmFlags that madvise(2) and mlock2(2) set.

@@ -20,6 +20,7 @@ pub fn read(root: &Path, nonce: u32) -> Result<Wanted, String> {
             Goal::Latest => Which::Id(super::call::LATEST),
             Goal::Id(id) => Which::Id(id),
             Goal::Generation(generation) => Which::Generation(generation),
+            Goal::Left => Which::Left,
         },
         value: ask.value,
         regions: (0, 0),

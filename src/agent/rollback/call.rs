@@ -38,6 +38,9 @@ static CALL: AtomicPtr<Call> = AtomicPtr::new(std::ptr::null_mut());
 /// Threads inside [`from_program`]. No checkpoint is taken meanwhile: it would come back
 /// into the call and go back again, without end.
 static INSIDE: AtomicU32 = AtomicU32::new(0);
+/// Counts restores: a call that finds itself in another life was taken back (`ckpt undo`),
+/// it was in the image of the state that it had left.
+static LIFE: AtomicU32 = AtomicU32::new(0);
 
 const FUTEX_WAIT_PRIVATE: i32 = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
 const FUTEX_WAKE_PRIVATE: i32 = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
@@ -47,7 +50,7 @@ const FUTEX_WAKE_PRIVATE: i32 = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
 /// Errors: ENOSYS the agent is asleep here; EINVAL an argument; ENOENT no such
 /// checkpoint; EFAULT a region that cannot be kept; EAGAIN not now (a child, a critical
 /// section); EPERM no checkpoints here any more; EIO the checkpoint cannot be gone back
-/// to; ENOTSUP the first thread has ended.
+/// to; ENOTSUP the first thread has ended; ECANCELED it went back, and that was undone.
 pub fn from_program(id: i32, value: i32, regions: u64, nregions: u64) -> i32 {
     if !awake() {
         return -libc::ENOSYS;
@@ -85,15 +88,23 @@ pub fn from_program(id: i32, value: i32, regions: u64, nregions: u64) -> i32 {
 }
 
 fn wait(call: *mut Call) -> i32 {
+    let life = LIFE.load(Ordering::SeqCst);
+    let taken_back = || LIFE.load(Ordering::SeqCst) != life;
     let none = std::ptr::null_mut();
     let enqueue = || CALL.compare_exchange(none, call, Ordering::SeqCst, Ordering::SeqCst);
     while enqueue().is_err() {
         let pause = [0u64, 1_000_000];
         // SAFETY: a valid timespec.
         unsafe { syscall!(libc::SYS_nanosleep, &pause, 0) };
+        if taken_back() {
+            return -libc::ECANCELED;
+        }
     }
     request::post(request::ROLLBACK);
     loop {
+        if taken_back() {
+            return -libc::ECANCELED;
+        }
         // SAFETY: the caller keeps `call` alive; the helper writes `done`.
         let done = unsafe { &(*call).done };
         match done.load(Ordering::Acquire) {
@@ -131,8 +142,10 @@ pub fn answer(errno: i32) {
     }
 }
 
-/// After a restore nobody waits.
+/// After a restore nobody waits. In the image of a state that was left threads may be
+/// inside: they find out, and leave by themselves.
 pub fn reset_after_restore() {
-    CALL.store(std::ptr::null_mut(), Ordering::SeqCst);
-    INSIDE.store(0, Ordering::SeqCst);
+    LIFE.fetch_add(1, Ordering::SeqCst);
+    // The one that sleeps would go on sleeping: its system call begins again.
+    answer(-libc::ECANCELED);
 }

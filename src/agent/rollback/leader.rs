@@ -8,6 +8,7 @@
 
 use super::check::Protected;
 use super::*;
+use crate::agent::checkpoint::increments::Knowledge;
 use crate::agent::collect::{signals, timers};
 use crate::agent::procfs::{self, TaskList};
 use crate::agent::region::{REGION, Region};
@@ -34,6 +35,10 @@ pub struct Handover {
     pub options: restore::Options,
     pub payload: Payload,
     pub protected: Vec<Protected>,
+    /// What has changed since, where that is known.
+    pub pages: Option<Knowledge>,
+    /// The tracker's descriptor comes behind the lock's.
+    pub watching: bool,
     /// For messages.
     pub job: String,
 }
@@ -177,9 +182,13 @@ fn go_back(mut handover: Handover) -> restore::RestoreError {
     for link in &mut handover.member.older {
         here(&mut link.file);
     }
-    let fd = CONTROL.received[number].load(Ordering::SeqCst);
-    // SAFETY: as above; the lock is sent last.
-    let lock = unsafe { OwnedFd::from_raw_fd(fd) };
+    let own = |number: usize| {
+        let fd = CONTROL.received[number].load(Ordering::SeqCst);
+        // SAFETY: as above.
+        unsafe { OwnedFd::from_raw_fd(fd) }
+    };
+    let lock = own(number);
+    let watching = handover.watching.then(|| own(number + 1));
     let manifest = &handover.member.image.manifest;
     handover.payload.kept_timers = stop_timers(manifest);
     handover.payload.kept_signals = take_signals(manifest);
@@ -187,6 +196,8 @@ fn go_back(mut handover: Handover) -> restore::RestoreError {
     handover.options.inside = Some(Inside {
         rseq: (rseq, len as u32),
         protected: handover.protected,
+        pages: handover.pages,
+        watching,
     });
     match restore::restore(
         handover.member,

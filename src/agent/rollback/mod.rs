@@ -8,6 +8,7 @@
 //! | [`order`] | helper thread | the order: what can be refused, then the point of no return |
 //! | [`pass`] | helper, leader | descriptors from the helper's table to the program's |
 //! | [`leader`] | stop handler of the leader | its part, and the ends of the other threads |
+//! | [`reopen`] | helper thread | files that must be opened again: can they be? |
 //! | [`redirect`] | any thread; helper | `ckpt_redirect` |
 //! | [`ask`] | helper thread | requests of the `ckpt` command |
 //!
@@ -22,6 +23,7 @@ pub mod leader;
 pub mod order;
 pub mod pass;
 pub mod redirect;
+mod reopen;
 
 use ckpt_sys::syscall;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};

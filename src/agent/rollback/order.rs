@@ -7,15 +7,19 @@
 use super::call::{LATEST, Region};
 use super::leader::{self, Handover};
 use super::*;
+use crate::agent::checkpoint::increments::Increments;
 use crate::agent::collect::descriptors::sys;
+use crate::agent::collect::identity;
 use crate::agent::recover::files::{self, NotBack};
-use crate::agent::restore::{self, check as machine};
+use crate::agent::restore::{self, check as machine, stay};
 use crate::agent::resume::Payload;
 use crate::agent::settings::Settings;
 use crate::agent::state::AGENT;
 use crate::agent::stop::{self, Stopped, now_ns};
+use crate::agent::track::Dirty;
 use crate::agent::{children, exit, helper, log, request};
 use crate::image::chain::{self, Sourced};
+use crate::persist::table;
 use crate::store::RawFs;
 use crate::store::find::{Found, FoundMember};
 use crate::store::fs::FileOf;
@@ -30,7 +34,13 @@ pub enum Which {
     /// The newest generation of this id; [`LATEST`]: of any.
     Id(i32),
     Generation(u64),
+    /// The newest state that was left by going back (`ckpt undo`).
+    Left,
 }
+
+/// `ckpt undo` without a state to go back to.
+pub const NOTHING_LEFT: &str =
+    "no state that was left by going back is kept (CKPT_UNDO=1 keeps one each time)";
 
 /// What was asked for.
 #[derive(Debug, Clone)]
@@ -62,13 +72,38 @@ fn no_region(errno: i32) -> Refused {
     refused(errno, "a protected region cannot be kept")
 }
 
-/// Goes back. Returns only when that was refused.
-pub fn go_back(settings: &Settings, claimed: Option<&mut Claimed>, wanted: &Wanted) -> Refused {
+/// Which generation is meant, if everything that can be known before the stop allows it.
+pub fn check(
+    settings: &Settings,
+    claimed: Option<&Claimed>,
+    wanted: &Wanted,
+) -> Result<u64, Refused> {
+    let claimed = claimed.ok_or_else(|| refused(libc::ENOENT, "there is no checkpoint yet"))?;
+    let ready = prepare(settings, claimed, wanted)?;
+    files::can_go_back(&claimed.job, &ready.record, &settings.config)
+        .map_err(|reason| refused(libc::EIO, reason))?;
+    Ok(ready.record.generation)
+}
+
+/// Goes back. Returns only when that was refused. `left`: the generation of the state that
+/// is left, which stays.
+pub fn go_back(
+    settings: &Settings,
+    claimed: Option<&mut Claimed>,
+    increments: &mut Increments,
+    wanted: &Wanted,
+    left: Option<u64>,
+) -> Refused {
     let Some(claimed) = claimed else {
         return refused(libc::ENOENT, "there is no checkpoint yet");
     };
     match prepare(settings, claimed, wanted) {
-        Ok(ready) => stopped(settings, claimed, ready),
+        Ok(mut ready) => {
+            ready.left = left;
+            let base = increments.standing_on(ready.record.generation);
+            ready.since = stay::changed_since(claimed, base, &ready.record);
+            stopped(settings, claimed, increments, ready)
+        }
         Err(refused) => refused,
     }
 }
@@ -76,17 +111,21 @@ pub fn go_back(settings: &Settings, claimed: Option<&mut Claimed>, wanted: &Want
 /// What is known before the stop.
 struct Ready {
     record: GenerationRecord,
+    left: Option<u64>,
     member: FoundMember<RawFs>,
     regions: Vec<Region>,
     value: i32,
     asked: Vec<u32>,
     started_ns: u64,
+    /// What later generations have changed since, if that is known.
+    since: Option<Dirty>,
 }
 
 fn prepare(settings: &Settings, claimed: &Claimed, wanted: &Wanted) -> Result<Ready, Refused> {
     let started_ns = now_ns();
     may_go_back()?;
-    let record = choose(&claimed.job.generations(), wanted.which)?;
+    let journal = &claimed.job.journal;
+    let record = choose(&journal.order(), &journal.left(), wanted.which)?;
     let generation = record.generation;
     let damaged = |error: &dyn std::fmt::Display| {
         refused(libc::EIO, format_args!("generation {generation}: {error}"))
@@ -97,7 +136,7 @@ fn prepare(settings: &Settings, claimed: &Claimed, wanted: &Wanted) -> Result<Re
         .map_err(|error| damaged(&error))?;
     let member = members.into_iter().next();
     let member = member.ok_or_else(|| damaged(&"it has no member"))?;
-    if 2 + member.older.len() > pass::MOST {
+    if 3 + member.older.len() > pass::MOST {
         return Err(damaged(&"it stands on too many images"));
     }
     let manifest = &member.image.manifest;
@@ -113,25 +152,33 @@ fn prepare(settings: &Settings, claimed: &Claimed, wanted: &Wanted) -> Result<Re
     }
     Ok(Ready {
         record,
+        left: None,
         member,
         regions,
         value: wanted.value,
         asked: wanted.asked.clone(),
         started_ns,
+        since: None,
     })
 }
 
-fn choose(records: &[&GenerationRecord], which: Which) -> Result<GenerationRecord, Refused> {
+fn choose(
+    records: &[&GenerationRecord],
+    left: &[u64],
+    which: Which,
+) -> Result<GenerationRecord, Refused> {
     let fits = |record: &&&GenerationRecord| match which {
         Which::Id(LATEST) => true,
         Which::Id(id) => record.id == id,
         Which::Generation(generation) => record.generation == generation,
+        Which::Left => left.last() == Some(&record.generation),
     };
     let found = records.iter().rev().find(fits);
     let reason = match which {
         Which::Id(LATEST) => "there is no checkpoint yet".to_owned(),
         Which::Id(id) => format!("there is no checkpoint with id {id}"),
         Which::Generation(generation) => format!("there is no generation {generation}"),
+        Which::Left => NOTHING_LEFT.to_owned(),
     };
     found
         .map(|record| (*record).clone())
@@ -166,13 +213,18 @@ fn may_go_back() -> Result<(), Refused> {
     children::none_alive().map_err(|reason| refused(libc::EAGAIN, reason))
 }
 
-fn stopped(settings: &Settings, claimed: &mut Claimed, ready: Ready) -> Refused {
+fn stopped(
+    settings: &Settings,
+    claimed: &mut Claimed,
+    increments: &mut Increments,
+    ready: Ready,
+) -> Refused {
     let inserted = request::inserted_call().map(request::copy_slot);
     let stopped = match stop::stop_all(inserted) {
         Ok(stopped) => stopped,
         Err(error) => return refused(libc::EAGAIN, error),
     };
-    let refused = while_stopped(settings, claimed, ready, &stopped);
+    let refused = while_stopped(settings, claimed, increments, ready, &stopped);
     stop::release(stopped);
     // The leader has left its part: it is released last of all by the step.
     CONTROL.step.store(IDLE, Ordering::SeqCst);
@@ -182,15 +234,21 @@ fn stopped(settings: &Settings, claimed: &mut Claimed, ready: Ready) -> Refused 
 fn while_stopped(
     settings: &Settings,
     claimed: &mut Claimed,
-    ready: Ready,
+    increments: &mut Increments,
+    mut ready: Ready,
     stopped: &Stopped,
 ) -> Refused {
+    if increments.standing_on(ready.record.generation).is_none() {
+        ready.since = None;
+    }
     let prepared = may_go_back().and_then(|()| last_checks(settings, claimed, &ready, stopped));
     let protected = match prepared {
         Ok(protected) => protected,
         Err(refused) => return refused,
     };
-    if let Err(errno) = hand_over(&ready.member, claimed) {
+    let watching = ready.since.as_ref();
+    let watching = watching.and_then(|_| increments.tracker.descriptor());
+    if let Err(errno) = hand_over(&ready.member, claimed, watching) {
         call_off();
         return refused(errno, "the descriptors cannot be handed over");
     }
@@ -199,7 +257,9 @@ fn while_stopped(
         return refused(libc::EAGAIN, "the program is ending");
     }
     let (job, record) = (&mut claimed.job, &ready.record);
-    let files = match files::go_back_inside(job, record, &settings.config, &output) {
+    // Nobody but the program has changed anything up to here.
+    table::alive(identity::realtime_ns() as i64);
+    let files = match files::go_back_inside(job, record, ready.left, &settings.config, &output) {
         Ok(files) => files,
         Err(NotBack::Unchanged(reason)) => {
             exit::leave_store();
@@ -240,6 +300,13 @@ fn while_stopped(
         },
         payload,
         protected,
+        pages: ready.since.map(|since| {
+            let mut pages = increments.pass_on();
+            let later = std::mem::replace(&mut pages.changed, since);
+            pages.changed.unite(&later);
+            pages
+        }),
+        watching: watching.is_some(),
         job: job.name(),
     });
     let handover = Box::into_raw(handover);
@@ -285,11 +352,18 @@ fn last_checks(
     }
     files::can_go_back(&claimed.job, &ready.record, &settings.config)
         .map_err(|reason| refused(libc::EIO, reason))?;
+    let table = &ready.member.image.manifest.descriptors;
+    reopen::check(table, &claimed.job, &ready.record, &settings.config)
+        .map_err(|reason| refused(libc::EIO, reason))?;
     check::copy(&ready.regions).map_err(no_region)
 }
 
-/// Sends the images' descriptors and the lock's to the program's table.
-fn hand_over(member: &FoundMember<RawFs>, claimed: &Claimed) -> Result<(), i32> {
+/// Sends the images' descriptors, the lock's and the tracker's to the program's table.
+fn hand_over(
+    member: &FoundMember<RawFs>,
+    claimed: &Claimed,
+    watching: Option<i32>,
+) -> Result<(), i32> {
     let leader = AGENT.real_pid.load(Ordering::Relaxed);
     CONTROL.order.store(SERVE, Ordering::SeqCst);
     request::order_inserted();
@@ -302,6 +376,7 @@ fn hand_over(member: &FoundMember<RawFs>, claimed: &Claimed) -> Result<(), i32> 
     let mut fds: Vec<i32> = vec![member.file.as_raw_fd()];
     fds.extend(member.older.iter().map(|link| link.file.as_raw_fd()));
     fds.push(claimed.lock.as_fd().as_raw_fd());
+    fds.extend(watching);
     CONTROL.count.store(fds.len() as u32, Ordering::SeqCst);
     // Fewer than a socket's buffer holds: this does not wait.
     pass::send(end.raw(), &fds)?;

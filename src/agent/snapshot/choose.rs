@@ -141,13 +141,13 @@ fn cgroup_left() -> Option<u64> {
         let left = if let Some(path) = line.strip_prefix(b"0::/") {
             let names: Names = (b"memory.max", b"memory.current", b"inactive_file ");
             left_below(b"/sys/fs/cgroup", path, names)
-        } else if let Some(at) = line.windows(9).position(|w| w == b":memory:/") {
+        } else if let Some(path) = of_memory(line) {
             let names: Names = (
                 b"memory.limit_in_bytes",
                 b"memory.usage_in_bytes",
                 b"total_inactive_file ",
             );
-            left_below(b"/sys/fs/cgroup/memory", &line[at + 9..], names)
+            left_below(b"/sys/fs/cgroup/memory", path, names)
         } else {
             None
         };
@@ -156,6 +156,14 @@ fn cgroup_left() -> Option<u64> {
         }
     }
     least
+}
+
+/// The path in a line of version 1 (`4:memory:/a/b`), if it is the memory controller's.
+fn of_memory(line: &[u8]) -> Option<&[u8]> {
+    let mut fields = line.splitn(3, |&b| b == b':').skip(1);
+    let mut controllers = fields.next()?.split(|&b| b == b',');
+    controllers.any(|name| name == b"memory").then_some(())?;
+    fields.next()?.strip_prefix(b"/")
 }
 
 /// Of a group: its limit, what is used, and the line of `memory.stat` with what of that
@@ -262,6 +270,35 @@ mod tests {
         let room = Room { free: 3000, ..ROOM };
         assert_eq!(auto(262_144, 1000, &room), Method::Write);
         assert_eq!(auto(900, 1000, &room), Method::Copy);
+    }
+
+    /// A limit of a group above counts as well, and what is nothing but cache can be had.
+    #[test]
+    fn limits_of_nested_groups() {
+        assert_eq!(of_memory(b"4:memory:/a/b"), Some(&b"a/b"[..]));
+        assert_eq!(of_memory(b"4:hugetlb,memory:/a"), Some(&b"a"[..]));
+        assert_eq!(of_memory(b"9:name=memory:/a"), None);
+        assert_eq!(of_memory(b"0::/memory"), None);
+        let root = std::env::temp_dir().join(format!("ckpt-groups-{}", std::process::id()));
+        let inner = root.join("outer/inner");
+        std::fs::create_dir_all(&inner).unwrap();
+        let write = |group: &str, file: &str, text: &str| {
+            std::fs::write(root.join(group).join(file), text).unwrap();
+        };
+        write("outer", "memory.max", "1000000\n");
+        write("outer", "memory.current", "700000\n");
+        write("outer", "memory.stat", "anon 1\ninactive_file 50000\n");
+        write("outer/inner", "memory.max", "max\n");
+        write("outer/inner", "memory.current", "600000\n");
+        let names: Names = (b"memory.max", b"memory.current", b"inactive_file ");
+        let root_bytes = root.to_str().unwrap().as_bytes();
+        let left = |path: &[u8]| left_below(root_bytes, path, names);
+        assert_eq!(left(b"outer/inner"), Some(350_000));
+        write("outer/inner", "memory.max", "610000\n");
+        assert_eq!(left(b"outer/inner"), Some(10_000));
+        // A path as it is outside of this container.
+        assert_eq!(left(b"elsewhere"), None);
+        std::fs::remove_dir_all(&root).unwrap();
     }
 
     #[test]

@@ -65,7 +65,9 @@ impl Guarded {
             }])?;
         }
         pages.end_pass();
-        Ok(())
+        storing
+            .lost()
+            .map_or(Ok(()), |addr| Err(SnapshotError::Vanished(addr)))
     }
 }
 

@@ -148,6 +148,25 @@ pub fn whole(
     Ok(())
 }
 
+/// Ranges whose blank pages are content.
+pub fn content(pieces: &[Piece]) -> Vec<Range> {
+    let mut ranges = Vec::new();
+    for piece in pieces {
+        if watchable(piece) && blank_is_content(piece) {
+            push(&mut ranges, (piece.vma.start, piece.vma.end));
+        }
+    }
+    ranges
+}
+
+/// What became content without being written: the mapped file was removed, so that its own
+/// pages are to be stored from now on. `before`: [`content`] as of the last sweep.
+pub fn newly_content(before: &[Range], now: &[Range], seen: &mut Dirty) {
+    without(now, before, |start, end| {
+        seen.insert(start, end, Change::Present);
+    });
+}
+
 /// What became blank: in `now` and not in `before`.
 pub fn newly_blank(pieces: &[Piece], now: &[Range], before: &[Range], seen: &mut Dirty) {
     let mut next = 0;

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`dirty`] | the sets of page runs that sweeps yield |
 //! | [`uffd`] | userfaultfd, write protection resolved by the kernel, PAGEMAP_SCAN |
+//! | [`lazy`] | mappings of images that it leaves alone until the first sweep |
 //! | [`mprotect`] | write protection and SIGSEGV |
 //! | [`fault`], [`table`], [`touch`] | its handler, state of pages, writes by the kernel |
 //! | [`store`] | pages to be stored before they are written |
@@ -19,6 +20,7 @@ pub mod blank;
 pub mod dirty;
 pub mod fault;
 pub mod full;
+pub mod lazy;
 #[cfg(test)]
 mod model;
 pub mod mprotect;
@@ -35,6 +37,7 @@ pub use probe::Probe;
 
 use crate::agent::collect::memory::Piece;
 use crate::agent::log;
+use crate::agent::procfs::OwnFd;
 use crate::agent::state::AGENT;
 use crate::config::TrackerChoice;
 use std::sync::atomic::Ordering;
@@ -65,12 +68,39 @@ pub trait Tracker {
     /// new is reported whole by the next sweep. Idempotent; cheap when nothing is new.
     fn arm(&mut self, pieces: &[Piece]) -> Result<(), TrackError>;
 
+    /// After a restore, before the program's threads run: the present contents of `pieces`
+    /// are the ones to compare with.
+    fn begin(&mut self, pieces: &[Piece]) -> Result<(), TrackError> {
+        self.sweep(pieces, &mut Dirty::new())
+    }
+
     /// Adds to `seen` all pages of `pieces` written (or discarded, or new) since they were
     /// last swept; they are watched anew from here on. Over-reports, never under-reports:
     /// memory that is not (or no longer) watched is reported whole. A sweep whose result
     /// is thrown away makes the present contents the ones to compare with. After an error
     /// the set is of no use: the next generation must be full.
     fn sweep(&mut self, pieces: &[Piece], seen: &mut Dirty) -> Result<(), TrackError>;
+
+    /// As [`Tracker::sweep`], but what is reported stays open and is reported again: it is
+    /// about to be written over. For a rollback, by the leader, who is alone. Without it
+    /// nothing can stay mapped.
+    fn look(&mut self, _: &[Piece], _: &mut Dirty) -> Result<(), TrackError> {
+        Err(TrackError::Call {
+            call: "look at pages",
+            errno: libc::ENOTSUP,
+        })
+    }
+
+    /// The descriptor by which the kernel watches. As long as it is open it goes on.
+    fn descriptor(&self) -> Option<i32> {
+        None
+    }
+
+    /// In another thread, with a descriptor table of its own: `fd` is [`Tracker::descriptor`]
+    /// there. The old numbers are not closed.
+    fn moved(&mut self, _: Option<OwnFd>) -> Result<(), TrackError> {
+        Ok(())
+    }
 }
 
 /// The tracker to be used: the one asked for, or the best that works here. One that was
@@ -94,6 +124,23 @@ pub fn choose(choice: TrackerChoice, probe: &Probe) -> Box<dyn Tracker> {
         log::line(format_args!("no pages are tracked: {error}"));
         Box::new(full::Full::open())
     })
+}
+
+/// After a rollback that has left memory mapped: watches on with the descriptor of the life
+/// before, if there is one.
+pub fn choose_adopting(
+    choice: TrackerChoice,
+    fd: Option<OwnFd>,
+    probe: impl FnOnce() -> Probe,
+) -> Box<dyn Tracker> {
+    match fd.map(uffd::Uffd::adopt) {
+        Some(Ok(tracker)) => Box::new(tracker),
+        Some(Err(error)) => {
+            log::line(format_args!("tracker: {error}"));
+            choose(choice, &probe())
+        }
+        None => choose(choice, &probe()),
+    }
 }
 
 /// After a restore, before anything else looks: the tables of the life before are not in

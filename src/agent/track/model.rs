@@ -4,6 +4,8 @@
 
 use super::{Change, Dirty, Tracker};
 use crate::agent::collect::memory::{self, PAGE, Piece};
+use crate::agent::hooks::maps::Maps;
+use crate::agent::hooks::ranges;
 use crate::agent::hooks::testing::call;
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
@@ -55,6 +57,8 @@ pub struct Model<'t> {
     /// Pages that may have changed since the last sweep.
     touched: std::collections::HashSet<u64>,
     file: i32,
+    /// Where files count as images.
+    store: std::path::PathBuf,
     random: Random,
     pub reported: u64,
     pub changed: u64,
@@ -84,10 +88,66 @@ impl<'t> Model<'t> {
             copy: HashMap::new(),
             touched: Default::default(),
             file,
+            store: "/nonexistent".into(),
             random: Random(seed),
             reported: 0,
             changed: 0,
         }
+    }
+
+    /// As after a restore: most of the arena is mapped from an image, some pages were read
+    /// over it. The tracker has begun.
+    pub fn restored(tracker: &'t mut dyn Tracker, seed: u64) -> Model<'t> {
+        let mut model = Model::new(tracker, seed);
+        let name = format!("ckpt-model-store-{}-{seed}", std::process::id());
+        model.store = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&model.store).unwrap();
+        let image = model.store.join("image");
+        let words = (0..2 * ARENA * PAGE / 8).map(|k| (k / 512 + 1) * 0x1_0001);
+        let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+        std::fs::write(&image, bytes).unwrap();
+        let name = std::ffi::CString::new(image.to_str().unwrap()).unwrap();
+        // SAFETY: a NUL-terminated path.
+        let fd = unsafe { libc::open(name.as_ptr(), libc::O_RDONLY) };
+        assert!(fd >= 0);
+        for (from, to, offset) in [(0, 1000, 0), (1000, 1300, 2500), (1700, 3000, 1600)] {
+            let flags = libc::MAP_PRIVATE as u64 | FIXED;
+            let (addr, bytes) = (model.addr(from), (to - from) * PAGE);
+            let args = [addr, bytes, RW, flags, fd as u64, offset * PAGE];
+            assert_eq!(program(libc::SYS_mmap, &args) as u64, addr);
+        }
+        let mut maps = Maps::open().unwrap();
+        let mapping = maps.at(model.addr(0)).unwrap().unwrap();
+        ranges::set_image_files(&[(mapping.dev, mapping.ino)]);
+        ranges::set_image_ranges(&[(model.addr(0), model.addr(ARENA), 0)]).unwrap();
+        // Little in the first and the last, much in the second.
+        for page in (0..1000).step_by(90).chain((1000..1300).step_by(3)) {
+            model.write(page, 1);
+        }
+        model.write(2000, 7);
+        for page in 0..ARENA {
+            let content = model.content(page).filter(|c| c.iter().any(|&b| b != 0));
+            model.copy.extend(content.map(|content| (page, content)));
+        }
+        model.touched.clear();
+        let pieces = model.pieces();
+        model.tracker.begin(&pieces).unwrap();
+        // SAFETY: a descriptor of ours; the mappings keep the file.
+        unsafe { libc::close(fd) };
+        model
+    }
+
+    /// The program goes on between the look at its map and the sweep, as before a stop.
+    pub fn sweep_late_and_check(&mut self) {
+        let pieces = self.pieces();
+        for _ in 0..3 {
+            self.step();
+        }
+        let mut seen = Dirty::new();
+        self.tracker.sweep(&pieces, &mut seen).unwrap();
+        self.take_over(&seen);
+        self.step();
+        self.sweep_and_check();
     }
 
     fn addr(&self, page: u64) -> u64 {
@@ -95,8 +155,9 @@ impl<'t> Model<'t> {
     }
 
     pub fn pieces(&self) -> Vec<Piece> {
+        let store = format!("{}/", self.store.display());
         let own = memory::Own {
-            store: b"/nonexistent/",
+            store: store.as_bytes(),
             is_cache: |_| false,
         };
         let plan = memory::collect(&own).unwrap();
@@ -266,6 +327,21 @@ impl<'t> Model<'t> {
         (n == PAGE as isize).then_some(buf)
     }
 
+    fn take_over(&mut self, seen: &Dirty) {
+        for page in 0..ARENA {
+            match seen.at(self.addr(page)) {
+                Some(Change::Present) => {
+                    self.copy
+                        .insert(page, self.content(page).unwrap_or_default());
+                }
+                Some(Change::Absent) => {
+                    self.copy.remove(&page);
+                }
+                None => {}
+            }
+        }
+    }
+
     pub fn sweep_and_check(&mut self) {
         let pieces = self.pieces();
         let mut seen = Dirty::new();
@@ -281,18 +357,9 @@ impl<'t> Model<'t> {
         self.changed += self.touched.len() as u64;
         self.reported += seen.present_pages();
         self.touched.clear();
+        self.take_over(&seen);
         for page in 0..ARENA {
             let addr = self.addr(page);
-            match seen.at(addr) {
-                Some(Change::Present) => {
-                    self.copy
-                        .insert(page, self.content(page).unwrap_or_default());
-                }
-                Some(Change::Absent) => {
-                    self.copy.remove(&page);
-                }
-                None => {}
-            }
             let exists = pieces
                 .iter()
                 .any(|p| p.vma.start <= addr && addr < p.vma.end);
@@ -329,5 +396,8 @@ impl<'t> Model<'t> {
         }
         let name = std::env::temp_dir().join(format!("ckpt-model-{}", std::process::id()));
         let _ = std::fs::remove_file(name);
+        if self.store.starts_with(std::env::temp_dir()) {
+            let _ = std::fs::remove_dir_all(&self.store);
+        }
     }
 }

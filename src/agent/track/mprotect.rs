@@ -18,8 +18,9 @@ use super::{Change, Dirty, TrackError, Tracker, fault, touch};
 use crate::agent::callsites::HOOKED;
 use crate::agent::collect::memory::{How, PAGE, Piece};
 use crate::agent::hooks::{altstack, files};
+use crate::agent::procfs::{self, OwnFd};
 use crate::agent::state::{self, AGENT};
-use crate::agent::{procfs, stop};
+use crate::agent::stop;
 use crate::image::state::VmaKind;
 use ckpt_sys::callsite::hook_byte;
 use ckpt_sys::raw::check;
@@ -117,6 +118,26 @@ impl Tracker for Mprotect {
     }
 
     fn sweep(&mut self, pieces: &[Piece], seen: &mut Dirty) -> Result<(), TrackError> {
+        self.walk(pieces, seen, true)
+    }
+
+    fn look(&mut self, pieces: &[Piece], seen: &mut Dirty) -> Result<(), TrackError> {
+        self.walk(pieces, seen, false)
+    }
+
+    fn moved(&mut self, _: Option<OwnFd>) -> Result<(), TrackError> {
+        self.pagemap.reopen()
+    }
+}
+
+impl Mprotect {
+    /// Everything that has changed; `protect`: all of it is watched anew.
+    fn walk(
+        &mut self,
+        pieces: &[Piece],
+        seen: &mut Dirty,
+        protect: bool,
+    ) -> Result<(), TrackError> {
         let fail = |call| move |errno| TrackError::Call { call, errno };
         if !table::exists() {
             table::create().map_err(fail("mmap"))?;
@@ -127,7 +148,6 @@ impl Tracker for Mprotect {
             }
         }
         switch_on().map_err(fail("rt_sigaction"))?;
-        let windows = windows(pieces);
         let mut now = Dirty::new();
         // Runs that exist, by the order of the pieces.
         let mut exist: Vec<Range> = Vec::new();
@@ -195,7 +215,10 @@ impl Tracker for Mprotect {
             newly_blank(pieces, now_blank, before, &mut now);
         }
         self.blank = blank;
-        self.close(pieces, jobs, &windows);
+        if protect {
+            let windows = windows(pieces);
+            self.close(pieces, jobs, &windows);
+        }
         seen.unite(&now);
         Ok(())
     }

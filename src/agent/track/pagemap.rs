@@ -102,6 +102,13 @@ impl PageMap {
         })
     }
 
+    /// In a thread with another descriptor table; the old number is not closed.
+    pub fn reopen(&mut self) -> Result<(), TrackError> {
+        let new = PageMap::open()?;
+        std::mem::forget(std::mem::replace(&mut self.fd, new.fd));
+        Ok(())
+    }
+
     /// Does the kernel have the system call?
     pub fn scans(&mut self) -> bool {
         let here = &raw const *self as u64 & !4095;

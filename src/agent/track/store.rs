@@ -16,6 +16,7 @@ use super::fault::Lock;
 use super::table::{self, BUSY, EXEC, OPEN, STORE, WATCHED};
 use super::{Change, Dirty, TrackError};
 use crate::agent::collect::memory::{PAGE, Piece};
+use crate::agent::hooks::user;
 use crate::image::state::{VmaKind, VmaState};
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
@@ -42,6 +43,8 @@ static ENDED: AtomicU32 = AtomicU32::new(0);
 static WAITING: AtomicU32 = AtomicU32::new(0);
 /// Is there a storing at all?
 static RUNNING: AtomicU32 = AtomicU32::new(0);
+/// A page that could not be copied aside, 0: none.
+static LOST: AtomicU64 = AtomicU64::new(0);
 
 /// The reserve's memory, no part of the image.
 pub fn own_range() -> (u64, u64) {
@@ -106,10 +109,14 @@ fn copy_aside(addr: u64) -> bool {
     if place >= RESERVE || copies.is_null() {
         return false;
     }
-    // SAFETY: a readable page of the program; a place of the reserve that is this call's.
-    unsafe {
+    // SAFETY: a place of the reserve that is this call's.
+    let to = unsafe {
         let to = copies.add(place * PAGE as usize);
-        std::ptr::copy_nonoverlapping(addr as *const u8, to, PAGE as usize);
+        std::slice::from_raw_parts_mut(to, PAGE as usize)
+    };
+    // The page may have gone behind our back: better no image than no program.
+    if user::read_bytes(addr, to) != Ok(PAGE as usize) {
+        LOST.store(addr, SeqCst);
     }
     COPIED[place].store(addr, Release);
     true
@@ -225,6 +232,7 @@ pub fn protect(
     WANTED.iter().for_each(|place| place.store(0, Relaxed));
     WANTED_COUNT.store(0, Relaxed);
     GIVEN.store(0, SeqCst);
+    LOST.store(0, SeqCst);
     // SAFETY: no arguments.
     RUNNING.store(unsafe { syscall!(libc::SYS_getpid) } as u32, SeqCst);
 
@@ -394,6 +402,11 @@ impl Storing {
             });
         }
         busy
+    }
+
+    /// A page whose content could not be saved before it changed.
+    pub fn lost(&self) -> Option<u64> {
+        Some(LOST.load(SeqCst)).filter(|&addr| addr != 0)
     }
 
     /// The contents are on their way into the image: the pages may be written.

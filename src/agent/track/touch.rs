@@ -10,8 +10,10 @@
 
 use super::fault::{self, touch};
 use crate::agent::callsites;
-use crate::agent::hooks::user;
+use crate::agent::hooks::frame::CallFrame;
+use crate::agent::hooks::{memory, user};
 use ckpt_sys::callsite::{self, RestartRecord};
+use ckpt_sys::tls::thread_block;
 use libc::*;
 
 const SYS_IO_PGETEVENTS: c_long = 333;
@@ -345,6 +347,9 @@ fn robust_list() {
     }
 }
 
+/// More stack than a hook uses.
+const HOOK_STACK: u64 = 64 << 10;
+
 /// In the stop handler, when the thread is released (all signals blocked): the frame may
 /// be about to make a call, or to repeat one.
 ///
@@ -372,6 +377,14 @@ pub unsafe fn before_release(uc: *mut ucontext_t) {
         let mut code = [0u8; 2];
         if user::read_bytes(rip, &mut code) == Ok(2) && code == [0x0f, 0x05] {
             call(regs[REG_RAX as usize], &args);
+            memory::release_for(regs[REG_RAX as usize], &args);
+        }
+        // Stopped on its way from the look at the call to the call itself.
+        let frame = (*thread_block()).call_frame;
+        let sp = regs[REG_RSP as usize] as u64;
+        if (1..HOOK_STACK).contains(&frame.wrapping_sub(sp)) {
+            let frame = &*(frame as *const CallFrame);
+            call(frame.rax, &frame.args);
         }
         if let Some(nr) = callsites::site_after(rip as usize + 2) {
             call(if nr < 0 { regs[REG_RAX as usize] } else { nr }, &args);

@@ -18,6 +18,7 @@
 use super::blank::{
     Range, clip, groups, is_of_file, newly_blank, push, subtract, watchable, whole, without_file,
 };
+use super::lazy::{self, Lazy, both, of_images};
 use super::pagemap::{PageMap, Query, is};
 use super::probe::with_page;
 use super::{Change, Dirty, TrackError, Tracker};
@@ -98,6 +99,8 @@ pub struct Uffd {
     fresh: Vec<Range>,
     /// Blank pages as of the last sweep.
     blank: Vec<Range>,
+    /// Mapped from images by the restore; registered by the first sweep after it.
+    lazy: Lazy,
 }
 
 /// Mappings of the program are registered, or are about to be.
@@ -122,11 +125,17 @@ impl Drop for Uffd {
 
 impl Uffd {
     pub fn new() -> Result<Uffd, TrackError> {
+        Uffd::adopt(open()?)
+    }
+
+    /// Goes on with a descriptor by which memory is registered already.
+    pub fn adopt(fd: OwnFd) -> Result<Uffd, TrackError> {
         let uffd = Uffd {
-            fd: open()?,
+            fd,
             pagemap: PageMap::open()?,
             fresh: Vec::new(),
             blank: Vec::new(),
+            lazy: Lazy::default(),
         };
         IN_USE.store(true, Relaxed);
         Ok(uffd)
@@ -210,27 +219,39 @@ impl Uffd {
     }
 }
 
-impl Tracker for Uffd {
-    fn name(&self) -> &'static str {
-        "uffd"
-    }
-
-    fn live(&self) -> bool {
-        true
-    }
-
-    fn arm(&mut self, pieces: &[Piece]) -> Result<(), TrackError> {
-        let mut found = Vec::new();
-        for ((start, end), _) in groups(pieces) {
-            self.pagemap.scan(start, end, UNREGISTERED, |from, to, _| {
-                push(&mut found, (from, to))
-            })?;
+impl Uffd {
+    /// Registers what the restore has mapped from images, as far as it is still that. It is
+    /// not new: what differs from the image is anonymous, and none of that is protected yet.
+    /// Returns what may be something else by now, and must be taken as new.
+    fn register_lazy(&mut self, pieces: &[Piece]) -> Result<Vec<Range>, TrackError> {
+        let lazy = std::mem::take(&mut self.lazy);
+        if lazy.is_empty() {
+            return Ok(Vec::new());
         }
-        self.register(pieces, &found);
-        Ok(())
+        let mut doubtful = lazy.still()?;
+        let mut registered = doubtful.clone();
+        registered.retain(|&range| self.register_range(range).is_ok());
+        // The program may have mapped something else there in between, and then that was
+        // registered. What it maps from here on is not.
+        let known = both(&registered, &lazy.still()?);
+        let known = both(&known, &of_images(pieces));
+        subtract(&mut doubtful, &known);
+        Ok(doubtful)
     }
 
-    fn sweep(&mut self, pieces: &[Piece], seen: &mut Dirty) -> Result<(), TrackError> {
+    /// Everything that has changed. `protect`: what was written is watched anew; `leave`: what
+    /// is mapped from images is not to be registered yet.
+    fn walk(
+        &mut self,
+        pieces: &[Piece],
+        seen: &mut Dirty,
+        protect: bool,
+        leave: &[Range],
+    ) -> Result<(), TrackError> {
+        let doubtful = match leave {
+            [] => self.register_lazy(pieces)?,
+            _ => Vec::new(),
+        };
         let groups = groups(pieces);
         let mut now = Dirty::new();
         let (mut blank, mut found): (Vec<Range>, Vec<Range>) = (Vec::new(), Vec::new());
@@ -261,6 +282,11 @@ impl Tracker for Uffd {
                 });
             })?;
         }
+        subtract(&mut found, leave);
+        if !doubtful.is_empty() {
+            found.extend(doubtful);
+            found.sort_unstable();
+        }
         self.register(pieces, &found);
         newly_blank(pieces, &blank, &self.blank, &mut now);
         self.blank = blank;
@@ -273,6 +299,10 @@ impl Tracker for Uffd {
             let mut fresh = Dirty::new();
             for (piece, from, to) in parts {
                 whole(&mut self.pagemap, piece, (from, to), &mut fresh)?;
+                // While the program runs it may have moved one there since `pieces` were read.
+                for (from, to) in lazy::images_in((from, to))? {
+                    fresh.insert(from, to, Change::Present);
+                }
             }
             now.unite(&fresh);
         }
@@ -292,6 +322,7 @@ impl Tracker for Uffd {
             } else {
                 without_file(WRITTEN)
             };
+            let query = Query { protect, ..query };
             self.pagemap.scan(start, end, query, |from, to, what| {
                 let change = match what & is::PFNZERO {
                     0 => Change::Present,
@@ -300,8 +331,67 @@ impl Tracker for Uffd {
                 written.insert(from, to, change);
             })?;
         }
+        // A page that was blank when the first walk saw it and is written by now: should it be
+        // discarded before the next sweep, that must be reported.
+        let ranges: Vec<Range> = written
+            .runs()
+            .iter()
+            .map(|run| (run.start, run.end))
+            .collect();
+        if !both(&self.blank, &ranges).is_empty() {
+            subtract(&mut self.blank, &ranges);
+        }
         seen.unite(&written);
         Ok(())
+    }
+}
+
+impl Tracker for Uffd {
+    fn name(&self) -> &'static str {
+        "uffd"
+    }
+
+    fn live(&self) -> bool {
+        true
+    }
+
+    fn arm(&mut self, pieces: &[Piece]) -> Result<(), TrackError> {
+        let mut found = Vec::new();
+        for ((start, end), _) in groups(pieces) {
+            self.pagemap.scan(start, end, UNREGISTERED, |from, to, _| {
+                push(&mut found, (from, to))
+            })?;
+        }
+        self.register(pieces, &found);
+        Ok(())
+    }
+
+    fn begin(&mut self, pieces: &[Piece]) -> Result<(), TrackError> {
+        let lazy = Lazy::find(pieces, &mut self.pagemap)?;
+        self.walk(pieces, &mut Dirty::new(), true, &lazy.ranges())?;
+        self.lazy = lazy;
+        Ok(())
+    }
+
+    fn sweep(&mut self, pieces: &[Piece], seen: &mut Dirty) -> Result<(), TrackError> {
+        self.walk(pieces, seen, true, &[])
+    }
+
+    fn look(&mut self, pieces: &[Piece], seen: &mut Dirty) -> Result<(), TrackError> {
+        self.walk(pieces, seen, false, &[])
+    }
+
+    fn descriptor(&self) -> Option<i32> {
+        Some(self.fd.raw())
+    }
+
+    fn moved(&mut self, fd: Option<OwnFd>) -> Result<(), TrackError> {
+        let fd = fd.ok_or(TrackError::Call {
+            call: "take the userfaultfd over",
+            errno: libc::EBADF,
+        })?;
+        std::mem::forget(std::mem::replace(&mut self.fd, fd));
+        self.pagemap.reopen()
     }
 }
 
@@ -390,6 +480,54 @@ mod tests {
     }
 
     #[test]
+    fn what_a_restore_has_mapped_equals_the_memory() {
+        for seed in 1..=10 {
+            let Some(mut uffd) = tracker() else { return };
+            let mut model = Model::restored(&mut uffd, 0x7531_9642_aaa1 + seed);
+            // Nothing, a little or much happens before the first sweep.
+            for _ in 0..seed % 8 * 7 {
+                model.step();
+            }
+            if seed % 2 == 0 {
+                model.sweep_late_and_check();
+            }
+            model.sweep_and_check();
+            model.sweep_late_and_check();
+            model.run(3);
+        }
+    }
+
+    /// Until the first sweep nothing is registered, and it reports what was written or read
+    /// over the image, not what was only read.
+    #[test]
+    fn the_first_sweep_after_a_restore_reports_little() {
+        let Some(mut uffd) = tracker() else { return };
+        let mut model = Model::restored(&mut uffd, 0x1357_9bdf_0246);
+        let pieces = model.pieces();
+        for page in 0..900 {
+            // SAFETY: mapped from the image.
+            unsafe { ((pieces[0].vma.start + page * PAGE) as *const u8).read_volatile() };
+        }
+        let registered = |model: &mut Model<'_>| {
+            let mut found = 0;
+            let mut map = PageMap::open().unwrap();
+            let (start, end) = (pieces[0].vma.start, pieces[0].vma.end);
+            map.scan(start, end, UNREGISTERED, |from, to, _| found += to - from)
+                .unwrap();
+            model.reported = 0;
+            found == 0
+        };
+        assert!(!registered(&mut model));
+        model.sweep_and_check();
+        let reported = model.reported;
+        assert!((12..40).contains(&reported), "{reported}");
+        assert!(registered(&mut model));
+        model.sweep_and_check();
+        assert_eq!(model.reported, 0);
+        model.run(1);
+    }
+
+    #[test]
     fn only_what_was_written_is_reported() {
         let Some(mut uffd) = tracker() else { return };
         let len = 4096 * PAGE;
@@ -425,16 +563,17 @@ mod tests {
         // SAFETY: memory of the test.
         unsafe {
             syscall!(libc::SYS_madvise, table, 512 * PAGE, libc::MADV_DONTNEED);
-            syscall!(
-                libc::SYS_madvise,
-                base + 3 * PAGE,
-                PAGE,
-                libc::MADV_DONTNEED
-            );
+            let elsewhere = table + 1030 * PAGE;
+            syscall!(libc::SYS_madvise, elsewhere, PAGE, libc::MADV_DONTNEED);
         }
         let seen = sweep(&mut uffd);
         assert_eq!(seen.present_pages(), 0);
-        assert_eq!(seen.absent_pages(), 513);
+        assert_eq!(
+            seen.absent_pages(),
+            513,
+            "{base:x} {table:x} {:?}",
+            seen.runs()
+        );
         assert!(sweep(&mut uffd).is_empty());
         // A new mapping in the place of another table, nothing of which exists.
         // SAFETY: memory of the test.
@@ -500,6 +639,65 @@ mod tests {
         uffd.sweep(&all, &mut seen).unwrap();
         assert!(seen.at(base + HUGE + 5 * PAGE) == Some(Change::Present));
         assert!(seen.present_pages() <= 512, "{}", seen.present_pages());
+    }
+
+    /// A page that was discarded, written between the two walks of a sweep and discarded
+    /// again was not reported: the image kept what it had held in between.
+    #[test]
+    fn discarded_while_it_is_swept() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let Some(mut uffd) = tracker() else { return };
+        const PAGES: u64 = 256;
+        let base = map((PAGES + 2) * PAGE, 0) + PAGE;
+        for guard in [base - PAGE, base + PAGES * PAGE] {
+            // SAFETY: pages of this mapping.
+            unsafe { syscall!(libc::SYS_mprotect, guard, PAGE, 0) };
+        }
+        let all = pieces(base, base + PAGES * PAGE);
+        let mut copy = vec![0u64; PAGES as usize];
+        let read = |page: u64| {
+            // SAFETY: memory of the test; a word that is there or zero.
+            unsafe { ((base + page * PAGE) as *const u64).read_volatile() }
+        };
+        for round in 0..200u64 {
+            let stop = AtomicBool::new(false);
+            let follow = |uffd: &mut Uffd, copy: &mut [u64]| {
+                let mut seen = Dirty::new();
+                uffd.sweep(&all, &mut seen).unwrap();
+                for (page, kept) in copy.iter_mut().enumerate() {
+                    match seen.at(base + page as u64 * PAGE) {
+                        Some(Change::Present) => *kept = read(page as u64),
+                        Some(Change::Absent) => *kept = 0,
+                        None => {}
+                    }
+                }
+            };
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let mut n = round + 1;
+                    while !stop.load(Ordering::Relaxed) {
+                        n = n.wrapping_mul(6364136223846793005).wrapping_add(99);
+                        let at = base + (n >> 33) % PAGES * PAGE;
+                        // SAFETY: memory of the test.
+                        unsafe {
+                            if n >> 62 == 0 {
+                                syscall!(libc::SYS_madvise, at, PAGE, libc::MADV_DONTNEED);
+                            } else {
+                                (at as *mut u64).write_volatile(n);
+                            }
+                        }
+                    }
+                });
+                for _ in 0..10 {
+                    follow(&mut uffd, &mut copy);
+                }
+                stop.store(true, Ordering::Relaxed);
+            });
+            follow(&mut uffd, &mut copy);
+            for (page, kept) in copy.iter().enumerate() {
+                assert_eq!(*kept, read(page as u64), "page {page} in round {round}");
+            }
+        }
     }
 
     #[test]

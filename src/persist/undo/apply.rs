@@ -9,7 +9,7 @@ use crate::persist::format;
 use crate::persist::kept::link_name;
 use crate::persist::sys::{self, CPath, Fd, Sys, point};
 use crate::persist::table::{self, Record, Table};
-use crate::persist::{Id, MODE, OWNER, SIZE, Stat};
+use crate::persist::{Id, MODE, OWNER, SIZE, Stat, TIMES};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -27,8 +27,10 @@ pub struct Undoer<'o, 'a> {
     pub alive_ns: i64,
     /// All tables of the job: their kept links may hold an inode.
     all_tables: Vec<u32>,
-    /// The file that was written last.
-    open: Option<(u32, Fd)>,
+    /// The file that was written last: its row, its path.
+    open: Option<(u32, Fd, Vec<u8>)>,
+    /// What is done is recorded (`record`).
+    pub recorded: bool,
 }
 
 /// The table that is being undone.
@@ -76,6 +78,7 @@ impl<'o, 'a> Undoer<'o, 'a> {
             alive_ns: tables.iter().map(|t| t.alive_ns).max().unwrap_or(0),
             all_tables: table::list(job_dir)?.iter().map(|t| t.seq).collect(),
             open: None,
+            recorded: false,
         })
     }
 
@@ -144,7 +147,8 @@ impl<'o, 'a> Undoer<'o, 'a> {
 
     /// Notes in the header that records from `offset` on are undone.
     pub fn mark(&mut self, current: &mut Current, offset: u64) -> Result<(), UndoError> {
-        if current.marked == offset {
+        // A recorded return that is killed is taken back, not finished.
+        if self.recorded || current.marked == offset {
             return Ok(());
         }
         let path = &current.table.file.path;
@@ -177,6 +181,7 @@ impl<'o, 'a> Undoer<'o, 'a> {
                 shadow,
             } => self.blocks(current, *row, *offset, *len, *shadow),
             Record::Xattr { row, name, value } => self.xattr(current, *row, name, value.as_deref()),
+            Record::Returned { made } => self.replaced.void_since(self.job_dir, *made),
             Record::Path { .. }
             | Record::Born { .. }
             | Record::Cancelled { .. }
@@ -288,12 +293,18 @@ impl<'o, 'a> Undoer<'o, 'a> {
         let now = on(sys::lstat(&at), "look at", &path)?;
         if which & SIZE != 0 && stat.is_regular() && now.size != stat.size {
             self.step("truncate", &as_path(&path))?;
+            self.tell_file(&path, |session, file| {
+                session.before_truncate(file, stat.size);
+            })?;
             let done = open_for_writing(&at).and_then(|fd| sys::ftruncate(fd.0, stat.size));
             on(done, "truncate", &path)?;
         }
         let owner = which & OWNER != 0 && (now.uid, now.gid) != (stat.uid, stat.gid);
         if owner {
             self.step("set the owner of", &as_path(&path))?;
+            self.tell_file(&path, |session, file| {
+                session.before_attributes(file, OWNER);
+            })?;
             on(
                 sys::chown(&at, stat.uid, stat.gid),
                 "set the owner of",
@@ -303,6 +314,7 @@ impl<'o, 'a> Undoer<'o, 'a> {
         let is_link = stat.mode & libc::S_IFMT == libc::S_IFLNK;
         if which & MODE != 0 && !is_link && (owner || now.mode != stat.mode) {
             self.step("set the mode of", &as_path(&path))?;
+            self.tell_file(&path, |session, file| session.before_attributes(file, MODE))?;
             on(sys::chmod(&at, stat.mode), "set the mode of", &path)?;
         }
         Ok(())
@@ -316,17 +328,27 @@ impl<'o, 'a> Undoer<'o, 'a> {
         len: u64,
         shadow: Option<u64>,
     ) -> Result<(), UndoError> {
-        if self.open.as_ref().is_none_or(|(open, _)| *open != row) {
+        if self.open.as_ref().is_none_or(|(open, ..)| *open != row) {
             let Some(path) = self.locate(current, row)? else {
                 return Ok(());
             };
+            // Before its mode is changed for a moment.
+            self.tell_back(&path)?;
             let fd = on(open_for_writing(&c(&path)?), "open", &path)?;
-            self.open = Some((row, fd));
+            self.open = Some((row, fd, path));
         }
         let info = current.rows.rows.get(&row);
         let name = as_path(info.map(|i| i.first_path.as_slice()).unwrap_or_default());
         self.step("write", &name)?;
-        let Some((_, to)) = &self.open else {
+        if let Some((_, _, path)) = &self.open
+            && self.recorded
+        {
+            let path = path.clone();
+            self.tell_file(&path, |session, file| {
+                session.before_write(file, offset, offset + len);
+            })?;
+        }
+        let Some((_, to, _)) = &self.open else {
             return Ok(());
         };
         let done = match shadow {
@@ -357,6 +379,7 @@ impl<'o, 'a> Undoer<'o, 'a> {
             return Ok(());
         };
         self.step("set an attribute of", &as_path(&path))?;
+        self.tell_file(&path, |session, file| session.before_xattr(file, name))?;
         let (at, name) = (c(&path)?, c(name)?);
         let done = match value {
             Some(value) => sys::set_xattr(&at, &name, value),
@@ -383,12 +406,16 @@ impl<'o, 'a> Undoer<'o, 'a> {
             let now = on(sys::lstat(&at), "look at", &path)?;
             if bare && now.mode != info.stat.mode {
                 self.step("set the mode of", &as_path(&path))?;
+                self.tell_file(&path, |session, file| session.before_attributes(file, MODE))?;
                 on(sys::chmod(&at, info.stat.mode), "set the mode of", &path)?;
             }
             if let Some((atime, mtime)) = info.times
                 && (now.atime_ns, now.mtime_ns) != (atime, mtime)
             {
                 self.step("set the times of", &as_path(&path))?;
+                self.tell_file(&path, |session, file| {
+                    session.before_attributes(file, TIMES);
+                })?;
                 match sys::set_times(&at, atime, mtime) {
                     // Written by leave of its group, owned by somebody else.
                     Err(libc::EPERM) | Err(libc::EACCES) => {}

@@ -19,6 +19,35 @@ impl Undoer<'_, '_> {
         if tables.iter().all(|t| t.checked || t.records.is_empty()) {
             return Ok(());
         }
+        let found = self.refused(tables)?;
+        for (mut file, stat) in found {
+            if self.options.foreign == Foreign::Keep {
+                self.findings.keep.insert(stat.id);
+            } else {
+                use std::os::unix::ffi::OsStrExt;
+                let path = file.path.as_os_str().as_bytes().to_vec();
+                let aside = self.put_aside(&path, &stat)?;
+                file.aside = Some(as_path(&aside));
+            }
+            self.findings.files.push(file);
+        }
+        self.findings.save(self.job_dir)?;
+        if self.recorded {
+            return Ok(());
+        }
+        for table in tables {
+            self.step("write", &table.file.path)?;
+            let mark = || {
+                let fd = sys::open(&table::c_path(&table.file.path)?, libc::O_RDWR, 0)?;
+                sys::pwrite_all(fd.0, &1u32.to_le_bytes(), format::AT_CHECKED as u64)
+            };
+            mark().map_err(|e| failed("write", &table.file.path, e))?;
+        }
+        Ok(())
+    }
+
+    /// All files that somebody else has changed, if the undo may go on over them.
+    fn refused(&mut self, tables: &[Table]) -> Result<Vec<(ForeignFile, Stat)>, UndoError> {
         let found = self.foreign_files(tables);
         if self.options.foreign == Foreign::Refuse && !found.is_empty() {
             let files = found.into_iter().map(|(file, _)| file).collect();
@@ -34,27 +63,12 @@ impl Undoer<'_, '_> {
                 return Err(UndoError::Foreign(lost));
             }
         }
-        for (mut file, stat) in found {
-            if self.options.foreign == Foreign::Keep {
-                self.findings.keep.insert(stat.id);
-            } else {
-                use std::os::unix::ffi::OsStrExt;
-                let path = file.path.as_os_str().as_bytes().to_vec();
-                let aside = self.put_aside(&path, &stat)?;
-                file.aside = Some(as_path(&aside));
-            }
-            self.findings.files.push(file);
-        }
-        self.findings.save(self.job_dir)?;
-        for table in tables {
-            self.step("write", &table.file.path)?;
-            let mark = || {
-                let fd = sys::open(&table::c_path(&table.file.path)?, libc::O_RDWR, 0)?;
-                sys::pwrite_all(fd.0, &1u32.to_le_bytes(), format::AT_CHECKED as u64)
-            };
-            mark().map_err(|e| failed("write", &table.file.path, e))?;
-        }
-        Ok(())
+        Ok(found)
+    }
+
+    /// Is the undo to be refused? Changes nothing.
+    pub fn refuse_foreign(mut self, tables: &[Table]) -> Result<(), UndoError> {
+        self.refused(tables).map(drop)
     }
 
     /// All files that are not as the program left them, as they are now.

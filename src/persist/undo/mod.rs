@@ -11,12 +11,16 @@
 //! | `state` | what survives a killed undo |
 //! | `apply` | one record |
 //! | `names` | records about names |
+//! | `reach` | whether a file is brought back |
 //! | `tree` | removing, putting aside, making inodes anew |
 //! | `foreign` | what somebody else changed |
+//! | `record` | a return that is recorded, so that it can be taken back itself |
 
 mod apply;
 mod foreign;
 mod names;
+pub mod reach;
+mod record;
 pub(super) mod rows;
 pub(super) mod state;
 mod tree;
@@ -62,6 +66,10 @@ pub struct Report {
     /// Inodes that were made anew, now or in an earlier recovery of this job: as
     /// images and records know them, as they are now.
     pub replaced: BTreeMap<Id, Id>,
+    /// The wall clock of the last sign of life in the tables; 0: none.
+    pub alive_ns: i64,
+    /// Why what was to be recorded is not: it cannot be taken back.
+    pub unrecorded: Option<String>,
 }
 
 fn foreign_text(files: &[ForeignFile]) -> String {
@@ -140,10 +148,10 @@ pub(super) fn tables(
 ) -> Result<Vec<Table>, UndoError> {
     let mut tables = Vec::new();
     let list = table::list(job_dir)?;
-    for file in list.into_iter().rev().filter(|t| t.base >= to_generation) {
+    for file in table::leading_back(&list, to_generation).iter().rev() {
         let table = table::read(&file.path)?.ok_or(UndoError::Damaged(file.path.clone()))?;
         if table.damaged {
-            return Err(UndoError::Damaged(file.path));
+            return Err(UndoError::Damaged(file.path.clone()));
         }
         let excluded = |path: &[u8]| {
             let path: &[u8] = if path.is_empty() { b"/" } else { path };
@@ -171,38 +179,63 @@ pub(super) fn tables(
     Ok(tables)
 }
 
-/// Takes back every table whose base is `to_generation` or newer, removing each one.
+/// Above all tables that the job has, and above those that notes of inodes made anew are
+/// of: these go by the numbers.
+pub fn next_number(job_dir: &Path) -> Result<u32, UndoError> {
+    let highest = table::list(job_dir)?.last().map_or(0, |t| t.seq);
+    let noted = state::Replaced::load(job_dir)?.highest();
+    Ok(highest.max(noted as u32).saturating_add(1))
+}
+
+/// Would a return be refused because of what somebody else has changed? Changes nothing.
+pub fn check_foreign(
+    job_dir: &Path,
+    to_generation: u64,
+    options: &mut Options,
+) -> Result<(), UndoError> {
+    let (exclude, by_rules) = (options.restore_exclude, options.by_rules);
+    let tables = tables(job_dir, to_generation, exclude, by_rules)?;
+    apply::Undoer::new(job_dir, options, &tables)?.refuse_foreign(&tables)
+}
+
+/// Takes back every table that leads back to the generation, removing each one.
 pub fn undo(
     job_dir: &Path,
     to_generation: u64,
     options: &mut Options,
 ) -> Result<Report, UndoError> {
     table::remove_leftovers(job_dir)?;
-    let mut tables = tables(
-        job_dir,
-        to_generation,
-        options.restore_exclude,
-        options.by_rules,
-    )?;
-    let mut undoer = apply::Undoer::new(job_dir, options, &tables)?;
-    if tables.iter().any(|t| !t.records.is_empty()) {
-        undoer.look_for_foreign(&tables)?;
+    let (exclude, by_rules) = (options.restore_exclude, options.by_rules);
+    let tables = tables(job_dir, to_generation, exclude, by_rules)?;
+    let undoer = apply::Undoer::new(job_dir, options, &tables)?;
+    undoer.all(&tables, to_generation)
+}
+
+/// As [`undo`], from the state of generation `left`, where the files are: no table is
+/// removed, and what is done to files is recorded in a new one, `seq`, like modifications
+/// of the program. So the way to `left` and to all others stays open; an undo that is killed
+/// is taken back by the next recovery. Afterwards a table of `to_generation` must begin.
+///
+/// With the right to record: no thread of the program is in a hook.
+pub fn go_back_recorded(
+    job_dir: &Path,
+    (left, to_generation): (u64, u64),
+    (seq, power): (u32, bool),
+    alive_ns: i64,
+    options: &mut Options,
+) -> Result<Report, UndoError> {
+    let (exclude, by_rules) = (options.restore_exclude, options.by_rules);
+    let tables = tables(job_dir, to_generation, exclude, by_rules)?;
+    table::install_for_return(table::create(job_dir, seq, left, power)?);
+    let mut report = apply::Undoer::new(job_dir, options, &tables).and_then(|undoer| {
+        let undoer = undoer.recorded(alive_ns);
+        undoer.all(&tables, to_generation)
+    });
+    if let Ok(report) = &mut report {
+        report.unrecorded = table::incomplete_reason();
     }
-    if let Some(oldest) = tables.last() {
-        undoer.replaced.note_base(to_generation, oldest.file.seq)?;
-    }
-    let mut report = Report::default();
-    for table in &mut tables {
-        undoer.replaced.table = u64::from(table.file.seq);
-        report.records += undoer.table(table)?;
-        report.tables += 1;
-        undoer.step("remove", &table.file.path)?;
-        table::remove(job_dir, table.file.seq)?;
-    }
-    state::Findings::remove(job_dir);
-    report.foreign = undoer.findings.files;
-    report.replaced = undoer.replaced.all(to_generation);
-    Ok(report)
+    table::end_return();
+    report
 }
 
 /// All inodes that the program is known to have had to do with.

@@ -60,15 +60,22 @@ impl Undoer<'_, '_> {
         }
     }
 
-    /// Is the inode that was `wanted` at record `k` the one that is present?
-    fn is_same(&self, current: &Current, k: usize, present: &Id, wanted: &Id) -> bool {
-        let reborn = current.born.get(wanted).is_some_and(|at| *at > k);
-        if reborn {
-            // Its number was given to another inode since.
-            self.replaced.remade(wanted) == Some(*present)
-        } else {
-            self.replaced.is(present, wanted)
+    /// What the inode that lost a name at record `k` is now, so that one knows whether it is
+    /// there already. Its number may have been given to another inode since.
+    fn now(&self, current: &Current, k: usize, stat: &Stat, kept: Option<&Kept>) -> Id {
+        if let Some(Kept::Link(_)) = kept {
+            // Not while there is a link to it.
+            return stat.id;
         }
+        let reborn = current.born.get(&stat.id).is_some_and(|at| *at > k);
+        if !reborn && !stat.is_dir() && stat.nlink > 1 {
+            return self.replaced.resolve(&stat.id);
+        }
+        // It had gone for good, unless the last operation (two records for a renaming)
+        // was cut short.
+        let last = !reborn && k + 2 >= current.table.records.len();
+        let made = self.replaced.remade(&stat.id);
+        made.unwrap_or(if last { stat.id } else { Id::default() })
     }
 
     fn gone(
@@ -86,7 +93,7 @@ impl Undoer<'_, '_> {
         }
         let at = c(&path)?;
         if let Some(present) = look(&at)?
-            && (self.is_same(current, k, &present.id, &stat.id)
+            && (self.now(current, k, stat, Some(kept)) == present.id
                 || !self.remove(&path, &present, false)?)
         {
             return Ok(());
@@ -94,27 +101,29 @@ impl Undoer<'_, '_> {
         if let Kept::Link(link) = kept {
             let link = self.kept_path(current, link);
             self.step("put back", &as_path(&path))?;
-            return on(sys::link(&c(&link)?, &at), "put back", &path);
+            self.tell_back(&link)?;
+            self.tell_name(&path, |session, name| session.before_create(name))?;
+            on(sys::link(&c(&link)?, &at), "put back", &path)?;
+            return self.tell_back(&path);
         }
-        // The inode may live on under another name.
+        // The inode may live on under another name, if it had one.
         let born_again = current.born.get(&stat.id).is_some_and(|at| *at > k);
-        let info = current.rows.by_id(&stat.id).filter(|_| !born_again);
+        let info = current.rows.by_id(&stat.id);
+        let info = info.filter(|_| !born_again && stat.nlink > 1);
         if let Some(alive) = info.and_then(|info| self.find_former(info)) {
             self.step("put back", &as_path(&path))?;
-            return on(sys::link(&c(&alive)?, &at), "put back", &path);
+            self.tell_link(&alive, &path)?;
+            on(sys::link(&c(&alive)?, &at), "put back", &path)?;
+            return self.tell_back(&path);
         }
         // Another name of the same inode may be back already.
-        let now = if born_again {
-            self.replaced.remade(&stat.id)
-        } else {
-            let now = self.replaced.resolve(&stat.id);
-            (now != stat.id).then_some(now)
-        };
-        if let Some(now) = now {
+        let now = self.now(current, k, stat, Some(kept));
+        if now != stat.id {
             for twin in current.gone_names.get(&stat.id).into_iter().flatten() {
                 let twin = c(twin)?;
                 if look(&twin)?.is_some_and(|there| there.id == now) {
                     self.step("put back", &as_path(&path))?;
+                    self.tell_link(twin.bytes(), &path)?;
                     return on(sys::link(&twin, &at), "put back", &path);
                 }
             }
@@ -143,7 +152,7 @@ impl Undoer<'_, '_> {
             return Ok(());
         }
         if let Some(present) = look(&c(&path)?)?
-            && (self.is_same(current, k, &present.id, &stat.id)
+            && (self.now(current, k, stat, None) == present.id
                 || !self.remove(&path, &present, false)?)
         {
             return Ok(());
@@ -180,6 +189,7 @@ impl Undoer<'_, '_> {
         );
         if id_at_to && other_at_from {
             self.step("move back", &as_path(&from_path))?;
+            self.tell_move(&to_path, &from_path, true)?;
             let done = sys::rename(&b, &a, libc::RENAME_EXCHANGE);
             return on(done, "move back", &from_path);
         }
@@ -206,7 +216,10 @@ impl Undoer<'_, '_> {
         if let Some(link) = self.find_kept(id) {
             self.clear(back, last)?;
             self.step("put back", &as_path(back))?;
-            return on(sys::link(&c(&link)?, &c(back)?), "put back", back);
+            self.tell_back(&link)?;
+            self.tell_name(back, |session, name| session.before_create(name))?;
+            on(sys::link(&c(&link)?, &c(back)?), "put back", back)?;
+            return self.tell_back(back);
         }
         self.lost::<()>(&to_path, *id).map(drop)
     }
@@ -224,6 +237,7 @@ impl Undoer<'_, '_> {
             return Ok(());
         }
         self.step("move back", &as_path(to))?;
+        self.tell_move(from, to, false)?;
         on(sys::rename(&c(from)?, &c(to)?, 0), "move back", to)
     }
 }

@@ -28,6 +28,8 @@ pub struct Replaced {
     /// By old number and table: how many entries there were before, the new number.
     map: BTreeMap<Id, BTreeMap<u64, (usize, Id)>>,
     entries: usize,
+    /// The newest table whose undo has made this inode anew.
+    made: BTreeMap<Id, u64>,
     /// The first table after each generation that was gone back to.
     first: BTreeMap<u64, u64>,
     /// The table that is being undone.
@@ -69,6 +71,25 @@ fn append(path: &Path, entry: &Encoder) -> Result<(), UndoError> {
     write().map_err(|e| failed("write", path, e))
 }
 
+/// Instead of an old number's device: no inode, but a note that of the notes since (the
+/// "number") those that tables below this one have made do not hold any more.
+const VOID: u64 = u64::MAX;
+
+/// Which entries do not hold any more. A later note decides on an earlier one of its kind.
+fn voided(entries: &[&[u8]]) -> Vec<bool> {
+    let mut void = vec![false; entries.len()];
+    for (at, entry) in entries.iter().enumerate().rev() {
+        if void[at] || u64_at(entry, 0) != VOID {
+            continue;
+        }
+        let (from, table) = (u64_at(entry, 8) as usize, u64_at(entry, 32));
+        for earlier in from..at {
+            void[earlier] |= u64_at(entries[earlier], 32) < table;
+        }
+    }
+    void
+}
+
 impl Replaced {
     pub fn load(job_dir: &Path) -> Result<Replaced, UndoError> {
         let mut all = Replaced {
@@ -76,15 +97,18 @@ impl Replaced {
             bases: job_dir.join("replaced-from"),
             ..Replaced::default()
         };
-        for entry in read_file(&all.path)?.chunks_exact(ENTRY) {
-            let id = |at| Id {
-                dev: u64_at(entry, at),
-                ino: u64_at(entry, at + 8),
+        let bytes = read_file(&all.path)?;
+        let entries: Vec<&[u8]> = bytes.chunks_exact(ENTRY).collect();
+        for (at, void) in voided(&entries).into_iter().enumerate() {
+            let id = |field| Id {
+                dev: u64_at(entries[at], field),
+                ino: u64_at(entries[at], field + 8),
             };
-            let of_id = all.map.entry(id(0)).or_default();
-            of_id.insert(u64_at(entry, 32), (all.entries, id(16)));
-            all.entries += 1;
+            if !void && id(0).dev != VOID {
+                all.know(at, id(0), id(16), u64_at(entries[at], 32));
+            }
         }
+        all.entries = entries.len();
         for entry in read_file(&all.bases)?.chunks_exact(16) {
             let (generation, table) = (u64_at(entry, 0), u64_at(entry, 8));
             all.first.entry(generation).or_insert(table);
@@ -109,9 +133,41 @@ impl Replaced {
         let mut e = Encoder::new();
         e.id(&old).id(&new).u64(self.table);
         append(&self.path, &e)?;
-        let of_id = self.map.entry(old).or_default();
-        of_id.insert(self.table, (self.entries, new));
+        self.know(self.entries, old, new, self.table);
         self.entries += 1;
+        Ok(())
+    }
+
+    fn know(&mut self, at: usize, old: Id, new: Id, table: u64) {
+        self.map.entry(old).or_default().insert(table, (at, new));
+        let newest = self.made.entry(new).or_default();
+        *newest = table.max(*newest);
+    }
+
+    /// The highest table that a note is of.
+    pub fn highest(&self) -> u64 {
+        let tables = self
+            .map
+            .values()
+            .filter_map(|of_id| of_id.keys().next_back());
+        tables.copied().max().unwrap_or(0)
+    }
+
+    /// How many notes there are.
+    pub fn notes(&self) -> u64 {
+        self.entries as u64
+    }
+
+    /// The recorded return of the table being undone is undone: what it noted when there
+    /// were `made` notes, and later, was made by undoing older tables, which are to be
+    /// undone again. What the undo of newer tables has noted since still holds.
+    pub fn void_since(&mut self, job_dir: &Path, made: u64) -> Result<(), UndoError> {
+        let table = self.table;
+        let mut e = Encoder::new();
+        e.u64(VOID).u64(made).u64(0).u64(0).u64(table);
+        append(&self.path, &e)?;
+        *self = Replaced::load(job_dir)?;
+        self.table = table;
         Ok(())
     }
 
@@ -145,7 +201,16 @@ impl Replaced {
     /// Is `present` the inode that was `wanted`? What was made anew had gone: its old
     /// number may be another inode's.
     pub fn is(&self, present: &Id, wanted: &Id) -> bool {
-        *present == self.resolve(wanted)
+        let now = self.resolve(wanted);
+        let noted = self.map.get(wanted);
+        let noted = noted.is_some_and(|notes| notes.range(self.table..).next().is_some());
+        // One that was made anew since is not one whose number was never noted.
+        let other = || {
+            self.made
+                .get(present)
+                .is_some_and(|made| *made >= self.table)
+        };
+        *present == now && (noted || !other())
     }
 
     /// For an image of this generation: what its inodes are now.

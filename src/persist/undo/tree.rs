@@ -50,6 +50,7 @@ impl Undoer<'_, '_> {
             }
             if all {
                 self.step("remove", &as_path(path))?;
+                self.tell_name(path, |session, name| session.before_remove(name, stat))?;
                 on(sys::rmdir(&c(path)?), "remove", path)?;
             }
             return Ok(all);
@@ -66,6 +67,7 @@ impl Undoer<'_, '_> {
             self.found(path, Some(aside), "made")?;
         }
         self.step("remove", &as_path(path))?;
+        self.tell_name(path, |session, name| session.before_remove(name, stat))?;
         on(sys::unlink(&c(path)?), "remove", path)?;
         Ok(true)
     }
@@ -130,9 +132,14 @@ impl Undoer<'_, '_> {
         self.step("make", &as_path(&path))?;
         let _ = sys::unlink(&temporary);
         let _ = sys::rmdir(&temporary);
+        self.tell_name(temporary.bytes(), |session, name| {
+            session.before_create(name);
+        })?;
         let made = match (source, target) {
             (Some(source), _) => (|| {
                 let from = sys::open(&CPath::new(&[source])?, libc::O_RDONLY, 0)?;
+                create(&temporary)?;
+                self.tell_made(&temporary);
                 copy_to(from.0, &temporary, stat)
             })(),
             (_, Some(target)) => {
@@ -141,14 +148,21 @@ impl Undoer<'_, '_> {
             _ if stat.is_dir() => sys::mkdir(&temporary, 0o700),
             _ => sys::mknod(&temporary, stat.mode & libc::S_IFMT | 0o600, stat.rdev),
         };
+        self.tell_made(&temporary);
         let made = made.and_then(|()| dress(&temporary, stat, xattrs));
         let id: Id = on(made, "make", &path)?;
         self.step("make", &as_path(&path))?;
         self.replaced.note(stat.id, id)?;
         self.known.insert(id);
         self.step("make", &as_path(&path))?;
+        self.tell_move(temporary.bytes(), &path, false)?;
         on(sys::rename(&temporary, &c(&path)?, 0), "put back", &path)
     }
+}
+
+fn create(path: &CPath) -> Sys<()> {
+    let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL;
+    sys::open(path, flags, 0o600).map(drop)
 }
 
 fn copy_to(from: i32, to: &CPath, stat: &Stat) -> Sys<()> {

@@ -236,8 +236,12 @@ fn adapt(r: &mut Restorer, fd: RawFd, file: usize) {
             }
             tty::set_modes(fd, termios);
         }
-        FileKind::Tty { termios, .. } | FileKind::PtyMaster { termios, .. } => {
+        FileKind::Tty { termios, .. } => tty::set_modes(fd, termios),
+        FileKind::PtyMaster {
+            termios, winsize, ..
+        } => {
             tty::set_modes(fd, termios);
+            tty::set_size(fd, winsize);
         }
         _ => {}
     }

@@ -22,7 +22,7 @@ mod kept;
 mod locks;
 mod numbers;
 mod pipes;
-mod regular;
+pub mod regular;
 mod sockets;
 mod sockpair;
 mod tty;

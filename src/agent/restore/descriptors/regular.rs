@@ -55,6 +55,31 @@ fn open_again(path: &[u8], flags: i32) -> Result<Fd, i32> {
     }
 }
 
+/// What [`open_again`] would open, without a trace; `None` where a file cannot be told from
+/// another.
+pub fn would_open(path: &[u8], flags: u32) -> Result<Option<libc::stat>, i32> {
+    let flags = open_flags(flags);
+    let opened = match sys::open(path, flags, 0) {
+        Err(libc::EPERM) => sys::open(path, flags & !libc::O_NOATIME, 0),
+        other => other,
+    };
+    match opened {
+        Ok(fd) if is_unstable(&fd) => Ok(None),
+        Ok(fd) => sys::fstat(fd.raw()).map(Some),
+        Err(libc::EACCES) => {
+            let st = sys::stat(path)?;
+            // SAFETY: no arguments.
+            let own = unsafe { ckpt_sys::syscall!(libc::SYS_geteuid) } as u32;
+            if st.st_uid == own {
+                Ok(Some(st))
+            } else {
+                Err(libc::EACCES)
+            }
+        }
+        Err(errno) => Err(errno),
+    }
+}
+
 pub(super) fn named(r: &mut Restorer, file: usize) -> Result<Fd, RestoreError> {
     let state = r.state(file);
     let FileKind::Regular {
@@ -73,10 +98,7 @@ pub(super) fn named(r: &mut Restorer, file: usize) -> Result<Fd, RestoreError> {
     let fd = open_again(path, open_flags(state.flags))
         .map_err(|e| r.fail_open(file, path, &sys::errno_text(e)))?;
     let st = sys::fstat(fd.raw()).map_err(|e| r.fail(file, "regular file", e))?;
-    let unstable = || {
-        let magic = sys::fs_magic(fd.raw());
-        matches!(magic, Ok(PROC_MAGIC | SYSFS_MAGIC | CGROUP2_MAGIC))
-    };
+    let unstable = || is_unstable(&fd);
     if st.st_mode & libc::S_IFMT != mode & libc::S_IFMT {
         return Err(r.fail_open(file, path, "another kind of file has taken its place"));
     }
@@ -114,6 +136,12 @@ pub(super) fn named(r: &mut Restorer, file: usize) -> Result<Fd, RestoreError> {
     }
     seek(r, file, &fd)?;
     Ok(fd)
+}
+
+/// On file systems whose inode numbers and sizes mean nothing.
+fn is_unstable(fd: &Fd) -> bool {
+    let magic = sys::fs_magic(fd.raw());
+    matches!(magic, Ok(PROC_MAGIC | SYSFS_MAGIC | CGROUP2_MAGIC))
 }
 
 /// Where `CKPT_REDIRECT` sends a path; the last entry counts.

@@ -68,6 +68,13 @@ pub(super) fn set_modes(fd: i32, termios: &[u8]) {
     }
 }
 
+/// Sets the window size; only where the other end is the program's as well.
+pub(super) fn set_size(fd: i32, winsize: &[u8]) {
+    if let Ok(mut size) = <[u8; 8]>::try_from(winsize) {
+        let _ = sys::ioctl(fd, libc::TIOCSWINSZ, &mut size);
+    }
+}
+
 pub(super) fn terminal(r: &mut Restorer, file: usize) -> Result<Fd, RestoreError> {
     let state = r.state(file);
     let FileKind::Tty {
@@ -104,9 +111,7 @@ pub(super) fn terminal(r: &mut Restorer, file: usize) -> Result<Fd, RestoreError
         .map_err(|e| r.fail(file, "pty slave", e))?;
     let fd = Fd::own(fd as i32);
     set_modes(fd.raw(), termios);
-    if let Ok(mut size) = <[u8; 8]>::try_from(&winsize[..]) {
-        let _ = sys::ioctl(fd.raw(), libc::TIOCSWINSZ, &mut size);
-    }
+    set_size(fd.raw(), winsize);
     Ok(fd)
 }
 
@@ -152,9 +157,7 @@ pub(super) fn master(r: &mut Restorer, file: usize) -> Result<Fd, RestoreError> 
     let _ = sys::ioctl(fd.raw(), TIOCSPTLCK, &mut lock);
     let mut mode = i32::from(*packet);
     let _ = sys::ioctl(fd.raw(), TIOCPKT, &mut mode);
-    if let Ok(mut size) = <[u8; 8]>::try_from(&winsize[..]) {
-        let _ = sys::ioctl(fd.raw(), libc::TIOCSWINSZ, &mut size);
-    }
+    set_size(fd.raw(), winsize);
     Ok(fd)
 }
 

@@ -1,0 +1,69 @@
+//! Does an undo bring a file back? For a rollback, which must know before it begins.
+
+use super::super::Id;
+use super::super::table::{Name, Record};
+use super::{UndoError, tables};
+use std::path::Path;
+
+/// Do the tables that lead back to a generation say anything of this file: of its inode, or of
+/// a name on its path?
+pub fn concerns(
+    job_dir: &Path,
+    to_generation: u64,
+    restore_exclude: &[Vec<u8>],
+    path: &[u8],
+    id: Id,
+) -> Result<bool, UndoError> {
+    let tables = tables(job_dir, to_generation, restore_exclude, true)?;
+    let mut records = tables.iter().flat_map(|table| &table.records);
+    Ok(records.any(|(_, record)| is_about(record, path, id)))
+}
+
+fn is_about(record: &Record, path: &[u8], id: Id) -> bool {
+    match record {
+        Record::Gone { name, stat, .. } | Record::RemovedDir { name, stat, .. } => {
+            stat.id == id || leads(name, path)
+        }
+        Record::Renamed {
+            from, id: moved, ..
+        } => *moved == id || leads(from, path),
+        Record::Inode {
+            stat, path: called, ..
+        } => stat.id == id || is_on(called, path),
+        _ => false,
+    }
+}
+
+fn leads(name: &Name, path: &[u8]) -> bool {
+    let mut whole = name.dir_path.clone();
+    if whole.last() != Some(&b'/') {
+        whole.push(b'/');
+    }
+    whole.extend_from_slice(&name.name);
+    is_on(&whole, path)
+}
+
+/// Is it the path itself or a directory on it?
+fn is_on(name: &[u8], path: &[u8]) -> bool {
+    path.strip_prefix(name)
+        .is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_on_a_path() {
+        let name = |dir: &str, name: &str| Name {
+            dir: Id { dev: 1, ino: 1 },
+            dir_path: dir.into(),
+            name: name.into(),
+        };
+        assert!(leads(&name("/a/b", "c"), b"/a/b/c"));
+        assert!(leads(&name("/", "a"), b"/a/b/c"));
+        assert!(leads(&name("/a", "b"), b"/a/b/c"));
+        assert!(!leads(&name("/a/b", "c"), b"/a/b/cd"));
+        assert!(!leads(&name("/a/b/c", "d"), b"/a/b/c"));
+    }
+}
