@@ -11,7 +11,7 @@ guest_tests! {
     mem_dlopen = "mem_dlopen";
     mem_ops = "mem_ops";
     mem_objects = "mem_objects";
-    mem_scatter = "mem_scatter", 2.0 s;
+    mem_scatter = "mem_scatter", 5.0 s;
     mem_big = "mem_big", 2.0 s;
     regs_hot = "regs_hot";
     regs_amx = "regs_amx";

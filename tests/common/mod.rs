@@ -285,14 +285,14 @@ impl Trial {
     /// Waits until main() has begun and one more generation after that: an earlier one
     /// (of an interpreter that was still reading its script, say) may rightly be
     /// followed by a beginning.
-    fn await_beginning(&mut self, started: &mut Started) -> bool {
+    fn await_beginning(&mut self, started: &mut Started) {
         let limit = Instant::now() + DEADLINE;
         while self.notes("begin") == 0 && !started.has_ended() && Instant::now() < limit {
             std::thread::sleep(Duration::from_millis(3));
         }
         // The next one may have begun before the note was written.
         let known = self.generation();
-        self.await_generation(started, known).is_some()
+        self.await_generation(started, known);
     }
 
     /// The oracle: bare once; then killed `kills` times, started again each time, and let
@@ -312,15 +312,14 @@ impl Trial {
         for kill in 0..kills {
             let known = self.generation();
             let mut started = self.start();
-            let begun = kill == 0
-                && self.program.counts_its_beginnings
-                && self.await_beginning(&mut started);
+            if kill == 0 && self.program.counts_its_beginnings {
+                self.await_beginning(&mut started);
+            }
             // Mostly after something new was committed; now and then at any instant at all,
             // recovery included. Progress is not endangered: the last life is not killed.
             let anywhere = kill > 0 && self.random(4) == 0;
             let known = known.max(self.generation());
-            // (A program of many scattered pages may not live for two checkpoints.)
-            if !anywhere && !begun && self.await_generation(&mut started, known).is_none() {
+            if !anywhere && self.await_generation(&mut started, known).is_none() {
                 let life = started.end(DEADLINE);
                 self.note(format!(
                     "life {}: ended by itself: {}",

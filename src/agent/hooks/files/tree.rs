@@ -118,6 +118,9 @@ fn remove(f: &mut CallFrame, dir: i32, path: u64) -> Option<Verdict> {
     let name = name(&mut recording, dir, &path)?;
     recording.session.before_remove(&name.as_ref(), &stat);
     f.rax = execute(f);
+    if f.rax < 0 {
+        recording.session.failed();
+    }
     Some(Verdict::Done)
 }
 
@@ -162,6 +165,9 @@ fn rename(f: &mut CallFrame, from: Place, to: Place, flags: u32) -> Option<Verdi
         (false, false) => return None,
     }
     f.rax = execute(f);
+    if f.rax < 0 {
+        session.failed();
+    }
     Some(Verdict::Done)
 }
 
