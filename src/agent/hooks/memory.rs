@@ -21,7 +21,7 @@ use super::frame::{CallFrame, Verdict};
 use super::maps::{Mapping, Maps};
 use super::ranges;
 use crate::agent::state::InHook;
-use crate::agent::track::fault;
+use crate::agent::track::{fault, uffd};
 use crate::image::state::vma_flag;
 use ckpt_sys::{raw::check, syscall};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
@@ -371,7 +371,10 @@ pub fn mremap(frame: &mut CallFrame) -> Verdict {
         return Verdict::Forward;
     };
     let moves = flags & (libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP) != 0;
-    if !ranges::active() || flags & !known != 0 || (new_end <= old_end && !moves) {
+    // A tracker may register part of a mapping that has just come in the place of another: for
+    // the kernel these are two then, and it moves only one.
+    let in_parts = ranges::active() || uffd::in_use();
+    if !in_parts || flags & !known != 0 || (new_end <= old_end && !moves) {
         return Verdict::Forward;
     }
     let _guard = InHook::enter();
@@ -423,15 +426,25 @@ impl Remap {
     fn survey(&self, maps: &mut Maps) -> Result<Option<(u32, bool)>, i32> {
         let (mut at, end) = (self.old, self.old + self.old_len);
         let (mut prot, mut ours) = (0, false);
+        let mut before: Option<Mapping> = None;
         while at < end {
-            match maps.at(at)? {
-                Some(m) if m.start <= at && (m.is_anonymous() || is_image(&m)) => {
-                    ours |= is_image(&m);
-                    prot = m.prot;
-                    at = m.end;
+            let Some(m) = maps.at(at)?.filter(|m| m.start <= at) else {
+                return Ok(None);
+            };
+            if !m.is_anonymous() && !is_image(&m) {
+                // Parts of one mapping of a file, which is not to grow.
+                let follows = before.is_none_or(|b| {
+                    (b.dev, b.ino, b.shared) == (m.dev, m.ino, m.shared)
+                        && b.offset + (b.end - b.start) == m.offset
+                });
+                if !follows || self.new_len > self.old_len {
+                    return Ok(None);
                 }
-                _ => return Ok(None),
             }
+            ours |= is_image(&m);
+            prot = m.prot;
+            at = m.end;
+            before = Some(m);
         }
         Ok(Some((prot, ours)))
     }

@@ -67,14 +67,12 @@ const ADVICE_CALLS: &[libc::c_long] = &[
     libc::SYS_mlock,
     libc::SYS_mlock2,
     libc::SYS_mlockall,
+    // Trackers split mappings, which the kernel then does not move in one.
+    libc::SYS_mremap,
 ];
 
 /// Only after a lazy restore.
-const IMAGE_CALLS: &[libc::c_long] = &[
-    libc::SYS_mremap,
-    libc::SYS_mprotect,
-    libc::SYS_pkey_mprotect,
-];
+const IMAGE_CALLS: &[libc::c_long] = &[libc::SYS_mprotect, libc::SYS_pkey_mprotect];
 
 /// Which calls go to [`dispatch`] *now*: one byte per number, 0 = none. What is only
 /// of interest after a restore is marked after a restore, so ask again then; what is only
