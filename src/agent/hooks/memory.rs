@@ -525,6 +525,8 @@ fn unmap(addr: u64, len: u64) {
 
 /// Moves every mapping of `[from, from + len)` to `to`; on failure they are all back.
 fn move_pieces(maps: &mut Maps, from: u64, len: u64, to: u64, mode: i32) -> Result<(), i32> {
+    const MOST_TRIES: u32 = 1000;
+    let mut tries = 0;
     let mut at = from;
     while at < from + len {
         let step = match maps.at(at)? {
@@ -543,6 +545,11 @@ fn move_pieces(maps: &mut Maps, from: u64, len: u64, to: u64, mode: i32) -> Resu
             )
         });
         if let Err(e) = ret {
+            // The tracker registers beside us: what was one mapping a moment ago is two.
+            if e == libc::EFAULT && tries < MOST_TRIES {
+                tries += 1;
+                continue;
+            }
             if mode == 0 && at > from {
                 let _ = move_pieces(maps, to, at - from, from, 0);
             }
