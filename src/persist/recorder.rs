@@ -130,8 +130,9 @@ fn begin(mask: Option<u64>) -> Option<Session> {
         release(mask);
         return None;
     }
+    // What an earlier session told has taken place: only this one's can still fail.
+    inner.operation = 0;
     if inner.index_of != inner.writer.number {
-        inner.operation = 0;
         inner.returning = false;
         inner.index = Index::new();
         inner.index_of = inner.writer.number;
