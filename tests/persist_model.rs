@@ -270,12 +270,13 @@ impl Game {
                 text += &format!("{at} {record:?}\n");
             }
         }
-        for entry in std::fs::read(self.job.join("replaced"))
+        for entry in std::fs::read(self.job.join("identities"))
             .unwrap_or_default()
-            .chunks(40)
+            .chunks(56)
         {
             let word = |at: usize| u64::from_le_bytes(entry[at..at + 8].try_into().unwrap());
-            text += &format!("undo of {}: {} -> {}\n", word(32), word(8), word(24));
+            let (old, new) = ((word(8), word(16)), (word(32), word(40)));
+            text += &format!("undo of {}: {old:x?} -> {new:x?}\n", word(48));
         }
         for entry in snapshot(&self.root).keys() {
             let path = self.root.join(entry);

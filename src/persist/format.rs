@@ -6,12 +6,18 @@
 //! 69632   records: len u32, crc32c u32, payload, padding to 8; a len of 0 ends them
 //! ```
 //!
+//! Version 2 has births of inodes (`persist::birth`) at the ends of records; version 1, without
+//! them, is read.
+//!
 //! Pure code; numbers are little endian.
 
-use super::table::{Kept, Name, Record, Xattrs};
-use super::{Id, Stat};
+use super::table::{Kept, Moved, Name, Record, Xattrs};
+use super::{Id, Identity, Stat};
 
-pub const MAGIC: [u8; 8] = *b"ckptabl1";
+/// Before the version's digit.
+pub const MAGIC: [u8; 7] = *b"ckptabl";
+const VERSION: u8 = b'2';
+const OLDEST: u8 = b'1';
 pub const HEADER: u64 = 4096;
 pub const SLOTS: u32 = 2048;
 pub const SLOT: u64 = 32;
@@ -62,10 +68,22 @@ pub const KEPT_COPY: u8 = 2;
 pub const KEPT_SYMLINK: u8 = 3;
 pub const KEPT_NODE: u8 = 4;
 
+/// Of a file that begins as tables do: can this be read?
+pub fn is_known(magic: &[u8]) -> bool {
+    let version = magic.strip_prefix(&MAGIC).and_then(|rest| rest.first());
+    version.is_some_and(|version| (OLDEST..=VERSION).contains(version))
+}
+
+/// Is it the table of a later version of this library?
+pub fn is_newer(bytes: &[u8]) -> bool {
+    bytes.starts_with(&MAGIC) && bytes.get(MAGIC.len()).is_some_and(|v| *v > VERSION)
+}
+
 /// The fixed part of the header.
 pub fn header(seq: u32, base: u64, power: bool) -> [u8; 32] {
     let mut bytes = [0u8; 32];
-    bytes[..8].copy_from_slice(&MAGIC);
+    bytes[..7].copy_from_slice(&MAGIC);
+    bytes[7] = VERSION;
     bytes[AT_SEQ..12].copy_from_slice(&seq.to_le_bytes());
     let flags = if power { FLAG_POWER } else { 0 };
     bytes[AT_FLAGS..16].copy_from_slice(&flags.to_le_bytes());
@@ -184,6 +202,7 @@ impl<'a> Decoder<'a> {
     fn stat(&mut self) -> Option<Stat> {
         Some(Stat {
             id: self.id()?,
+            birth: 0,
             mode: self.u32()?,
             nlink: self.u32()?,
             uid: self.u32()?,
@@ -203,6 +222,14 @@ impl<'a> Decoder<'a> {
         })
     }
 
+    /// At the end of a record: there since version 2.
+    fn birth(&mut self) -> Option<u64> {
+        if self.0.is_empty() {
+            return Some(0);
+        }
+        self.u64()
+    }
+
     fn xattrs(&mut self) -> Option<Xattrs> {
         let mut all = Vec::new();
         for _ in 0..self.u32()? {
@@ -219,7 +246,7 @@ pub fn decode(payload: &[u8]) -> Option<Record> {
         TAG_ABSENT => Record::Absent { name: d.name()? },
         TAG_GONE => {
             let name = d.name()?;
-            let stat = d.stat()?;
+            let mut stat = d.stat()?;
             let kind = d.u8()?;
             let text = d.text()?;
             let kept = match kind {
@@ -229,34 +256,33 @@ pub fn decode(payload: &[u8]) -> Option<Record> {
                 KEPT_NODE => Kept::Node,
                 _ => return None,
             };
+            let xattrs = d.xattrs()?;
+            stat.birth = d.birth()?;
             Record::Gone {
                 name,
                 stat,
                 kept,
-                xattrs: d.xattrs()?,
+                xattrs,
             }
         }
-        TAG_RENAMED => Record::Renamed {
-            from: d.name()?,
-            to: d.name()?,
-            id: d.id()?,
-            other: match d.u8()? {
-                0 => None,
-                _ => Some(d.id()?),
-            },
-        },
-        TAG_REMOVED_DIR => Record::RemovedDir {
-            name: d.name()?,
-            stat: d.stat()?,
-            xattrs: d.xattrs()?,
-        },
-        TAG_INODE => Record::Inode {
-            row: d.u32()?,
-            slot: d.u32()?,
-            which: d.u32()?,
-            stat: d.stat()?,
-            path: d.text()?,
-        },
+        TAG_RENAMED => renamed(&mut d)?,
+        TAG_REMOVED_DIR => {
+            let (name, mut stat, xattrs) = (d.name()?, d.stat()?, d.xattrs()?);
+            stat.birth = d.birth()?;
+            Record::RemovedDir { name, stat, xattrs }
+        }
+        TAG_INODE => {
+            let (row, slot, which) = (d.u32()?, d.u32()?, d.u32()?);
+            let (mut stat, path) = (d.stat()?, d.text()?);
+            stat.birth = d.birth()?;
+            Record::Inode {
+                row,
+                slot,
+                which,
+                stat,
+                path,
+            }
+        }
         TAG_PATH => Record::Path {
             row: d.u32()?,
             path: d.text()?,
@@ -288,6 +314,35 @@ pub fn decode(payload: &[u8]) -> Option<Record> {
         _ => return None,
     };
     d.0.is_empty().then_some(record)
+}
+
+fn renamed(d: &mut Decoder) -> Option<Record> {
+    let (from, to, id) = (d.name()?, d.name()?, d.id()?);
+    let other = match d.u8()? {
+        0 => None,
+        _ => Some(d.id()?),
+    };
+    let mut moved = |id: Id| -> Option<Moved> {
+        let since = !d.0.is_empty();
+        Some(Moved {
+            inode: Identity {
+                id,
+                birth: d.birth()?,
+            },
+            born: if since { Some(d.u8()? != 0) } else { None },
+        })
+    };
+    let moved_id = moved(id)?;
+    let other = match other {
+        Some(other) => Some(moved(other)?),
+        None => None,
+    };
+    Some(Record::Renamed {
+        from,
+        to,
+        moved: moved_id,
+        other,
+    })
 }
 
 /// The records in `bytes` (from [`RECORDS`] on) up to the first that is not whole,

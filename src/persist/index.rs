@@ -4,6 +4,7 @@
 //! changes. Growth can fail, never abort: what cannot be remembered is recorded again
 //! or marks the table.
 
+use super::birth::Births;
 use super::{Id, Which};
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -75,6 +76,8 @@ pub enum Node {
 pub struct Row {
     pub row: u32,
     pub slot: u32,
+    /// See `Identity`.
+    pub birth: u64,
     /// Attributes that are recorded.
     pub which: Which,
     /// The size at the checkpoint.
@@ -93,6 +96,7 @@ impl Row {
         Row {
             row,
             slot,
+            birth: 0,
             which: 0,
             size0,
             path_known: true,
@@ -182,6 +186,7 @@ pub struct Index {
     pub nodes: Map<Id, Node>,
     /// Names that a record leads back to, by directory.
     names: Map<Id, Set<Box<[u8]>>>,
+    pub births: Births,
 }
 
 impl Index {
@@ -189,6 +194,7 @@ impl Index {
         Index {
             nodes: Map::with_hasher(State::new()),
             names: Map::with_hasher(State::new()),
+            births: Births::new(),
         }
     }
 

@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | `recorder` | what the hooks tell: one method per kind of modification | target, inside hooks |
 //! | `index` | what is recorded already since the table began | target, under the recorder's lock |
+//! | `birth` | what tells an inode from another that had its number | target, undo |
 //! | `lock` | the recorder's lock | target |
 //! | `writer` | the mapped journal and shadow file | target, under the recorder's lock |
 //! | `shadow`, `kept` | pre-images of blocks, links to removed files | target, under the recorder's lock |
@@ -18,6 +19,7 @@
 //! | `diff` | what an undo would change, and rows for people | command |
 //! | `sys` | the few system calls, raw | all |
 
+pub(crate) mod birth;
 pub mod diff;
 pub mod exclude;
 pub mod format;
@@ -31,7 +33,7 @@ pub mod table;
 pub mod undo;
 mod writer;
 
-/// What identifies an inode (and a directory).
+/// What identifies an inode (and a directory) among those that there are at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Id {
     /// `makedev` number, as `st_dev` has it.
@@ -39,10 +41,28 @@ pub struct Id {
     pub ino: u64,
 }
 
+/// What identifies an inode among all that there have been.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Identity {
+    pub id: Id,
+    /// A number of this inode only (see `birth`); 0: not known.
+    pub birth: u64,
+}
+
+impl Identity {
+    /// Is it the same inode, as far as one can tell?
+    pub fn is(&self, other: &Identity) -> bool {
+        let births = (self.birth, other.birth);
+        self.id == other.id && (births.0 == births.1 || births.0 == 0 || births.1 == 0)
+    }
+}
+
 /// The attributes of an inode that can be put back, and its identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stat {
     pub id: Id,
+    /// As in [`Identity`]; hooks do not ask for it.
+    pub birth: u64,
     /// Kind and permissions, as `st_mode`.
     pub mode: u32,
     pub nlink: u32,
@@ -63,6 +83,7 @@ impl Stat {
                 dev: libc::makedev(x.stx_dev_major, x.stx_dev_minor),
                 ino: x.stx_ino,
             },
+            birth: 0,
             mode: u32::from(x.stx_mode),
             nlink: x.stx_nlink,
             uid: x.stx_uid,
@@ -71,6 +92,13 @@ impl Stat {
             atime_ns: ns(&x.stx_atime),
             mtime_ns: ns(&x.stx_mtime),
             rdev: libc::makedev(x.stx_rdev_major, x.stx_rdev_minor),
+        }
+    }
+
+    pub fn identity(&self) -> Identity {
+        Identity {
+            id: self.id,
+            birth: self.birth,
         }
     }
 

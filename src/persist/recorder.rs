@@ -172,6 +172,27 @@ impl Inner {
         }
     }
 
+    /// What tells the inode from others of its number.
+    fn birth(&mut self, stat: &Stat, path: &CPath) -> u64 {
+        if stat.birth != 0 {
+            return stat.birth;
+        }
+        match self.index.row(&stat.id) {
+            Some(row) if row.birth != 0 => row.birth,
+            _ => self.index.births.of_path(path, stat.id.dev),
+        }
+    }
+
+    /// The same of a file, at `path` where there is no descriptor.
+    fn birth_of_file(&mut self, file: &FileRef, path: &[u8]) -> u64 {
+        let dev = file.stat.id.dev;
+        match file.any_fd.or(file.fd) {
+            _ if file.stat.birth != 0 => file.stat.birth,
+            Some(fd) => self.index.births.of_fd(fd, dev),
+            None => CPath::new(&[path]).map_or(0, |path| self.index.births.of_path(&path, dev)),
+        }
+    }
+
     fn incomplete(&mut self, path: &[u8], reason: &[u8]) {
         self.writer.set_incomplete(1, &[path, b": ", reason]);
         self.scratch.begin(TAG_INCOMPLETE).text(path).text(reason);
@@ -233,10 +254,9 @@ impl Session {
                 let row = inner.writer.next_row;
                 inner.writer.next_row += 1;
                 let slot = inner.writer.take_slot();
-                if !inner
-                    .index
-                    .set(id, Node::Row(Row::new(row, slot, file.stat.size)))
-                {
+                let mut new = Row::new(row, slot, file.stat.size);
+                new.birth = inner.birth_of_file(file, path);
+                if !inner.index.set(id, Node::Row(new)) {
                     inner.failed(path, libc::ENOMEM);
                     return false;
                 }
@@ -262,6 +282,8 @@ impl Session {
             let e = inner.scratch.begin(TAG_INODE);
             let path: &[u8] = if named { path } else { b"" };
             e.u32(row).u32(slot).u32(missing).stat(file.stat).text(path);
+            let birth = inner.index.row(&id).map_or(0, |row| row.birth);
+            inner.scratch.u64(birth);
             inner.commit();
         }
         if let Some(row) = inner.index.row_mut(&id) {
@@ -605,6 +627,12 @@ impl Session {
                 scratch.text(name).text(value);
             })?;
         }
+        // A link in the store keeps the number from being used again.
+        let birth = match with_xattrs {
+            true => inner.birth(stat, &path),
+            false => stat.birth,
+        };
+        inner.scratch.u64(birth);
         if inner.commit() {
             inner.index.cover(&name.dir, name.name);
         }
@@ -638,7 +666,7 @@ impl Session {
             self.exchanged(from, from_stat);
             self.exchanged(to, other);
             if either {
-                self.renamed(from, to, &from_stat.id, Some(&other.id));
+                self.renamed(from, to, from_stat, Some(other));
             }
         } else {
             match to_stat {
@@ -646,7 +674,7 @@ impl Session {
                 None => self.absent(to),
             }
             if moves {
-                self.renamed(from, to, &from_stat.id, None);
+                self.renamed(from, to, from_stat, None);
             }
         }
         self.inner.writer.sync();
@@ -660,15 +688,26 @@ impl Session {
         }
     }
 
-    fn renamed(&mut self, from: &NameRef, to: &NameRef, id: &Id, other: Option<&Id>) {
+    fn renamed(&mut self, from: &NameRef, to: &NameRef, stat: &Stat, other: Option<&Stat>) {
         let inner = &mut *self.inner;
+        let mut births = [(0, false); 2];
+        let moved = [Some((from, stat)), other.map(|other| (to, other))];
+        for (place, (name, stat)) in births.iter_mut().zip(moved.into_iter().flatten()) {
+            let path = CPath::join(name.dir_path, name.name);
+            let birth = path.map_or(0, |path| inner.birth(stat, &path));
+            *place = (birth, inner.index.is_born(&stat.id));
+        }
         let e = inner.scratch.begin(TAG_RENAMED);
         e.name(&from.dir, from.dir_path, from.name);
-        e.name(&to.dir, to.dir_path, to.name).id(id);
+        e.name(&to.dir, to.dir_path, to.name).id(&stat.id);
         match other {
-            Some(other) => e.u8(1).id(other),
+            Some(other) => e.u8(1).id(&other.id),
             None => e.u8(0),
         };
+        let count = 1 + usize::from(other.is_some());
+        for (birth, born) in births.iter().take(count) {
+            e.u64(*birth).u8(u8::from(*born));
+        }
         if inner.commit() {
             inner.index.cover(&from.dir, from.name);
             inner.index.cover(&to.dir, to.name);

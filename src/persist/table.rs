@@ -4,7 +4,7 @@
 use super::recorder::{NUMBER, STATE};
 use super::sys::{self, CPath, Sys};
 use super::writer::{RANGES, Writer, forget_mapped, mapped};
-use super::{Id, Stat, Which, format};
+use super::{Id, Identity, Stat, Which, format};
 use crate::errno::Errno;
 use crate::store::StoreError;
 use std::ffi::OsStr;
@@ -70,6 +70,14 @@ impl Name {
 /// Extended attributes with their values.
 pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
+/// An inode that was moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moved {
+    pub inode: Identity,
+    /// It was made since the table began; `None`: the record does not say.
+    pub born: Option<bool>,
+}
+
 /// One record, as read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
@@ -85,9 +93,9 @@ pub enum Record {
     Renamed {
         from: Name,
         to: Name,
-        id: Id,
+        moved: Moved,
         /// The other inode of an exchange.
-        other: Option<Id>,
+        other: Option<Moved>,
     },
     RemovedDir {
         name: Name,
@@ -356,7 +364,7 @@ fn wide(bytes: &[u8], at: usize) -> u64 {
 /// The header's meaning; `None`: it is none.
 fn header(path: &Path, bytes: &[u8]) -> Option<TableFile> {
     let fixed = bytes.get(..format::AT_CRC)?;
-    if !fixed.starts_with(&format::MAGIC) || word(bytes, format::AT_CRC) != crc32c::crc32c(fixed) {
+    if !format::is_known(fixed) || word(bytes, format::AT_CRC) != crc32c::crc32c(fixed) {
         return None;
     }
     let incomplete = (word(bytes, format::AT_INCOMPLETE) != 0).then(|| {
@@ -403,6 +411,10 @@ pub fn list(job_dir: &Path) -> Result<Vec<TableFile>, StoreError> {
         }
         let path = job_dir.join(OsStr::from_bytes(&name));
         let bytes = on(read_bytes(&path, format::HEADER), "read", &path)?;
+        if format::is_newer(&bytes) {
+            // To go back without it would be to go back to something else.
+            on(Err(libc::EPROTONOSUPPORT), "read", &path)?;
+        }
         tables.extend(header(&path, &bytes));
     }
     tables.sort_by_key(|t| t.seq);

@@ -4,12 +4,14 @@ use super::rows::{RowInfo, Rows};
 use super::state::{Findings, Replaced};
 use super::{ForeignFile, Options, UndoError, failed, known_ids};
 use crate::config::Foreign;
+use crate::persist::birth::Births;
 use crate::persist::exclude::{self, matches};
 use crate::persist::format;
 use crate::persist::kept::link_name;
 use crate::persist::sys::{self, CPath, Fd, Sys, point};
 use crate::persist::table::{self, Record, Table};
-use crate::persist::{Id, MODE, OWNER, SIZE, Stat, TIMES};
+use crate::persist::{Id, Identity, MODE, OWNER, SIZE, Stat, TIMES};
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -31,16 +33,18 @@ pub struct Undoer<'o, 'a> {
     open: Option<(u32, Fd, Vec<u8>)>,
     /// What is done is recorded (`record`).
     pub recorded: bool,
+    births: Cell<Births>,
 }
 
 /// The table that is being undone.
 pub struct Current<'t> {
     pub table: &'t Table,
     pub rows: Rows,
-    /// Inode numbers made since the table began, with the last record that says so.
+    /// Inode numbers made since the table began, with the last record that says so. What
+    /// they say counts where no births are known.
     pub born: BTreeMap<Id, usize>,
     /// Other names of inodes that lost one, for copies with several names.
-    pub gone_names: BTreeMap<Id, Vec<Vec<u8>>>,
+    pub gone_names: BTreeMap<Identity, Vec<Vec<u8>>>,
     journal: Fd,
     shadow: Option<Fd>,
     /// What the header says is undone.
@@ -79,6 +83,7 @@ impl<'o, 'a> Undoer<'o, 'a> {
             all_tables: table::list(job_dir)?.iter().map(|t| t.seq).collect(),
             open: None,
             recorded: false,
+            births: Cell::default(),
         })
     }
 
@@ -89,6 +94,15 @@ impl<'o, 'a> Undoer<'o, 'a> {
             Some(fault) => fault().map_err(|e| failed(verb, path, e)),
             None => Ok(()),
         }
+    }
+
+    /// What is at the path itself, with its birth.
+    pub fn lstat(&self, path: &CPath) -> Sys<Stat> {
+        let mut stat = sys::lstat(path)?;
+        let mut births = self.births.get();
+        stat.birth = births.of_path(path, stat.id.dev);
+        self.births.set(births);
+        Ok(stat)
     }
 
     pub fn is_excluded(&self, path: &[u8]) -> bool {
@@ -125,7 +139,7 @@ impl<'o, 'a> Undoer<'o, 'a> {
             match record {
                 Record::Born { id } => drop(current.born.insert(*id, k)),
                 Record::Gone { name, stat, .. } => {
-                    let names = current.gone_names.entry(stat.id).or_default();
+                    let names = current.gone_names.entry(stat.identity()).or_default();
                     names.push(name.path());
                 }
                 _ => {}
@@ -206,8 +220,8 @@ impl<'o, 'a> Undoer<'o, 'a> {
             return Ok(None);
         };
         let kept = |id: &Id| self.findings.keep.contains(id);
-        let now = self.replaced.resolve(&info.stat.id);
-        if kept(&info.stat.id) || kept(&now) || self.is_excluded(&info.first_path) {
+        let now = self.replaced.resolve(&info.stat.identity());
+        if kept(&info.stat.id) || kept(&now.id) || self.is_excluded(&info.first_path) {
             return Ok(None);
         }
         match self.find(info) {
@@ -240,14 +254,14 @@ impl<'o, 'a> Undoer<'o, 'a> {
     /// Looks for an inode at its path, among kept links, at former paths.
     pub fn find(&self, info: &RowInfo) -> Option<Vec<u8>> {
         let here = |path: &&Vec<u8>| {
-            let there = CPath::new(&[path]).and_then(|p| sys::lstat(&p));
-            there.is_ok_and(|s| self.replaced.is(&s.id, &info.stat.id))
+            let there = CPath::new(&[path]).and_then(|p| self.lstat(&p));
+            there.is_ok_and(|s| self.replaced.is(&s.identity(), &info.stat.identity()))
         };
         info.path
             .iter()
             .find(here)
             .cloned()
-            .or_else(|| self.find_kept(&info.stat.id))
+            .or_else(|| self.find_kept(&info.stat.identity()))
             .or_else(|| match info.path {
                 Some(_) => info.seen.iter().rev().find(here).cloned(),
                 // Its last known name was removed: its number may be another's by now.
@@ -259,20 +273,21 @@ impl<'o, 'a> Undoer<'o, 'a> {
     /// were ever known of it.
     pub fn find_former(&self, info: &RowInfo) -> Option<Vec<u8>> {
         let here = |path: &&Vec<u8>| {
-            let there = CPath::new(&[path]).and_then(|p| sys::lstat(&p));
-            there.is_ok_and(|s| self.replaced.is(&s.id, &info.stat.id))
+            let there = CPath::new(&[path]).and_then(|p| self.lstat(&p));
+            there.is_ok_and(|s| self.replaced.is(&s.identity(), &info.stat.identity()))
         };
         let former = || info.seen.iter().rev().find(here).cloned();
         self.find(info).or_else(former)
     }
 
     /// The kept link of an inode, if any table has one.
-    pub fn find_kept(&self, id: &Id) -> Option<Vec<u8>> {
+    pub fn find_kept(&self, inode: &Identity) -> Option<Vec<u8>> {
         self.all_tables.iter().rev().find_map(|seq| {
             let mut path = table::c_path(&table::kept_dir(self.job_dir, *seq)).ok()?;
-            link_name(&mut path, id).ok()?;
-            let there = sys::lstat(&path).ok()?;
-            (there.id == *id).then(|| path.bytes().to_vec())
+            link_name(&mut path, &inode.id).ok()?;
+            let there = self.lstat(&path).ok()?;
+            let same = there.identity().is(inode);
+            same.then(|| path.bytes().to_vec())
         })
     }
 

@@ -11,7 +11,7 @@ use crate::config::Foreign;
 use crate::persist::format;
 use crate::persist::sys::{self, CPath};
 use crate::persist::table::{self, Table};
-use crate::persist::{Id, Stat};
+use crate::persist::{Identity, Stat};
 use std::collections::BTreeSet;
 
 impl Undoer<'_, '_> {
@@ -74,7 +74,7 @@ impl Undoer<'_, '_> {
     /// All files that are not as the program left them, as they are now.
     pub fn foreign_files(&mut self, tables: &[Table]) -> Vec<(ForeignFile, Stat)> {
         let mut found = Vec::new();
-        let mut judged: BTreeSet<Id> = BTreeSet::new();
+        let mut judged: BTreeSet<Identity> = BTreeSet::new();
         // What a newer table moved is looked for where it was moved to.
         let mut rows = Rows::default();
         let begins: Vec<(u32, &Table)> = tables
@@ -88,7 +88,7 @@ impl Undoer<'_, '_> {
             };
             self.replaced.table = u64::from(table.file.seq);
             if info.stat.is_regular()
-                && judged.insert(self.replaced.resolve(&info.stat.id))
+                && judged.insert(self.replaced.resolve(&info.stat.identity()))
                 && !self.options.inherited.contains(&info.stat.id)
                 && !self.is_excluded(&info.first_path)
             {

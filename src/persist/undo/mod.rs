@@ -247,9 +247,9 @@ fn known_ids(tables: &[Table]) -> BTreeSet<Id> {
             Record::Inode { stat, .. }
             | Record::Gone { stat, .. }
             | Record::RemovedDir { stat, .. } => known.insert(stat.id),
-            Record::Renamed { id, other, .. } => {
-                known.extend(other);
-                known.insert(*id)
+            Record::Renamed { moved, other, .. } => {
+                known.extend(other.iter().map(|other| other.inode.id));
+                known.insert(moved.inode.id)
             }
             _ => false,
         };

@@ -3,19 +3,19 @@
 use super::UndoError;
 use super::apply::{Current, Undoer, as_path, c, on};
 use crate::persist::sys::{self, CPath};
-use crate::persist::table::{Kept, Name, Record, Xattrs};
-use crate::persist::{Id, Stat};
-
-/// What is at a path itself; `None`: nothing.
-fn look(path: &CPath) -> Result<Option<Stat>, UndoError> {
-    match sys::lstat(path) {
-        Ok(stat) => Ok(Some(stat)),
-        Err(libc::ENOENT) | Err(libc::ENOTDIR) => Ok(None),
-        Err(e) => on(Err(e), "look at", path.bytes()),
-    }
-}
+use crate::persist::table::{Kept, Moved, Name, Record, Xattrs};
+use crate::persist::{Identity, Stat};
 
 impl Undoer<'_, '_> {
+    /// What is at a path itself; `None`: nothing.
+    fn look(&self, path: &CPath) -> Result<Option<Stat>, UndoError> {
+        match self.lstat(path) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(libc::ENOENT) | Err(libc::ENOTDIR) => Ok(None),
+            Err(e) => on(Err(e), "look at", path.bytes()),
+        }
+    }
+
     pub fn name_record(
         &mut self,
         current: &Current,
@@ -45,16 +45,16 @@ impl Undoer<'_, '_> {
             Record::Renamed {
                 from,
                 to,
-                id,
+                moved,
                 other,
-            } => self.renamed(current, from, to, id, other.as_ref(), last),
+            } => self.renamed(current, from, to, moved, other.as_ref(), last),
             _ => Ok(()),
         }
     }
 
     /// Removes whatever is at the path. False: it was left (`CKPT_FOREIGN=keep`).
     fn clear(&mut self, path: &[u8], sure: bool) -> Result<bool, UndoError> {
-        match look(&c(path)?)? {
+        match self.look(&c(path)?)? {
             Some(present) => self.remove(path, &present, sure),
             None => Ok(true),
         }
@@ -62,20 +62,27 @@ impl Undoer<'_, '_> {
 
     /// What the inode that lost a name at record `k` is now, so that one knows whether it is
     /// there already. Its number may have been given to another inode since.
-    fn now(&self, current: &Current, k: usize, stat: &Stat, kept: Option<&Kept>) -> Id {
+    fn now(&self, current: &Current, k: usize, stat: &Stat, kept: Option<&Kept>) -> Identity {
         if let Some(Kept::Link(_)) = kept {
             // Not while there is a link to it.
-            return stat.id;
+            return stat.identity();
+        }
+        if stat.birth != 0 {
+            return self.replaced.resolve(&stat.identity());
         }
         let reborn = current.born.get(&stat.id).is_some_and(|at| *at > k);
         if !reborn && !stat.is_dir() && stat.nlink > 1 {
-            return self.replaced.resolve(&stat.id);
+            return self.replaced.resolve(&stat.identity());
         }
         // It had gone for good, unless the last operation (two records for a renaming)
         // was cut short.
         let last = !reborn && k + 2 >= current.table.records.len();
         let made = self.replaced.remade(&stat.id);
-        made.unwrap_or(if last { stat.id } else { Id::default() })
+        made.unwrap_or(if last {
+            stat.identity()
+        } else {
+            Identity::default()
+        })
     }
 
     fn gone(
@@ -92,8 +99,10 @@ impl Undoer<'_, '_> {
             return Ok(());
         }
         let at = c(&path)?;
-        if let Some(present) = look(&at)?
-            && (self.now(current, k, stat, Some(kept)) == present.id
+        if let Some(present) = self.look(&at)?
+            && (self
+                .now(current, k, stat, Some(kept))
+                .is(&present.identity())
                 || !self.remove(&path, &present, false)?)
         {
             return Ok(());
@@ -107,8 +116,8 @@ impl Undoer<'_, '_> {
             return self.tell_back(&path);
         }
         // The inode may live on under another name, if it had one.
-        let born_again = current.born.get(&stat.id).is_some_and(|at| *at > k);
-        let info = current.rows.by_id(&stat.id);
+        let born_again = stat.birth == 0 && current.born.get(&stat.id).is_some_and(|at| *at > k);
+        let info = current.rows.of_inode(&stat.identity());
         let info = info.filter(|_| !born_again && stat.nlink > 1);
         if let Some(alive) = info.and_then(|info| self.find_former(info)) {
             self.step("put back", &as_path(&path))?;
@@ -118,10 +127,14 @@ impl Undoer<'_, '_> {
         }
         // Another name of the same inode may be back already.
         let now = self.now(current, k, stat, Some(kept));
-        if now != stat.id {
-            for twin in current.gone_names.get(&stat.id).into_iter().flatten() {
+        if now != stat.identity() {
+            let twins = current.gone_names.get(&stat.identity());
+            for twin in twins.into_iter().flatten() {
                 let twin = c(twin)?;
-                if look(&twin)?.is_some_and(|there| there.id == now) {
+                if self
+                    .look(&twin)?
+                    .is_some_and(|there| there.identity().is(&now))
+                {
                     self.step("put back", &as_path(&path))?;
                     self.tell_link(twin.bytes(), &path)?;
                     return on(sys::link(&twin, &at), "put back", &path);
@@ -151,8 +164,8 @@ impl Undoer<'_, '_> {
         if self.is_excluded(&path) {
             return Ok(());
         }
-        if let Some(present) = look(&c(&path)?)?
-            && (self.now(current, k, stat, None) == present.id
+        if let Some(present) = self.look(&c(&path)?)?
+            && (self.now(current, k, stat, None).is(&present.identity())
                 || !self.remove(&path, &present, false)?)
         {
             return Ok(());
@@ -166,8 +179,8 @@ impl Undoer<'_, '_> {
         current: &Current,
         from: &Name,
         to: &Name,
-        id: &Id,
-        other: Option<&Id>,
+        moved: &Moved,
+        other: Option<&Moved>,
         last: bool,
     ) -> Result<(), UndoError> {
         let (from_path, to_path) = (from.path(), to.path());
@@ -175,16 +188,17 @@ impl Undoer<'_, '_> {
             return Ok(());
         }
         let (a, b) = (c(&from_path)?, c(&to_path)?);
-        let (at_from, at_to) = (look(&a)?, look(&b)?);
-        let is = |there: &Option<Stat>, id: &Id, r: &super::state::Replaced| {
-            there.as_ref().is_some_and(|s| r.is(&s.id, id))
+        let (at_from, at_to) = (self.look(&a)?, self.look(&b)?);
+        let is = |there: &Option<Stat>, moved: &Moved, r: &super::state::Replaced| {
+            let inode = &moved.inode;
+            there.as_ref().is_some_and(|s| r.is(&s.identity(), inode))
         };
-        if is(&at_from, id, &self.replaced) {
+        if is(&at_from, moved, &self.replaced) {
             // Not moved, or moved back already.
             return Ok(());
         }
         let (id_at_to, other_at_from) = (
-            is(&at_to, id, &self.replaced),
+            is(&at_to, moved, &self.replaced),
             other.is_some_and(|other| is(&at_from, other, &self.replaced)),
         );
         if id_at_to && other_at_from {
@@ -200,20 +214,23 @@ impl Undoer<'_, '_> {
             // Half of an exchange: what was made since is gone since.
             return self.move_back(&from_path, &to_path, at_to, last);
         }
-        let made = |id: &Id| current.born.contains_key(id);
+        let made = |moved: &Moved| {
+            let number = || current.born.contains_key(&moved.inode.id);
+            moved.born.unwrap_or_else(number)
+        };
         if other.is_some_and(|other| is(&at_to, other, &self.replaced))
-            || made(id) && other.is_none_or(made)
+            || made(moved) && other.is_none_or(made)
         {
             return Ok(());
         }
-        if self.findings.keep.contains(id) {
+        if self.findings.keep.contains(&moved.inode.id) {
             return Ok(());
         }
-        let (id, back) = match other {
-            Some(other) if made(id) => (other, &to_path),
-            _ => (id, &from_path),
+        let (moved, back) = match other {
+            Some(other) if made(moved) => (other, &to_path),
+            _ => (moved, &from_path),
         };
-        if let Some(link) = self.find_kept(id) {
+        if let Some(link) = self.find_kept(&moved.inode) {
             self.clear(back, last)?;
             self.step("put back", &as_path(back))?;
             self.tell_back(&link)?;
@@ -221,7 +238,7 @@ impl Undoer<'_, '_> {
             on(sys::link(&c(&link)?, &c(back)?), "put back", back)?;
             return self.tell_back(back);
         }
-        self.lost::<()>(&to_path, *id).map(drop)
+        self.lost::<()>(&to_path, moved.inode.id).map(drop)
     }
 
     fn move_back(

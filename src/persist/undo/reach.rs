@@ -24,9 +24,7 @@ fn is_about(record: &Record, path: &[u8], id: Id) -> bool {
         Record::Gone { name, stat, .. } | Record::RemovedDir { name, stat, .. } => {
             stat.id == id || leads(name, path)
         }
-        Record::Renamed {
-            from, id: moved, ..
-        } => *moved == id || leads(from, path),
+        Record::Renamed { from, moved, .. } => moved.inode.id == id || leads(from, path),
         Record::Inode {
             stat, path: called, ..
         } => stat.id == id || is_on(called, path),

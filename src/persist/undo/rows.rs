@@ -6,7 +6,7 @@
 //! all are undone, under its name at the checkpoint.
 
 use crate::persist::table::{Name, Record, Table};
-use crate::persist::{Id, Stat, Which};
+use crate::persist::{Id, Identity, Stat, Which};
 use std::collections::BTreeMap;
 
 /// Longest list of former paths that is kept for a row.
@@ -53,8 +53,10 @@ impl Rows {
         rows
     }
 
-    pub fn by_id(&self, id: &Id) -> Option<&RowInfo> {
-        self.by_id.get(id).and_then(|row| self.rows.get(row))
+    pub fn of_inode(&self, inode: &Identity) -> Option<&RowInfo> {
+        let row = self.by_id.get(&inode.id)?;
+        let info = self.rows.get(row)?;
+        info.stat.identity().is(inode).then_some(info)
     }
 
     /// Goes on with the records of the next newer table, whose rows get numbers above
@@ -199,7 +201,9 @@ impl Rows {
     }
 
     fn back_at(&mut self, name: &Name, stat: &Stat) {
-        if let Some(row) = self.by_id.get(&stat.id).copied() {
+        if self.of_inode(&stat.identity()).is_some()
+            && let Some(row) = self.by_id.get(&stat.id).copied()
+        {
             self.set_path(row, Some(name.path()));
         }
     }
@@ -208,6 +212,7 @@ impl Rows {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::persist::table::Moved;
 
     fn name(path: &str) -> Name {
         let (dir, name) = path.rsplit_once('/').unwrap();
@@ -215,6 +220,13 @@ mod tests {
             dir: Id::default(),
             dir_path: if dir.is_empty() { "/" } else { dir }.into(),
             name: name.into(),
+        }
+    }
+
+    fn moved() -> Moved {
+        Moved {
+            inode: Identity::default(),
+            born: None,
         }
     }
 
@@ -234,8 +246,8 @@ mod tests {
         Record::Renamed {
             from: name(from),
             to: name(to),
-            id: Id::default(),
-            other: exchange.then(Id::default),
+            moved: moved(),
+            other: exchange.then(moved),
         }
     }
 

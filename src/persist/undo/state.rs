@@ -2,14 +2,15 @@
 //! started again: inodes that were made anew, and what was found out about changes of
 //! somebody else.
 //!
-//! `replaced` stays for the life of the job: an image that is older than a recovery
-//! still has the old numbers. `undo-foreign` goes with the last table.
+//! `identities` stays for the life of the job: an image that is older than a recovery
+//! still has the old numbers. `replaced` is what there was before inodes had births.
+//! `undo-foreign` goes with the last table.
 
 use super::{ForeignFile, UndoError, failed};
-use crate::persist::Id;
 use crate::persist::format::Encoder;
 use crate::persist::sys;
 use crate::persist::table::c_path;
+use crate::persist::{Id, Identity};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -17,18 +18,19 @@ use std::path::{Path, PathBuf};
 
 /// Inodes that were made anew, each with the table whose undo made it.
 ///
-/// Numbers are used again, so a number means something only together with a table:
-/// what a record of table T calls N was first made anew by the undo of the first table
-/// from T on that says so, and a chain goes on only with what was made later, by the
-/// undo of a newer table.
+/// Numbers are used again. Births tell which inode is meant; where there are none (an image
+/// knows numbers only, and some file systems have no births), a number means something only
+/// together with a table: what a record of table T calls N was first made anew by the undo of
+/// the first table from T on that says so, and a chain goes on only with what was made later,
+/// by the undo of a newer table.
 #[derive(Debug, Default)]
 pub struct Replaced {
     path: PathBuf,
     bases: PathBuf,
-    /// By old number and table: how many entries there were before, the new number.
-    map: BTreeMap<Id, BTreeMap<u64, (usize, Id)>>,
+    /// By old number and table, in the order in which they were noted.
+    map: BTreeMap<Id, BTreeMap<u64, Vec<Note>>>,
     entries: usize,
-    /// The newest table whose undo has made this inode anew.
+    /// The newest table whose undo has made an inode of this number anew.
     made: BTreeMap<Id, u64>,
     /// The first table after each generation that was gone back to.
     first: BTreeMap<u64, u64>,
@@ -36,8 +38,53 @@ pub struct Replaced {
     pub table: u64,
 }
 
-/// Old number, new number, the table's.
-const ENTRY: usize = 40;
+/// One inode made anew.
+#[derive(Debug, Clone, Copy)]
+struct Note {
+    /// How many entries there were before.
+    at: usize,
+    old: Identity,
+    new: Identity,
+}
+
+/// An entry as it is on the disk.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    old: Identity,
+    new: Identity,
+    table: u64,
+}
+
+/// Old and new identity, the table's number.
+const ENTRY: usize = 56;
+/// The same without births.
+const OLD_ENTRY: usize = 40;
+
+impl Entry {
+    fn read(bytes: &[u8]) -> Entry {
+        let births = bytes.len() == ENTRY;
+        let identity = |at: usize| Identity {
+            id: Id {
+                dev: u64_at(bytes, at),
+                ino: u64_at(bytes, at + 8),
+            },
+            birth: if births { u64_at(bytes, at + 16) } else { 0 },
+        };
+        let second = if births { 24 } else { 16 };
+        Entry {
+            old: identity(0),
+            new: identity(second),
+            table: u64_at(bytes, bytes.len().saturating_sub(8)),
+        }
+    }
+
+    fn encode(&self) -> Encoder {
+        let mut e = Encoder::new();
+        e.id(&self.old.id).u64(self.old.birth);
+        e.id(&self.new.id).u64(self.new.birth).u64(self.table);
+        e
+    }
+}
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let eight = bytes.get(at..at + 8).and_then(|b| b.try_into().ok());
@@ -76,15 +123,14 @@ fn append(path: &Path, entry: &Encoder) -> Result<(), UndoError> {
 const VOID: u64 = u64::MAX;
 
 /// Which entries do not hold any more. A later note decides on an earlier one of its kind.
-fn voided(entries: &[&[u8]]) -> Vec<bool> {
+fn voided(entries: &[Entry]) -> Vec<bool> {
     let mut void = vec![false; entries.len()];
     for (at, entry) in entries.iter().enumerate().rev() {
-        if void[at] || u64_at(entry, 0) != VOID {
+        if void[at] || entry.old.id.dev != VOID {
             continue;
         }
-        let (from, table) = (u64_at(entry, 8) as usize, u64_at(entry, 32));
-        for earlier in from..at {
-            void[earlier] |= u64_at(entries[earlier], 32) < table;
+        for earlier in entry.old.id.ino as usize..at {
+            void[earlier] |= entries[earlier].table < entry.table;
         }
     }
     void
@@ -93,19 +139,20 @@ fn voided(entries: &[&[u8]]) -> Vec<bool> {
 impl Replaced {
     pub fn load(job_dir: &Path) -> Result<Replaced, UndoError> {
         let mut all = Replaced {
-            path: job_dir.join("replaced"),
+            path: job_dir.join("identities"),
             bases: job_dir.join("replaced-from"),
             ..Replaced::default()
         };
+        let older = read_file(&job_dir.join("replaced"))?;
         let bytes = read_file(&all.path)?;
-        let entries: Vec<&[u8]> = bytes.chunks_exact(ENTRY).collect();
+        let older = older.chunks_exact(OLD_ENTRY);
+        let entries: Vec<Entry> = older
+            .chain(bytes.chunks_exact(ENTRY))
+            .map(Entry::read)
+            .collect();
         for (at, void) in voided(&entries).into_iter().enumerate() {
-            let id = |field| Id {
-                dev: u64_at(entries[at], field),
-                ino: u64_at(entries[at], field + 8),
-            };
-            if !void && id(0).dev != VOID {
-                all.know(at, id(0), id(16), u64_at(entries[at], 32));
+            if !void && entries[at].old.id.dev != VOID {
+                all.know(at, &entries[at]);
             }
         }
         all.entries = entries.len();
@@ -129,18 +176,23 @@ impl Replaced {
 
     /// Notes, on the disk first, that `old` of the table being undone is about to be
     /// `new`.
-    pub fn note(&mut self, old: Id, new: Id) -> Result<(), UndoError> {
-        let mut e = Encoder::new();
-        e.id(&old).id(&new).u64(self.table);
-        append(&self.path, &e)?;
-        self.know(self.entries, old, new, self.table);
+    pub fn note(&mut self, old: Identity, new: Identity) -> Result<(), UndoError> {
+        let table = self.table;
+        let entry = Entry { old, new, table };
+        append(&self.path, &entry.encode())?;
+        self.know(self.entries, &entry);
         self.entries += 1;
         Ok(())
     }
 
-    fn know(&mut self, at: usize, old: Id, new: Id, table: u64) {
-        self.map.entry(old).or_default().insert(table, (at, new));
-        let newest = self.made.entry(new).or_default();
+    fn know(&mut self, at: usize, entry: &Entry) {
+        let Entry { old, new, table } = *entry;
+        let of_number = self.map.entry(old.id).or_default();
+        of_number
+            .entry(table)
+            .or_default()
+            .push(Note { at, old, new });
+        let newest = self.made.entry(new.id).or_default();
         *newest = table.max(*newest);
     }
 
@@ -163,54 +215,66 @@ impl Replaced {
     /// undone again. What the undo of newer tables has noted since still holds.
     pub fn void_since(&mut self, job_dir: &Path, made: u64) -> Result<(), UndoError> {
         let table = self.table;
-        let mut e = Encoder::new();
-        e.u64(VOID).u64(made).u64(0).u64(0).u64(table);
-        append(&self.path, &e)?;
+        let mut void = Entry {
+            old: Identity::default(),
+            new: Identity::default(),
+            table,
+        };
+        void.old.id = Id {
+            dev: VOID,
+            ino: made,
+        };
+        append(&self.path, &void.encode())?;
         *self = Replaced::load(job_dir)?;
         self.table = table;
         Ok(())
     }
 
-    fn follow(&self, id: &Id, table: u64) -> Id {
-        self.follow_on(*id, table, None)
+    /// What the undo of that table, or of the first one after it that did, made of an inode.
+    fn first_note(&self, inode: &Identity, from: u64, after: Option<usize>) -> Option<(u64, Note)> {
+        let mut later = self.map.get(&inode.id)?.range(from..);
+        let fits = |note: &&Note| note.old.is(inode) && after.is_none_or(|after| note.at > after);
+        later.find_map(|(table, notes)| Some((*table, *notes.iter().rev().find(fits)?)))
     }
 
-    fn follow_on(&self, mut now: Id, mut from: u64, mut after: Option<usize>) -> Id {
-        while let Some((then, (at, next))) = self.map.get(&now).and_then(|entries| {
-            let mut later = entries.range(from..);
-            later.find(|(_, (at, _))| after.is_none_or(|after| *at > after))
-        }) {
-            (now, from, after) = (*next, then + 1, Some(*at));
+    fn follow(&self, inode: &Identity, table: u64) -> Identity {
+        self.follow_on(*inode, table, None)
+    }
+
+    fn follow_on(&self, mut now: Identity, mut from: u64, mut after: Option<usize>) -> Identity {
+        while let Some((table, note)) = self.first_note(&now, from, after) {
+            (now, from, after) = (note.new, table + 1, Some(note.at));
         }
         now
     }
 
     /// What an inode of the table being undone is now.
-    pub fn resolve(&self, id: &Id) -> Id {
-        self.follow(id, self.table)
+    pub fn resolve(&self, inode: &Identity) -> Identity {
+        self.follow(inode, self.table)
     }
 
-    /// What an inode is now whose number was given to another one later in the table being
-    /// undone: only this table's undo has made it anew. (What newer tables call by its number is
-    /// the other one.)
-    pub fn remade(&self, id: &Id) -> Option<Id> {
-        let (at, new) = self.map.get(id)?.get(&self.table)?;
-        Some(self.follow_on(*new, self.table + 1, Some(*at)))
+    /// What an inode without a known birth is now whose number was given to another one later in
+    /// the table being undone: only this table's undo has made it anew. (What newer tables call by
+    /// its number is the other one.)
+    pub fn remade(&self, id: &Id) -> Option<Identity> {
+        let note = self.map.get(id)?.get(&self.table)?.last()?;
+        Some(self.follow_on(note.new, self.table + 1, Some(note.at)))
     }
 
-    /// Is `present` the inode that was `wanted`? What was made anew had gone: its old
-    /// number may be another inode's.
-    pub fn is(&self, present: &Id, wanted: &Id) -> bool {
+    /// Is `present` the inode that was `wanted`?
+    pub fn is(&self, present: &Identity, wanted: &Identity) -> bool {
         let now = self.resolve(wanted);
-        let noted = self.map.get(wanted);
-        let noted = noted.is_some_and(|notes| notes.range(self.table..).next().is_some());
-        // One that was made anew since is not one whose number was never noted.
+        if !now.is(present) {
+            return false;
+        }
+        // What was made anew had gone: its old number may be another inode's. One that was
+        // made anew since is not one whose number was never noted.
+        let noted = || self.first_note(wanted, self.table, None).is_some();
         let other = || {
-            self.made
-                .get(present)
-                .is_some_and(|made| *made >= self.table)
+            let made = self.made.get(&present.id);
+            made.is_some_and(|made| *made >= self.table)
         };
-        *present == now && (noted || !other())
+        now.birth != 0 && present.birth != 0 || noted() || !other()
     }
 
     /// For an image of this generation: what its inodes are now.
@@ -218,15 +282,18 @@ impl Replaced {
         let Some(first) = self.first.get(&generation) else {
             return BTreeMap::new();
         };
-        let now = |id: &Id| (*id, self.follow(id, *first));
+        let now = |id: &Id| {
+            let inode = Identity { id: *id, birth: 0 };
+            (*id, self.follow(&inode, *first).id)
+        };
         let all = self.map.keys().map(now);
         all.filter(|(old, new)| old != new).collect()
     }
 
     /// All that was ever made anew.
     pub fn news(&self) -> BTreeSet<Id> {
-        let entries = self.map.values().flat_map(BTreeMap::values);
-        entries.map(|(_, new)| *new).collect()
+        let notes = self.map.values().flat_map(BTreeMap::values).flatten();
+        notes.map(|note| note.new.id).collect()
     }
 }
 

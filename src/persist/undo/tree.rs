@@ -4,9 +4,9 @@
 use super::apply::{Current, Undoer, as_path, c, on};
 use super::{ForeignFile, UndoError, failed};
 use crate::config::Foreign;
+use crate::persist::Stat;
 use crate::persist::sys::{self, CPath, Sys};
 use crate::persist::table::{self, Name, Xattrs};
-use crate::persist::{Id, Stat};
 use std::os::unix::ffi::OsStrExt;
 
 /// The clock of files and the helper's rounds may differ by this much.
@@ -150,10 +150,11 @@ impl Undoer<'_, '_> {
         };
         self.tell_made(&temporary);
         let made = made.and_then(|()| dress(&temporary, stat, xattrs));
-        let id: Id = on(made, "make", &path)?;
+        let made = made.and_then(|()| self.lstat(&temporary));
+        let new = on(made, "make", &path)?.identity();
         self.step("make", &as_path(&path))?;
-        self.replaced.note(stat.id, id)?;
-        self.known.insert(id);
+        self.replaced.note(stat.identity(), new)?;
+        self.known.insert(new.id);
         self.step("make", &as_path(&path))?;
         self.tell_move(temporary.bytes(), &path, false)?;
         on(sys::rename(&temporary, &c(&path)?, 0), "put back", &path)
@@ -173,7 +174,7 @@ fn copy_to(from: i32, to: &CPath, stat: &Stat) -> Sys<()> {
 }
 
 /// Owner, mode, attributes, times.
-fn dress(path: &CPath, stat: &Stat, xattrs: &Xattrs) -> Sys<Id> {
+fn dress(path: &CPath, stat: &Stat, xattrs: &Xattrs) -> Sys<()> {
     let now = sys::lstat(path)?;
     if (now.uid, now.gid) != (stat.uid, stat.gid) {
         sys::chown(path, stat.uid, stat.gid)?;
@@ -184,6 +185,5 @@ fn dress(path: &CPath, stat: &Stat, xattrs: &Xattrs) -> Sys<Id> {
     if stat.mode & libc::S_IFMT != libc::S_IFLNK {
         sys::chmod(path, stat.mode)?;
     }
-    sys::set_times(path, stat.atime_ns, stat.mtime_ns)?;
-    Ok(now.id)
+    sys::set_times(path, stat.atime_ns, stat.mtime_ns)
 }
