@@ -1,17 +1,20 @@
 //! Every call that modifies files, by every route (libc's functions and their checked forms,
 //! stdio, `syscall(2)`), is seen and taken back: after a kill and a recovery the
-//! directory is what it was at the checkpoint, names, contents, attributes and times.
+//! directory is what it was at the checkpoint, names, contents, attributes and times. What goes
+//! another way, by a program's own `syscall` instructions, is named by `ckpt status`.
 
 mod common;
 
 use common::build;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::ffi::CString;
+use std::io::{BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Everything about an inode that can be put back.
 #[derive(Debug, PartialEq)]
@@ -145,4 +148,56 @@ fn every_route_is_seen_and_taken_back() {
 #[test]
 fn every_route_after_an_eager_restore() {
     every_route("eager", "copy");
+}
+
+/// Calls of the program's own are not seen: `ckpt status` and the log name the program and
+/// those of them that modify files, and only those.
+#[test]
+fn status_names_calls_that_are_not_seen() {
+    let root = std::env::temp_dir().join(format!("ckpt-unseen-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&root);
+    std::fs::create_dir_all(&root).expect("a directory");
+    let guest = build::guest("files_unseen");
+    let mut running = Command::new(&guest)
+        .current_dir(&root)
+        .env("LD_PRELOAD", build::library())
+        .env("CKPT_DIR", root.join("store"))
+        .env("CKPT_LOG", root.join("log"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the guest starts");
+    let mut said = String::new();
+    let from = running.stdout.take().expect("a pipe");
+    let read = BufReader::new(from).read_line(&mut said);
+    let pid = running.id().to_string();
+    let status = |format: &[&str]| {
+        let output = Command::new(build::command())
+            .args(["status", &pid])
+            .args(format)
+            .env("CKPT_DIR", root.join("store"))
+            .output()
+            .expect("the command starts");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let (text, machine) = (status(&[]), status(&["--json"]));
+    running.kill().expect("it runs");
+    let ended = running.wait().expect("it ends");
+    let log = std::fs::read_to_string(root.join("log")).unwrap_or_default();
+    assert!(read.is_ok() && said == "ready\n", "{said:?} {ended}\n{log}");
+    let machine: Value = serde_json::from_str(&machine).expect("JSON");
+    let path = guest.canonicalize().expect("a path");
+    let wanted = json!([{ "path": path, "calls": [libc::SYS_write, libc::SYS_ftruncate] }]);
+    assert_eq!(machine["status"][0]["unseen"], wanted, "{machine}\n{log}");
+    let line = format!("{}: system calls 1, 77 of its own", path.display());
+    let named = |text: &str| {
+        text.lines()
+            .any(|l| l.contains("not seen") && l.contains(&line))
+    };
+    assert!(named(&text), "{text}");
+    let line = format!(
+        "{} makes system calls of its own (numbers 1, 77)",
+        path.display()
+    );
+    assert!(log.contains(&line), "{log}");
+    let _ = std::fs::remove_dir_all(&root);
 }

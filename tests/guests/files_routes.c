@@ -209,6 +209,10 @@ static void names(void)
     /* What fails leaves nothing. */
     unlink("not there"), rmdir("d6"), mkdir("d1", 0700), rename("no", "f86"), open("no/no", O_CREAT, 0600);
     unlink((char *)8), RAW(openat, here, 8, O_CREAT | O_TRUNC, 0), link("f87", "f88"), rename("d1", "d1/x");
+    /* Nor does it take back what was told of the name before: out of what is left alone, over the border. */
+    TRY(unlink("f89"));
+    if (rename("/dev/null", "f89") == 0)
+        abort();
     close(here);
 }
 

@@ -361,27 +361,34 @@ impl Player {
     }
 
     fn remove(&mut self) {
-        let Some((path, stat)) = self.existing(|s| !s.is_dir()) else {
-            return;
-        };
-        let place = Place::of(&path);
+        if let Some((path, _)) = self.existing(|s| !s.is_dir()) {
+            self.remove_at(&path);
+        }
+    }
+
+    pub fn remove_at(&mut self, path: &Path) {
+        let (place, stat) = (Place::of(path), lstat(path).unwrap());
         recorded(
             |s| before_remove(s, &place, &stat),
-            || std::fs::remove_file(&path).unwrap(),
+            || std::fs::remove_file(path).unwrap(),
         );
     }
 
     fn rename(&mut self) {
-        let Some((from, stat)) = self.existing(|_| true) else {
+        let Some((from, _)) = self.existing(|_| true) else {
             return;
         };
         let to = self.any_path();
-        let to_stat = lstat(&to);
-        let (a, b) = (Place::of(&from), Place::of(&to));
+        self.rename_at(&from, &to);
+    }
+
+    pub fn rename_at(&mut self, from: &Path, to: &Path) {
+        let (stat, to_stat) = (lstat(from).unwrap(), lstat(to));
+        let (a, b) = (Place::of(from), Place::of(to));
         // It fails for a directory into itself, over a file, over a full one.
         name_operation(
             |s| s.before_rename(&a.name(), &stat, &b.name(), to_stat.as_ref(), false),
-            || sys::rename(&cpath(&from), &cpath(&to), 0).is_ok(),
+            || sys::rename(&cpath(from), &cpath(to), 0).is_ok(),
         );
     }
 
@@ -401,26 +408,32 @@ impl Player {
     fn mkdir(&mut self) {
         let path = self.any_path();
         let depth = path.components().count() - self.root.components().count();
-        if lstat(&path).is_some() || depth > 4 {
-            return;
+        if lstat(&path).is_none() && depth <= 4 {
+            self.mkdir_at(&path);
         }
-        let place = Place::of(&path);
+    }
+
+    pub fn mkdir_at(&mut self, path: &Path) {
+        let place = Place::of(path);
         recorded(
             |s| before_create(s, &place),
-            || std::fs::create_dir(&path).unwrap(),
+            || std::fs::create_dir(path).unwrap(),
         );
-        let id = lstat(&path).unwrap().id;
+        let id = lstat(path).unwrap().id;
         tell(|s| s.created(id, true));
     }
 
     fn rmdir(&mut self) {
-        let Some((path, stat)) = self.existing(Stat::is_dir) else {
-            return;
-        };
-        let place = Place::of(&path);
+        if let Some((path, _)) = self.existing(Stat::is_dir) {
+            self.rmdir_at(&path);
+        }
+    }
+
+    pub fn rmdir_at(&mut self, path: &Path) {
+        let (place, stat) = (Place::of(path), lstat(path).unwrap());
         name_operation(
             |s| before_remove(s, &place, &stat),
-            || std::fs::remove_dir(&path).is_ok(),
+            || std::fs::remove_dir(path).is_ok(),
         );
     }
 
@@ -445,20 +458,23 @@ impl Player {
         if lstat(&path).is_some() {
             return;
         }
-        let place = Place::of(&path);
         let target = format!("target-{}", self.rng.below(100));
-        let fifo = self.rng.one_in(2);
-        recorded(
-            |s| before_create(s, &place),
-            || {
-                if fifo {
-                    sys::mknod(&cpath(&path), libc::S_IFIFO | 0o640, 0).unwrap();
-                } else {
-                    std::os::unix::fs::symlink(&target, &path).unwrap();
-                }
-            },
-        );
-        let id = lstat(&path).unwrap().id;
+        if !self.rng.one_in(2) {
+            return self.symlink_at(&target, &path);
+        }
+        self.make_at(&path, || {
+            sys::mknod(&cpath(&path), libc::S_IFIFO | 0o640, 0).unwrap();
+        });
+    }
+
+    pub fn symlink_at(&mut self, target: &str, path: &Path) {
+        self.make_at(path, || std::os::unix::fs::symlink(target, path).unwrap());
+    }
+
+    fn make_at(&mut self, path: &Path, make: impl FnOnce()) {
+        let place = Place::of(path);
+        recorded(|s| before_create(s, &place), make);
+        let id = lstat(path).unwrap().id;
         tell(|s| s.created(id, false));
     }
 

@@ -77,6 +77,8 @@ impl Undoer<'_, '_> {
         let mut judged: BTreeSet<Identity> = BTreeSet::new();
         // What a newer table moved is looked for where it was moved to.
         let mut rows = Rows::default();
+        let undone = tables.iter().map(|table| u64::from(table.file.seq));
+        let undone: BTreeSet<u64> = undone.collect();
         let begins: Vec<(u32, &Table)> = tables
             .iter()
             .rev()
@@ -89,6 +91,8 @@ impl Undoer<'_, '_> {
             self.replaced.table = u64::from(table.file.seq);
             if info.stat.is_regular()
                 && judged.insert(self.replaced.resolve(&info.stat.identity()))
+                // What a return has made is not as these tables left it.
+                && !self.replaced.is_made_by(&info.stat.identity(), &undone)
                 && !self.options.inherited.contains(&info.stat.id)
                 && !self.is_excluded(&info.first_path)
             {

@@ -85,6 +85,19 @@ impl Undoer<'_, '_> {
         })
     }
 
+    /// Is the inode that lost a name at record `k` what is there? A kind never changes.
+    fn is_there(
+        &self,
+        current: &Current,
+        k: usize,
+        stat: &Stat,
+        kept: Option<&Kept>,
+        present: &Stat,
+    ) -> bool {
+        (present.mode ^ stat.mode) & libc::S_IFMT == 0
+            && self.now(current, k, stat, kept).is(&present.identity())
+    }
+
     fn gone(
         &mut self,
         current: &Current,
@@ -165,7 +178,7 @@ impl Undoer<'_, '_> {
             return Ok(());
         }
         if let Some(present) = self.look(&c(&path)?)?
-            && (self.now(current, k, stat, None).is(&present.identity())
+            && (self.is_there(current, k, stat, None, &present)
                 || !self.remove(&path, &present, false)?)
         {
             return Ok(());

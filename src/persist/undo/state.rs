@@ -253,6 +253,19 @@ impl Replaced {
         self.follow(inode, self.table)
     }
 
+    /// Has the undo of one of these tables made an inode of the table being undone anew? Then
+    /// these are tables that a recorded return went back over.
+    pub fn is_made_by(&self, inode: &Identity, tables: &BTreeSet<u64>) -> bool {
+        let (mut now, mut from, mut after) = (*inode, self.table, None);
+        while let Some((table, note)) = self.first_note(&now, from, after) {
+            if tables.contains(&table) {
+                return true;
+            }
+            (now, from, after) = (note.new, table + 1, Some(note.at));
+        }
+        false
+    }
+
     /// What an inode without a known birth is now whose number was given to another one later in
     /// the table being undone: only this table's undo has made it anew. (What newer tables call by
     /// its number is the other one.)

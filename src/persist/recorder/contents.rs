@@ -1,0 +1,256 @@
+//! What an inode is: its row, the pre-images of its blocks, its attributes.
+//!
+//! In the program's threads inside hooks, under the recorder's lock.
+
+use super::{Session, errno_text, path_of};
+use crate::persist::exclude;
+use crate::persist::format::{TAG_INCOMPLETE, TAG_INODE, TAG_PATH, TAG_XATTR};
+use crate::persist::index::{BLOCK, Node, Row};
+use crate::persist::kept;
+use crate::persist::shadow::Saving;
+use crate::persist::sys::{self, CPath, Sys};
+use crate::persist::{Coverage, FileRef, Id, MODE, OWNER, SIZE, TIMES, Which};
+
+impl Session {
+    /// Makes sure that the attributes `which` are recorded. `false`: nothing of this
+    /// inode needs a record.
+    pub(super) fn ensure_row(&mut self, file: &FileRef, which: Which) -> bool {
+        let id = file.stat.id;
+        let (old, path_known) = match self.inner.index.nodes.get(&id) {
+            Some(Node::Born { .. } | Node::Excluded) => return false,
+            Some(Node::Row(row)) => (Some((row.row, row.slot, row.which)), row.path_known),
+            None => (None, true),
+        };
+        let missing = which & !old.map_or(0, |o| o.2);
+        if old.is_some() && missing == 0 && path_known {
+            return true;
+        }
+        if file.stat.nlink == 0 {
+            // No name leads to it: it had none at the checkpoint either, or a copy of
+            // it is kept.
+            return false;
+        }
+        let mut buf = [0u8; sys::PATH_LEN];
+        let path = path_of(file, &mut buf);
+        let inner = &mut *self.inner;
+        // Without a name by now, but kept.
+        let kept = inner.returning && inner.writer.is_within(path);
+        let (row, slot) = match old {
+            Some((row, slot, _)) => (row, slot),
+            None => {
+                if !kept && exclude::is_excluded(path) {
+                    inner.index.set(id, Node::Excluded);
+                    return false;
+                }
+                let row = inner.writer.next_row;
+                inner.writer.next_row += 1;
+                let slot = inner.writer.take_slot();
+                let mut new = Row::new(row, slot, file.stat.size);
+                new.birth = inner.birth_of_file(file, path);
+                if !inner.index.set(id, Node::Row(new)) {
+                    inner.failed(path, libc::ENOMEM);
+                    return false;
+                }
+                (row, slot)
+            }
+        };
+        // What has no name but a kept link is found by that.
+        let named = !kept && !path.is_empty() && !path.ends_with(b" (deleted)");
+        if kept {
+            if let Err(e) = kept::keep_again(&mut inner.writer, path, &id) {
+                inner.failed(path, e);
+            }
+        } else if !named {
+            let fd = file.any_fd.or(file.fd).unwrap_or(-1);
+            if kept::keep_unnamed(&mut inner.writer, fd, &id).is_err() {
+                inner.incomplete(path, b"its other names are not known");
+            }
+        } else if !path_known {
+            inner.scratch.begin(TAG_PATH).u32(row).text(path);
+            inner.commit();
+        }
+        if old.is_none() || missing != 0 {
+            let e = inner.scratch.begin(TAG_INODE);
+            let path: &[u8] = if named { path } else { b"" };
+            e.u32(row).u32(slot).u32(missing).stat(file.stat).text(path);
+            let birth = inner.index.row(&id).map_or(0, |row| row.birth);
+            inner.scratch.u64(birth);
+            inner.commit();
+        }
+        if let Some(row) = inner.index.row_mut(&id) {
+            row.which |= missing;
+            row.path_known = (row.path_known && !kept) || named;
+        }
+        true
+    }
+
+    /// Saves what of bytes `start..end` of the checkpoint's contents is not saved.
+    fn save(&mut self, file: &FileRef, start: u64, end: u64) {
+        let inner = &mut *self.inner;
+        let Some(row) = inner.index.row_mut(&file.stat.id) else {
+            return;
+        };
+        let end = end.min(row.size0);
+        if row.all || start >= end {
+            return;
+        }
+        let (first, last) = (start / BLOCK, end.div_ceil(BLOCK));
+        let mut from = first;
+        let mut buf = [0u8; sys::PATH_LEN];
+        let mut path: &[u8] = file.path;
+        if file.fd.is_none() && path.is_empty() {
+            path = path_of(file, &mut buf);
+        }
+        while let Some((a, b)) = row.unsaved(from, last) {
+            let mut saving = Saving {
+                writer: &mut inner.writer,
+                scratch: &mut inner.scratch,
+                row: row.row,
+                file,
+                path,
+            };
+            let done = saving.save(a * BLOCK, (b * BLOCK).min(row.size0));
+            row.mark(a, b);
+            from = b;
+            if let Err(e) = done {
+                let reason = saving_reason(e);
+                let path = path_of(file, &mut buf);
+                inner.writer.set_incomplete(1, &[path, b": ", reason]);
+                inner.scratch.begin(TAG_INCOMPLETE).text(path).text(reason);
+                if let Some(bytes) = inner.scratch.bytes() {
+                    inner.writer.append(bytes);
+                }
+                return;
+            }
+        }
+    }
+
+    /// Bytes `start..end` are about to be written (`end` may be beyond the file's end;
+    /// for O_APPEND pass the size as `start`).
+    pub fn before_write(&mut self, file: &FileRef, start: u64, end: u64) -> Coverage {
+        if !file.stat.is_regular() {
+            return Coverage::Free;
+        }
+        let mut which = TIMES;
+        if end > file.stat.size {
+            which |= SIZE;
+        }
+        if file.stat.mode & (libc::S_ISUID | libc::S_ISGID) != 0 {
+            // A write clears these.
+            which |= MODE;
+        }
+        if !self.ensure_row(file, which) {
+            return Coverage::Free;
+        }
+        self.save(file, start, end);
+        if self.inner.index.row(&file.stat.id).is_some_and(|r| r.all) {
+            self.ensure_row(file, SIZE);
+        }
+        if let Some(row) = self.inner.index.row(&file.stat.id) {
+            self.inner.writer.in_flight(row.slot);
+        }
+        self.inner.writer.sync();
+        self.coverage(&file.stat.id)
+    }
+
+    /// What writes to this inode still need, without recording anything.
+    pub fn coverage(&self, id: &Id) -> Coverage {
+        match self.inner.index.nodes.get(id) {
+            Some(Node::Born { .. } | Node::Excluded) => Coverage::Free,
+            Some(Node::Row(row)) if row.which & (SIZE | TIMES) == SIZE | TIMES => {
+                if row.all {
+                    Coverage::Free
+                } else {
+                    Coverage::AppendOnly { size0: row.size0 }
+                }
+            }
+            _ => Coverage::Partial,
+        }
+    }
+
+    /// The size is about to be set (truncate, ftruncate, O_TRUNC).
+    pub fn before_truncate(&mut self, file: &FileRef, new_size: u64) {
+        let mut which = SIZE | TIMES;
+        if file.stat.mode & (libc::S_ISUID | libc::S_ISGID) != 0 {
+            which |= MODE;
+        }
+        if file.stat.is_regular() && self.ensure_row(file, which) {
+            self.save(file, new_size, u64::MAX);
+            if let Some(row) = self.inner.index.row(&file.stat.id) {
+                self.inner.writer.in_flight(row.slot);
+            }
+            self.inner.writer.sync();
+        }
+    }
+
+    /// Attributes are about to be set (chmod, chown, utimes).
+    pub fn before_attributes(&mut self, file: &FileRef, which: Which) {
+        // A change of owner clears set-user-ID.
+        let which = which | if which & OWNER != 0 { MODE } else { 0 };
+        self.ensure_row(file, which);
+        self.inner.writer.sync();
+    }
+
+    /// Everything from `from` on is about to move (fallocate collapse, insert).
+    pub fn before_range_shift(&mut self, file: &FileRef, from: u64) {
+        self.before_truncate(file, from);
+    }
+
+    /// An extended attribute is about to be set or removed.
+    pub fn before_xattr(&mut self, file: &FileRef, name: &[u8]) {
+        // An access list shows in the mode.
+        let which = if name.starts_with(b"system.") {
+            MODE
+        } else {
+            0
+        };
+        if !self.ensure_row(file, which) {
+            return;
+        }
+        let known = self.inner.index.row(&file.stat.id);
+        if known.is_none_or(|row| row.has_xattr(name)) {
+            return;
+        }
+        let mut buf = [0u8; sys::PATH_LEN];
+        let path = path_of(file, &mut buf);
+        if let Err(e) = self.save_xattr(file, path, name) {
+            self.inner.failed(path, e);
+        }
+        if let Some(row) = self.inner.index.row_mut(&file.stat.id) {
+            row.add_xattr(name);
+        }
+        self.inner.writer.sync();
+    }
+
+    fn save_xattr(&mut self, file: &FileRef, path: &[u8], name: &[u8]) -> Sys<()> {
+        let inner = &mut *self.inner;
+        let row = inner
+            .index
+            .row(&file.stat.id)
+            .map(|r| r.row)
+            .unwrap_or_default();
+        let mut value = Vec::new();
+        value.try_reserve(1 << 16).map_err(|_| libc::ENOMEM)?;
+        value.resize(1 << 16, 0u8);
+        let got = sys::get_xattr(&CPath::new(&[path])?, &CPath::new(&[name])?, &mut value);
+        let e = inner.scratch.begin(TAG_XATTR).u32(row).text(name);
+        match got {
+            Ok(len) => e.u8(1).text(value.get(..len).unwrap_or_default()),
+            Err(libc::ENODATA) => e.u8(0),
+            // Then it cannot be set either.
+            Err(libc::EOPNOTSUPP) => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        inner.commit();
+        Ok(())
+    }
+}
+
+/// Why a pre-image could not be saved, for people.
+fn saving_reason(e: i32) -> &'static [u8] {
+    match e {
+        libc::EACCES | libc::EPERM => b"its contents may not be read",
+        libc::ENOSPC | libc::EDQUOT => b"no space left for what is overwritten",
+        e => errno_text(e).as_bytes(),
+    }
+}

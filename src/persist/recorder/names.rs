@@ -1,0 +1,244 @@
+//! Names: made, removed, moved. What loses one is kept.
+//!
+//! In the program's threads inside hooks, under the recorder's lock.
+
+use super::Session;
+use crate::persist::format::{
+    KEPT_LINK, TAG_ABSENT, TAG_BORN, TAG_CANCELLED, TAG_GONE, TAG_REMOVED_DIR, TAG_RENAMED,
+};
+use crate::persist::index::Node;
+use crate::persist::kept::{self, each_xattr};
+use crate::persist::sys::{self, CPath, Sys};
+use crate::persist::{FileRef, Id, NameRef, Stat, TIMES, exclude};
+
+impl Session {
+    /// A directory's entries are about to change: its times.
+    fn directory(&mut self, dir: &Id, path: &[u8]) {
+        match self.inner.index.nodes.get(dir) {
+            Some(Node::Born { .. } | Node::Excluded) => return,
+            Some(Node::Row(row)) if row.which & TIMES != 0 => return,
+            _ => {}
+        }
+        match CPath::new(&[path]).and_then(|p| sys::stat(&p)) {
+            Ok(stat) if stat.id == *dir => {
+                let file = FileRef {
+                    stat: &stat,
+                    path,
+                    fd: None,
+                    any_fd: None,
+                };
+                self.ensure_row(&file, TIMES);
+            }
+            Ok(_) => self.inner.failed(path, libc::ESTALE),
+            Err(e) => self.inner.failed(path, e),
+        }
+    }
+
+    /// Is the name left alone, by its path?
+    fn name_excluded(&self, name: &NameRef) -> bool {
+        match CPath::join(name.dir_path, name.name) {
+            Ok(path) => exclude::is_excluded(path.bytes()),
+            Err(_) => false,
+        }
+    }
+
+    /// A name that is absent is about to be created (open, mkdir, mknod, symlink, link).
+    pub fn before_create(&mut self, name: &NameRef) {
+        if self.inner.index.is_born(&name.dir) || self.name_excluded(name) {
+            return;
+        }
+        self.directory(&name.dir, name.dir_path);
+        self.absent(name);
+        self.inner.writer.sync();
+    }
+
+    fn absent(&mut self, name: &NameRef) {
+        let inner = &mut *self.inner;
+        if inner.index.is_born(&name.dir) || inner.index.is_covered(&name.dir, name.name) {
+            return;
+        }
+        let e = inner.scratch.begin(TAG_ABSENT);
+        e.name(&name.dir, name.dir_path, name.name);
+        if inner.commit() {
+            inner.index.cover(&name.dir, name.name);
+        }
+    }
+
+    /// `target` is about to get the new name `name` (which is absent): instead of
+    /// `before_create` for link and linkat.
+    pub fn before_link(&mut self, target: &FileRef, name: &NameRef) {
+        // The row tells an undo what this inode was called.
+        self.ensure_row(target, 0);
+        self.before_create(name);
+    }
+
+    /// The inode that an operation has just made (also O_TMPFILE, also after mkdir).
+    pub fn created(&mut self, id: Id, is_dir: bool) {
+        let inner = &mut *self.inner;
+        let was_dir = match inner.index.nodes.get(&id) {
+            // A number that is used again: a program that makes and removes a file over and
+            // over. The record that stands says as much, unless an undo must tell this
+            // inode from a directory of this number, whose removal is recorded.
+            Some(Node::Born { was_dir: false }) if !is_dir => return,
+            Some(Node::Born { was_dir }) => *was_dir,
+            _ => false,
+        };
+        let was_dir = was_dir || is_dir;
+        // Without memory for it, the worst is a record too many.
+        inner.index.set(id, Node::Born { was_dir });
+        inner.scratch.begin(TAG_BORN).id(&id);
+        inner.commit();
+    }
+
+    /// A name is about to be removed (unlink, rmdir).
+    pub fn before_remove(&mut self, name: &NameRef, stat: &Stat) {
+        if self.name_excluded(name) {
+            return;
+        }
+        self.inner.operation = self.inner.writer.log_pos;
+        self.directory(&name.dir, name.dir_path);
+        self.gone(name, stat);
+        self.inner.writer.sync();
+    }
+
+    /// The removal or renaming that was told last in this session has failed: names
+    /// are what they were.
+    pub fn failed(&mut self) {
+        let inner = &mut *self.inner;
+        if inner.operation != 0 && inner.operation != inner.writer.log_pos {
+            inner.scratch.begin(TAG_CANCELLED).u64(inner.operation);
+            inner.commit();
+        }
+        inner.operation = 0;
+    }
+
+    /// Keeps the inode that `name` leads to, if it existed.
+    fn gone(&mut self, name: &NameRef, stat: &Stat) {
+        // A directory that was made since may have been on the way of what was not.
+        if self.inner.index.is_born(&stat.id) && !stat.is_dir() {
+            return;
+        }
+        if let Err(e) = self.try_gone(name, stat) {
+            match CPath::join(name.dir_path, name.name) {
+                Ok(path) => self.inner.failed(path.bytes(), e),
+                Err(_) => self.inner.failed(name.name, e),
+            }
+        }
+        if let Some(row) = self.inner.index.row_mut(&stat.id) {
+            row.path_known = false;
+        }
+    }
+
+    fn try_gone(&mut self, name: &NameRef, stat: &Stat) -> Sys<()> {
+        let inner = &mut *self.inner;
+        let path = CPath::join(name.dir_path, name.name)?;
+        let mut text = [0u8; sys::PATH_LEN];
+        let with_xattrs = if stat.is_dir() {
+            let e = inner.scratch.begin(TAG_REMOVED_DIR);
+            e.name(&name.dir, name.dir_path, name.name).stat(stat);
+            true
+        } else {
+            let keep = kept::keep(&mut inner.writer, &path, stat, &mut text)?;
+            let e = inner.scratch.begin(TAG_GONE);
+            e.name(&name.dir, name.dir_path, name.name).stat(stat);
+            e.u8(keep.kind).text(keep.text);
+            keep.kind != KEPT_LINK
+        };
+        let mut count = 0;
+        if with_xattrs {
+            each_xattr(&path, |_, _| count += 1)?;
+        }
+        inner.scratch.u32(count);
+        if count > 0 {
+            let scratch = &mut inner.scratch;
+            each_xattr(&path, |name, value| {
+                scratch.text(name).text(value);
+            })?;
+        }
+        // A link in the store keeps the number from being used again.
+        let birth = match with_xattrs {
+            true => inner.birth(stat, &path),
+            false => stat.birth,
+        };
+        inner.scratch.u64(birth);
+        if inner.commit() {
+            inner.index.cover(&name.dir, name.name);
+        }
+        Ok(())
+    }
+
+    /// `from` is about to be renamed to `to`, whose present inode is `to_stat`.
+    pub fn before_rename(
+        &mut self,
+        from: &NameRef,
+        from_stat: &Stat,
+        to: &NameRef,
+        to_stat: Option<&Stat>,
+        exchange: bool,
+    ) {
+        if to_stat.is_some_and(|t| t.id == from_stat.id)
+            || self.name_excluded(from) && self.name_excluded(to)
+        {
+            return;
+        }
+        self.inner.operation = self.inner.writer.log_pos;
+        self.directory(&from.dir, from.dir_path);
+        self.directory(&to.dir, to.dir_path);
+        let index = &self.inner.index;
+        let matters = |s: &Stat| s.is_dir() || !index.is_born(&s.id);
+        let moves = matters(from_stat);
+        let other = to_stat.filter(|_| exchange);
+        if let Some(other) = other {
+            let either = moves || matters(other);
+            // XFS changes the times of the directories themselves.
+            self.exchanged(from, from_stat);
+            self.exchanged(to, other);
+            if either {
+                self.renamed(from, to, from_stat, Some(other));
+            }
+        } else {
+            match to_stat {
+                Some(stat) => self.gone(to, stat),
+                None => self.absent(to),
+            }
+            if moves {
+                self.renamed(from, to, from_stat, None);
+            }
+        }
+        self.inner.writer.sync();
+    }
+
+    fn exchanged(&mut self, name: &NameRef, stat: &Stat) {
+        if stat.is_dir()
+            && let Ok(path) = CPath::join(name.dir_path, name.name)
+        {
+            self.directory(&stat.id, path.bytes());
+        }
+    }
+
+    fn renamed(&mut self, from: &NameRef, to: &NameRef, stat: &Stat, other: Option<&Stat>) {
+        let inner = &mut *self.inner;
+        let mut births = [(0, false); 2];
+        let moved = [Some((from, stat)), other.map(|other| (to, other))];
+        for (place, (name, stat)) in births.iter_mut().zip(moved.into_iter().flatten()) {
+            let path = CPath::join(name.dir_path, name.name);
+            let birth = path.map_or(0, |path| inner.birth(stat, &path));
+            *place = (birth, inner.index.is_born(&stat.id));
+        }
+        let e = inner.scratch.begin(TAG_RENAMED);
+        e.name(&from.dir, from.dir_path, from.name);
+        e.name(&to.dir, to.dir_path, to.name).id(&stat.id);
+        match other {
+            Some(other) => e.u8(1).id(&other.id),
+            None => e.u8(0),
+        };
+        let count = 1 + usize::from(other.is_some());
+        for (birth, born) in births.iter().take(count) {
+            e.u64(*birth).u8(u8::from(*born));
+        }
+        if inner.commit() {
+            inner.index.cover(&from.dir, from.name);
+            inner.index.cover(&to.dir, to.name);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Small traces in which an inode's number is given to a directory, step by step: something is
+//! removed, its number goes to a directory of its name, which is moved away and removed. The undo
+//! makes the directory anew, moves it back to the name, and must not take it for what was there.
+//!
+//! The store is on another file system, so that nothing keeps a file's number from being used
+//! again. All return false where the number was not given to a directory.
+
+use crate::Game;
+use ckpt::persist::sys::{self, CPath};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+fn number(path: &Path) -> u64 {
+    let path = CPath::new(&[path.as_os_str().as_bytes()]).unwrap();
+    sys::lstat(&path).unwrap().id.ino
+}
+
+/// Makes directories until one has the number; the others stay. False: none had.
+fn directory_of_number(game: &mut Game, at: &Path, ino: u64) -> bool {
+    for k in 0..64 {
+        game.player.mkdir_at(at);
+        if number(at) == ino {
+            return true;
+        }
+        let aside = game.root.join(format!("aside-{k}"));
+        game.player.rename_at(at, &aside);
+    }
+    false
+}
+
+/// What was at `at` at the checkpoint is gone, and so is a directory of its number.
+fn number_given_again(game: &mut Game, at: &Path) -> bool {
+    let ino = number(at);
+    match at.is_dir() {
+        true => game.player.rmdir_at(at),
+        false => game.player.remove_at(at),
+    }
+    if !directory_of_number(game, at, ino) {
+        return false;
+    }
+    let moved = game.root.join("moved");
+    game.player.rename_at(at, &moved);
+    game.player.rmdir_at(&moved);
+    true
+}
+
+pub fn of_a_file(game: &mut Game) -> bool {
+    let file = game.root.join("file");
+    game.player.symlink_at("target", &file);
+    game.checkpoint();
+    let told = number_given_again(game, &file);
+    if told {
+        game.recover_to(0, false);
+    }
+    told
+}
+
+/// The first directory's mode and times are not the second one's.
+pub fn of_a_directory(game: &mut Game) -> bool {
+    let dir = game.root.join("dir");
+    game.player.mkdir_at(&dir);
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o710);
+    std::fs::set_permissions(&dir, mode).unwrap();
+    game.checkpoint();
+    let told = number_given_again(game, &dir);
+    if told {
+        game.recover_to(0, false);
+    }
+    told
+}
+
+/// The undo is killed again and again, a step further on each time.
+pub fn and_the_undo_is_killed(game: &mut Game) -> bool {
+    let file = game.root.join("file");
+    game.player.symlink_at("target", &file);
+    game.checkpoint();
+    if !number_given_again(game, &file) {
+        return false;
+    }
+    let mut steps = 0;
+    while !game.undo_for(steps) {
+        steps += 1;
+    }
+    assert!(steps > 3, "{steps}");
+    true
+}
