@@ -252,7 +252,10 @@ impl Game {
             Some(_) => self.dump(),
             None => String::new(),
         };
-        let done = undo::go_back_recorded(&self.job, (left, to), (number, false), 0, &mut options);
+        // The tables' own sign of life may be old by now, on a busy machine.
+        let alive = ckpt::persist::sys::realtime_ns();
+        let table = (number, false);
+        let done = undo::go_back_recorded(&self.job, (left, to), table, alive, &mut options);
         match done {
             Ok(report) => {
                 assert_eq!(report.unrecorded, None);
