@@ -132,3 +132,37 @@ fn birth(dir: i32, path: *const u8, flags: i32) -> u64 {
     let start = 0xcbf2_9ce4_8422_2325 ^ handle.kind as u32 as u64;
     bytes.iter().fold(start, mix).max(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::ffi::OsStrExt;
+
+    #[test]
+    fn each_inode_has_one_of_its_own() {
+        let path = std::env::temp_dir().join(format!("ckpt-birth-{}", std::process::id()));
+        let c_path = CPath::new(&[path.as_os_str().as_bytes()]).unwrap();
+        let mut births = Births::new();
+        let mut seen = Vec::new();
+        for _ in 0..4 {
+            let file = std::fs::File::create(&path).unwrap();
+            let fd = file.as_raw_fd();
+            let dev = sys::fstat(fd).unwrap().id.dev;
+            let birth = births.of_path(&c_path, dev);
+            if birth == 0 {
+                println!("NOT RUN: no handles here");
+                return;
+            }
+            assert_eq!(births.of_fd(fd, dev), birth);
+            assert_eq!(births.of_path(&c_path, dev), birth);
+            assert!(!seen.contains(&birth), "{seen:?} {birth}");
+            seen.push(birth);
+            std::fs::remove_file(&path).unwrap();
+        }
+        // A file system that numbers nothing itself.
+        let proc_path = CPath::new(&[b"/proc/self/stat"]).unwrap();
+        assert_eq!(births.of_path(&proc_path, 0), 0);
+        assert_eq!(births.of_path(&c_path, 0), 0);
+    }
+}

@@ -414,6 +414,50 @@ pub fn record_len(payload: usize) -> usize {
 mod tests {
     use super::*;
 
+    #[test]
+    fn births_are_at_the_ends_of_records_or_missing() {
+        let id = |ino| Id { dev: 3, ino };
+        let moved = |ino, birth, born| Moved {
+            inode: Identity { id: id(ino), birth },
+            born,
+        };
+        let mut e = Encoder::new();
+        e.begin(TAG_RENAMED);
+        e.name(&id(1), b"/a", b"b").name(&id(1), b"/a", b"c");
+        e.id(&id(7)).u8(1).id(&id(8));
+        let expect = |e: &Encoder, moves: [Moved; 2]| {
+            let Some(Record::Renamed { moved, other, .. }) = decode(e.bytes().unwrap()) else {
+                panic!("no record");
+            };
+            assert_eq!((moved, other), (moves[0], Some(moves[1])));
+        };
+        expect(&e, [moved(7, 0, None), moved(8, 0, None)]);
+        e.u64(70).u8(1).u64(80).u8(0);
+        expect(&e, [moved(7, 70, Some(true)), moved(8, 80, Some(false))]);
+        let stat = Stat {
+            id: id(9),
+            ..Stat::default()
+        };
+        for birth in [None, Some(90)] {
+            e.begin(TAG_INODE).u32(1).u32(2).u32(3);
+            e.stat(&stat).text(b"/a");
+            birth.map(|birth| e.u64(birth));
+            let Some(Record::Inode { stat: read, .. }) = decode(e.bytes().unwrap()) else {
+                panic!("no record");
+            };
+            let birth = birth.unwrap_or(0);
+            assert_eq!(read, Stat { birth, ..stat });
+        }
+    }
+
+    #[test]
+    fn a_later_version_is_not_taken_for_none() {
+        let new = header(1, 2, false);
+        assert!(is_known(&new) && is_known(b"ckptabl1") && !is_newer(&new));
+        assert!(is_newer(b"ckptabl3") && !is_known(b"ckptabl3"));
+        assert!(!is_newer(b"ckptabl") && !is_newer(b"something") && !is_known(b"ckptabl0"));
+    }
+
     fn frame(payload: &[u8]) -> Vec<u8> {
         let mut bytes = (payload.len() as u32).to_le_bytes().to_vec();
         bytes.extend(crc32c::crc32c(payload).to_le_bytes());

@@ -113,9 +113,7 @@ impl Undoer<'_, '_> {
         }
         let at = c(&path)?;
         if let Some(present) = self.look(&at)?
-            && (self
-                .now(current, k, stat, Some(kept))
-                .is(&present.identity())
+            && (self.is_there(current, k, stat, Some(kept), &present)
                 || !self.remove(&path, &present, false)?)
         {
             return Ok(());

@@ -383,3 +383,70 @@ impl Findings {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inode(ino: u64, birth: u64) -> Identity {
+        let id = Id { dev: 1, ino };
+        Identity { id, birth }
+    }
+
+    /// A job's directory with notes that a version without births has left.
+    fn job(name: &str, older: &[[u64; 3]]) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("ckpt-notes-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir(&dir).unwrap();
+        let words = older
+            .iter()
+            .flat_map(|[old, new, table]| [1, *old, 1, *new, *table]);
+        let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+        std::fs::write(dir.join("replaced"), bytes).unwrap();
+        dir
+    }
+
+    #[test]
+    fn two_inodes_of_one_number_are_told_apart() {
+        let dir = job("two", &[]);
+        let mut notes = Replaced::load(&dir).unwrap();
+        notes.table = 5;
+        // A directory that had the number of a file, then the file.
+        notes.note(inode(10, 2), inode(11, 3)).unwrap();
+        notes.note(inode(10, 1), inode(10, 4)).unwrap();
+        for notes in [
+            &notes,
+            &Replaced {
+                table: 5,
+                ..Replaced::load(&dir).unwrap()
+            },
+        ] {
+            assert_eq!(notes.resolve(&inode(10, 1)), inode(10, 4));
+            assert_eq!(notes.resolve(&inode(10, 2)), inode(11, 3));
+            assert!(notes.is(&inode(11, 3), &inode(10, 2)));
+            assert!(!notes.is(&inode(11, 3), &inode(10, 1)));
+            assert!(!notes.is(&inode(10, 4), &inode(10, 2)));
+            // An image knows the number only: the file, which was made anew last.
+            assert_eq!(notes.follow(&inode(10, 0), 5), inode(10, 4));
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn notes_without_births_still_count() {
+        let dir = job("older", &[[20, 21, 3], [21, 22, 4]]);
+        let mut notes = Replaced::load(&dir).unwrap();
+        assert_eq!((notes.notes(), notes.highest()), (2, 4));
+        notes.table = 6;
+        notes.note(inode(22, 9), inode(23, 10)).unwrap();
+        notes.table = 2;
+        assert_eq!(notes.resolve(&inode(20, 0)), inode(23, 10));
+        // A later note makes void what was noted from the second on, of tables below 6.
+        notes.table = 6;
+        notes.void_since(&dir, 1).unwrap();
+        notes.table = 2;
+        assert_eq!(notes.resolve(&inode(20, 0)), inode(21, 0));
+        assert_eq!(notes.resolve(&inode(22, 9)), inode(23, 10));
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}
