@@ -316,6 +316,8 @@ impl Game {
         self.checkpoint();
         for _ in 0..operations {
             self.player.step();
+            // As the helper's rounds do.
+            table::alive(ckpt::persist::sys::realtime_ns());
             match self.rng.below(400) {
                 0..=3 => self.checkpoint(),
                 4..=6 if !self.returns => self.recover(faults),
