@@ -441,7 +441,9 @@ mod tests {
         for birth in [None, Some(90)] {
             e.begin(TAG_INODE).u32(1).u32(2).u32(3);
             e.stat(&stat).text(b"/a");
-            birth.map(|birth| e.u64(birth));
+            if let Some(birth) = birth {
+                e.u64(birth);
+            }
             let Some(Record::Inode { stat: read, .. }) = decode(e.bytes().unwrap()) else {
                 panic!("no record");
             };
