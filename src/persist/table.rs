@@ -166,7 +166,7 @@ pub struct Table {
     pub undone: u64,
     /// An undo has looked for changes of somebody else.
     pub checked: bool,
-    /// What is known of rows' inodes, by slot.
+    /// What is known of rows' inodes, by slot; nothing of those that are missing at the end.
     pub slots: Vec<Slot>,
     /// With their offsets in the file.
     pub records: Vec<(u64, Record)>,
@@ -373,15 +373,32 @@ fn header(path: &Path, bytes: &[u8]) -> Option<TableFile> {
     })
 }
 
-fn read_bytes(path: &Path, most: u64) -> Sys<Vec<u8>> {
+/// How much of a file is read.
+enum Part {
+    Header,
+    /// All but the zeros at the end where nothing was ever written: a table is allocated
+    /// ahead.
+    Written,
+    All,
+}
+
+/// The bytes, and whether zeros are left out behind them.
+fn read_bytes(path: &Path, part: Part) -> Sys<(Vec<u8>, bool)> {
     let fd = sys::open(&c_path(path)?, libc::O_RDONLY, 0)?;
-    let len = sys::fstat(fd.0)?.size.min(most) as usize;
+    let size = sys::fstat(fd.0)?.size;
+    let len = match part {
+        Part::Header => size.min(format::HEADER),
+        Part::Written => sys::end_of_data(fd.0, size),
+        Part::All => size,
+    };
+    let cut = len < size;
+    let len = len as usize;
     let mut bytes = Vec::new();
     bytes.try_reserve_exact(len).map_err(|_| libc::ENOMEM)?;
     bytes.resize(len, 0);
     let got = sys::pread_all(fd.0, bytes.as_mut_ptr(), len, 0)?;
     bytes.truncate(got);
-    Ok(bytes)
+    Ok((bytes, cut))
 }
 
 pub(super) fn c_path(path: &Path) -> Sys<CPath> {
@@ -402,7 +419,7 @@ pub fn list(job_dir: &Path) -> Result<Vec<TableFile>, StoreError> {
             continue;
         }
         let path = job_dir.join(OsStr::from_bytes(&name));
-        let bytes = on(read_bytes(&path, format::HEADER), "read", &path)?;
+        let (bytes, _) = on(read_bytes(&path, Part::Header), "read", &path)?;
         tables.extend(header(&path, &bytes));
     }
     tables.sort_by_key(|t| t.seq);
@@ -413,31 +430,46 @@ pub fn list(job_dir: &Path) -> Result<Vec<TableFile>, StoreError> {
 /// that is not whole: a kill may have come while it was written, and then its
 /// operation did not run.
 pub fn read(path: &Path) -> Result<Option<Table>, StoreError> {
-    let bytes = on(read_bytes(path, u64::MAX), "read", path)?;
-    let Some(file) = header(path, &bytes) else {
-        return Ok(None);
+    let (bytes, cut) = on(read_bytes(path, Part::Written), "read", path)?;
+    if let Some(table) = parse(path, &bytes, cut) {
+        return Ok(table);
+    }
+    let (bytes, _) = on(read_bytes(path, Part::All), "read", path)?;
+    Ok(parse(path, &bytes, false).flatten())
+}
+
+/// The table in these bytes of a file; `None`: with `cut`, more of it must be read.
+fn parse(path: &Path, bytes: &[u8], cut: bool) -> Option<Option<Table>> {
+    let Some(file) = header(path, bytes) else {
+        return Some(None);
     };
     let journal = bytes.get(format::RECORDS as usize..).unwrap_or_default();
     let (records, end) = format::records(journal);
     let rest = journal.get((end - format::RECORDS) as usize..);
-    let slots = (0..format::SLOTS as usize)
-        .map(|k| {
-            let at = format::HEADER as usize + k * format::SLOT as usize;
+    // What follows the last whole record may end in zeros that were left out.
+    if cut && rest.is_some_and(|rest| rest.iter().any(|&b| b != 0)) {
+        return None;
+    }
+    let starts = (format::HEADER..format::RECORDS).step_by(format::SLOT as usize);
+    let slots = starts
+        .map(|at| at as usize)
+        .take_while(|&at| at < bytes.len())
+        .map(|at| {
             Slot {
-                hot: word(&bytes, at + format::SLOT_HOT as usize) != 0,
-                known: word(&bytes, at + format::SLOT_KNOWN as usize) != 0,
-                size: wide(&bytes, at + format::SLOT_SIZE as usize),
-                mtime_ns: wide(&bytes, at + format::SLOT_MTIME as usize) as i64,
+                hot: word(bytes, at + format::SLOT_HOT as usize) != 0,
+                known: word(bytes, at + format::SLOT_KNOWN as usize) != 0,
+                size: wide(bytes, at + format::SLOT_SIZE as usize),
+                mtime_ns: wide(bytes, at + format::SLOT_MTIME as usize) as i64,
             }
         })
         .collect();
-    Ok(Some(Table {
+    Some(Some(Table {
         file,
-        power: word(&bytes, format::AT_FLAGS) & format::FLAG_POWER != 0,
-        alive_ns: wide(&bytes, format::AT_ALIVE) as i64,
-        broken: word(&bytes, format::AT_INCOMPLETE) > 1,
-        undone: wide(&bytes, format::AT_UNDONE),
-        checked: word(&bytes, format::AT_CHECKED) != 0,
+        power: word(bytes, format::AT_FLAGS) & format::FLAG_POWER != 0,
+        alive_ns: wide(bytes, format::AT_ALIVE) as i64,
+        broken: word(bytes, format::AT_INCOMPLETE) > 1,
+        undone: wide(bytes, format::AT_UNDONE),
+        checked: word(bytes, format::AT_CHECKED) != 0,
         // What follows a kill is one record that was being written.
         damaged: rest.is_some_and(format::records_follow),
         slots,
