@@ -41,6 +41,8 @@ pub struct Options<'a> {
     pub restore_exclude: &'a [Vec<u8>],
     /// Files that the process's own rules exclude keep theirs as well (rollback).
     pub by_rules: bool,
+    /// The next table may be made of a file of these: no process has them mapped.
+    pub reuse: bool,
     /// Files that the new start's shell has opened: not foreign even if truncated.
     pub inherited: &'a [Id],
     /// Tests: called before each step; an error ends the undo there.

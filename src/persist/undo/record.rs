@@ -40,7 +40,10 @@ impl<'o, 'a> Undoer<'o, 'a> {
             if !self.recorded {
                 self.keep_the_place(to_generation, table, next)?;
                 self.step("remove", &table.file.path)?;
-                table::remove(self.job_dir, table.file.seq)?;
+                match self.options.reuse {
+                    true => table::remove_for_reuse(self.job_dir, table.file.seq)?,
+                    false => table::remove(self.job_dir, table.file.seq)?,
+                }
             }
         }
         state::Findings::remove(self.job_dir);
