@@ -26,7 +26,7 @@ pub struct Undoer<'o, 'a> {
     /// The wall clock of the last sign of life; 0: none.
     pub alive_ns: i64,
     /// All tables of the job: their kept links may hold an inode.
-    all_tables: Vec<u32>,
+    pub all_tables: Vec<u32>,
     /// The file that was written last: its row, its path.
     open: Option<(u32, Fd, Vec<u8>)>,
     /// What is done is recorded (`record`).

@@ -31,7 +31,9 @@ impl<'o, 'a> Undoer<'o, 'a> {
         if let Some(oldest) = tables.last() {
             self.replaced.note_base(to_generation, oldest.file.seq)?;
         }
-        let next = super::next_number(self.job_dir)?;
+        // As `next_number` has it, from what was read already.
+        let highest = self.all_tables.iter().max().copied().unwrap_or(0);
+        let next = highest.max(self.replaced.highest() as u32).saturating_add(1);
         let mut report = Report::default();
         for table in tables {
             self.replaced.table = u64::from(table.file.seq);
