@@ -373,54 +373,62 @@ fn header(path: &Path, bytes: &[u8]) -> Option<TableFile> {
     })
 }
 
-/// How much of a file is read.
-enum Part {
-    Header,
-    /// All but the zeros at the end where nothing was ever written: a table is allocated
-    /// ahead.
-    Written,
-    All,
-}
-
-/// The bytes, and whether zeros are left out behind them.
-fn read_bytes(path: &Path, part: Part) -> Sys<(Vec<u8>, bool)> {
+/// The bytes, and whether zeros are left out behind them. With `all` there are none;
+/// otherwise those at the end where nothing was ever written: a table is allocated ahead.
+fn read_bytes(path: &Path, all: bool) -> Sys<(Vec<u8>, bool)> {
     let fd = sys::open(&c_path(path)?, libc::O_RDONLY, 0)?;
     let size = sys::fstat(fd.0)?.size;
-    let len = match part {
-        Part::Header => size.min(format::HEADER),
-        Part::Written => sys::end_of_data(fd.0, size),
-        Part::All => size,
+    let len = match all {
+        true => size,
+        false => sys::end_of_data(fd.0, size),
     };
-    let cut = len < size;
-    let len = len as usize;
     let mut bytes = Vec::new();
-    bytes.try_reserve_exact(len).map_err(|_| libc::ENOMEM)?;
-    bytes.resize(len, 0);
-    let got = sys::pread_all(fd.0, bytes.as_mut_ptr(), len, 0)?;
+    let reserved = bytes.try_reserve_exact(len as usize);
+    reserved.map_err(|_| libc::ENOMEM)?;
+    bytes.resize(len as usize, 0);
+    let got = sys::pread_all(fd.0, bytes.as_mut_ptr(), bytes.len(), 0)?;
     bytes.truncate(got);
-    Ok((bytes, cut))
+    Ok((bytes, len < size))
+}
+
+fn read_header(path: &Path) -> Sys<Option<TableFile>> {
+    let fd = sys::open(&c_path(path)?, libc::O_RDONLY, 0)?;
+    let mut bytes = [0u8; format::AT_REASON + format::REASON_LEN];
+    let got = sys::pread_all(fd.0, bytes.as_mut_ptr(), bytes.len(), 0)?;
+    Ok(header(path, bytes.get(..got).unwrap_or_default()))
 }
 
 pub(super) fn c_path(path: &Path) -> Sys<CPath> {
     CPath::new(&[path.as_os_str().as_bytes()])
 }
 
-/// All tables of a job, oldest first. A file that is no table (a kill during its
-/// making) is left out.
-pub fn list(job_dir: &Path) -> Result<Vec<TableFile>, StoreError> {
+fn names(job_dir: &Path) -> Result<Vec<(u32, Vec<u8>)>, StoreError> {
     let names = match c_path(job_dir).and_then(|p| sys::list(&p)) {
         Err(libc::ENOENT) => Vec::new(),
         other => on(other, "list", job_dir)?,
     };
+    let number = |name: &[u8]| {
+        let digits = name.strip_prefix(b"table-")?;
+        let all = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+        all.then(|| std::str::from_utf8(digits).ok()?.parse().ok())?
+    };
+    let numbered = names.into_iter();
+    let numbered = numbered.filter_map(|name| Some((number(&name)?, name)));
+    Ok(numbered.collect())
+}
+
+/// The highest number that a table of the job has; 0: there is none.
+pub fn highest(job_dir: &Path) -> Result<u32, StoreError> {
+    let names = names(job_dir)?;
+    Ok(names.iter().map(|name| name.0).max().unwrap_or(0))
+}
+
+/// All tables of a job, oldest first. A file that is no table is left out.
+pub fn list(job_dir: &Path) -> Result<Vec<TableFile>, StoreError> {
     let mut tables = Vec::new();
-    for name in names {
-        let digits = name.strip_prefix(b"table-").unwrap_or_default();
-        if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
-            continue;
-        }
+    for (_, name) in names(job_dir)? {
         let path = job_dir.join(OsStr::from_bytes(&name));
-        let (bytes, _) = on(read_bytes(&path, Part::Header), "read", &path)?;
-        tables.extend(header(&path, &bytes));
+        tables.extend(on(read_header(&path), "read", &path)?);
     }
     tables.sort_by_key(|t| t.seq);
     Ok(tables)
@@ -430,11 +438,11 @@ pub fn list(job_dir: &Path) -> Result<Vec<TableFile>, StoreError> {
 /// that is not whole: a kill may have come while it was written, and then its
 /// operation did not run.
 pub fn read(path: &Path) -> Result<Option<Table>, StoreError> {
-    let (bytes, cut) = on(read_bytes(path, Part::Written), "read", path)?;
+    let (bytes, cut) = on(read_bytes(path, false), "read", path)?;
     if let Some(table) = parse(path, &bytes, cut) {
         return Ok(table);
     }
-    let (bytes, _) = on(read_bytes(path, Part::All), "read", path)?;
+    let (bytes, _) = on(read_bytes(path, true), "read", path)?;
     Ok(parse(path, &bytes, false).flatten())
 }
 
@@ -454,13 +462,11 @@ fn parse(path: &Path, bytes: &[u8], cut: bool) -> Option<Option<Table>> {
     let slots = starts
         .map(|at| at as usize)
         .take_while(|&at| at < bytes.len())
-        .map(|at| {
-            Slot {
-                hot: word(bytes, at + format::SLOT_HOT as usize) != 0,
-                known: word(bytes, at + format::SLOT_KNOWN as usize) != 0,
-                size: wide(bytes, at + format::SLOT_SIZE as usize),
-                mtime_ns: wide(bytes, at + format::SLOT_MTIME as usize) as i64,
-            }
+        .map(|at| Slot {
+            hot: word(bytes, at + format::SLOT_HOT as usize) != 0,
+            known: word(bytes, at + format::SLOT_KNOWN as usize) != 0,
+            size: wide(bytes, at + format::SLOT_SIZE as usize),
+            mtime_ns: wide(bytes, at + format::SLOT_MTIME as usize) as i64,
         })
         .collect();
     Some(Some(Table {

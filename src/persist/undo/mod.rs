@@ -27,7 +27,7 @@ mod tree;
 
 use super::Id;
 use super::exclude::{is_excluded, matches};
-use super::table::{self, Record, Table};
+use super::table::{self, Record, Table, TableFile};
 pub use crate::config::Foreign;
 use crate::errno::Errno;
 use std::collections::{BTreeMap, BTreeSet};
@@ -148,9 +148,23 @@ pub(super) fn tables(
     restore_exclude: &[Vec<u8>],
     by_rules: bool,
 ) -> Result<Vec<Table>, UndoError> {
+    tables_of(
+        &table::list(job_dir)?,
+        to_generation,
+        restore_exclude,
+        by_rules,
+    )
+}
+
+/// The same of a list that was made already.
+fn tables_of(
+    list: &[TableFile],
+    to_generation: u64,
+    restore_exclude: &[Vec<u8>],
+    by_rules: bool,
+) -> Result<Vec<Table>, UndoError> {
     let mut tables = Vec::new();
-    let list = table::list(job_dir)?;
-    for file in table::leading_back(&list, to_generation).iter().rev() {
+    for file in table::leading_back(list, to_generation).iter().rev() {
         let table = table::read(&file.path)?.ok_or(UndoError::Damaged(file.path.clone()))?;
         if table.damaged {
             return Err(UndoError::Damaged(file.path.clone()));
@@ -184,7 +198,7 @@ pub(super) fn tables(
 /// Above all tables that the job has, and above those that notes of inodes made anew are
 /// of: these go by the numbers.
 pub fn next_number(job_dir: &Path) -> Result<u32, UndoError> {
-    let highest = table::list(job_dir)?.last().map_or(0, |t| t.seq);
+    let highest = table::highest(job_dir)?;
     let noted = state::Replaced::load(job_dir)?.highest();
     Ok(highest.max(noted as u32).saturating_add(1))
 }
@@ -196,8 +210,9 @@ pub fn check_foreign(
     options: &mut Options,
 ) -> Result<(), UndoError> {
     let (exclude, by_rules) = (options.restore_exclude, options.by_rules);
-    let tables = tables(job_dir, to_generation, exclude, by_rules)?;
-    apply::Undoer::new(job_dir, options, &tables)?.refuse_foreign(&tables)
+    let list = table::list(job_dir)?;
+    let tables = tables_of(&list, to_generation, exclude, by_rules)?;
+    apply::Undoer::new(job_dir, options, &tables, &list)?.refuse_foreign(&tables)
 }
 
 /// Takes back every table that leads back to the generation, removing each one.
@@ -208,8 +223,9 @@ pub fn undo(
 ) -> Result<Report, UndoError> {
     table::remove_leftovers(job_dir)?;
     let (exclude, by_rules) = (options.restore_exclude, options.by_rules);
-    let tables = tables(job_dir, to_generation, exclude, by_rules)?;
-    let undoer = apply::Undoer::new(job_dir, options, &tables)?;
+    let list = table::list(job_dir)?;
+    let tables = tables_of(&list, to_generation, exclude, by_rules)?;
+    let undoer = apply::Undoer::new(job_dir, options, &tables, &list)?;
     undoer.all(&tables, to_generation)
 }
 
@@ -227,9 +243,10 @@ pub fn go_back_recorded(
     options: &mut Options,
 ) -> Result<Report, UndoError> {
     let (exclude, by_rules) = (options.restore_exclude, options.by_rules);
-    let tables = tables(job_dir, to_generation, exclude, by_rules)?;
+    let list = table::list(job_dir)?;
+    let tables = tables_of(&list, to_generation, exclude, by_rules)?;
     table::install_for_return(table::create(job_dir, seq, left, power)?);
-    let mut report = apply::Undoer::new(job_dir, options, &tables).and_then(|undoer| {
+    let mut report = apply::Undoer::new(job_dir, options, &tables, &list).and_then(|undoer| {
         let undoer = undoer.recorded(alive_ns);
         undoer.all(&tables, to_generation)
     });
