@@ -547,3 +547,6 @@ pub fn remove_leftovers(job_dir: &Path) -> Result<(), StoreError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
