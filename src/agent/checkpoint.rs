@@ -5,31 +5,32 @@
 //! that fails leaves the previous generation the latest and the program running, and what
 //! had changed is kept for the next one.
 
+mod back;
 pub mod files;
 pub mod increments;
 pub mod mapped;
+mod rounds;
 mod take;
+mod tell;
 
 use crate::agent::collect::descriptors::Known;
-use crate::agent::collect::identity;
 use crate::agent::collect::memory::PAGE;
 use crate::agent::helper::Life;
 use crate::agent::hooks::files::outside;
 use crate::agent::merge::Merger;
 use crate::agent::outputs::keep::Streams;
 use crate::agent::prefetch::{self, Prefetch};
-use crate::agent::rollback::order::{self, Refused, Wanted, Which};
 use crate::agent::settings::{self, Settings};
 use crate::agent::state::AGENT;
 use crate::agent::stop::now_ns;
-use crate::agent::{ballast, children, ending, exit, interface, log, refusal, request, rollback};
+use crate::agent::{ballast, children, exit, log, refusal, request};
 use crate::config::Interval;
 use crate::interval::{Cost, Pace};
 use crate::persist::table;
 use crate::store::generation::{GenerationKind, GenerationRecord, MemberRecord};
 use crate::store::lock::{JobLock, Owner};
 use crate::store::start::{Claimed, claim};
-use crate::store::{Job, JobKey, Pending, RawFs, history, report};
+use crate::store::{Job, JobKey, Pending, RawFs, report};
 use ckpt_sys::syscall;
 use files::Beginning;
 use increments::Increments;
@@ -112,12 +113,6 @@ pub struct Worker {
     asked: Vec<u32>,
     /// The generation that the program is about to go back to.
     going_to: Option<u64>,
-}
-
-/// When a postponed checkpoint is tried again: a look is one system call, and a program
-/// that starts one short child after the other leaves only small gaps between them.
-fn retry_delay(tried: u32) -> u64 {
-    (2_000_000 * (1 + u64::from(tried) / 32)).min(50_000_000)
 }
 
 fn interval_ns(settings: &Settings, pace: &Pace) -> Option<u64> {
@@ -205,249 +200,6 @@ impl Worker {
                 self.claimed = Some(Claimed { lock, job });
             }
             Err(error) => log::line(format_args!("{error}")),
-        }
-    }
-
-    /// One round: waits, does what is wanted. False when the helper shall end.
-    pub fn step(&mut self) -> bool {
-        let now = now_ns();
-        let merge = self.merger.due();
-        let prefetch = self.prefetch.as_ref().map(Prefetch::due);
-        let next = [self.due_ns, self.retry_ns, merge, prefetch];
-        let next = next.into_iter().flatten();
-        let next = next.fold(self.look_ns, u64::min);
-        let wanted = request::wait(Some(next.saturating_sub(now)));
-        if refusal::RETIRE.load(Ordering::SeqCst) {
-            self.last_words();
-            return false;
-        }
-        let now = now_ns();
-        table::alive(identity::realtime_ns() as i64);
-        if let Some(soon) = ending::hint() {
-            self.look_ns = self.look_ns.min(now + soon);
-        }
-        if now >= self.look_ns {
-            self.look_ns = now + ending::look();
-        }
-        self.rollbacks();
-        let clock = self.due_ns.is_some_and(|due| now >= due);
-        let retry = self.retry_ns.is_some_and(|due| now >= due);
-        let call = request::inserted_call().is_some();
-        self.asked.extend(request::take_asked(request::CHECKPOINT));
-        if call || wanted & request::CHECKPOINT != 0 || clock || retry {
-            let trigger = if call {
-                Trigger::Call
-            } else if wanted & request::CHECKPOINT != 0 || (retry && !clock) {
-                Trigger::Command
-            } else {
-                Trigger::Clock
-            };
-            self.checkpoint(trigger);
-        }
-        if wanted & request::REPORT != 0 {
-            for nonce in request::take_asked(request::REPORT) {
-                self.report.answer(nonce, None, None);
-            }
-            self.write_report();
-        }
-        self.merge();
-        self.prefetch();
-        true
-    }
-
-    /// Goes back if that is wanted; what is refused is answered.
-    fn rollbacks(&mut self) {
-        if let Some(nonce) = rollback::ask::granted() {
-            self.report.answer(nonce, self.last_generation, None);
-            self.write_report();
-        }
-        if let Some(call) = rollback::call::pending() {
-            let refused = self.roll_back(&Wanted {
-                which: Which::Id(call.id),
-                value: call.value,
-                regions: (call.regions, call.nregions),
-                asked: Vec::new(),
-            });
-            rollback::call::answer(-refused.errno);
-        }
-        for nonce in request::take_asked(request::ROLLBACK) {
-            let root = PathBuf::from(std::ffi::OsStr::from_bytes(&self.settings.store_root));
-            let reason = match rollback::ask::read(&root, nonce) {
-                Ok(wanted) => self.roll_back(&wanted).reason,
-                Err(reason) => reason,
-            };
-            self.report.answer(nonce, None, Some(reason));
-            self.write_report();
-        }
-    }
-
-    /// Returns when it is refused.
-    fn roll_back(&mut self, wanted: &Wanted) -> Refused {
-        let keep = self.settings.config.undo || wanted.which == Which::Left;
-        let kept = match keep {
-            true => self
-                .keep_state(wanted)
-                .map(|(wanted, left)| (wanted, Some(left))),
-            false => Ok((wanted.clone(), None)),
-        };
-        let refused = match kept {
-            Ok((wanted, left)) => {
-                let increments = &mut self.increments;
-                order::go_back(
-                    self.settings,
-                    self.claimed.as_mut(),
-                    increments,
-                    &wanted,
-                    left,
-                )
-            }
-            Err(refused) => refused,
-        };
-        log::line(format_args!("rollback refused: {}", refused.reason));
-        refused
-    }
-
-    /// Before going back: a generation of the state that will be left.
-    fn keep_state(&mut self, wanted: &Wanted) -> Result<(Wanted, u64), Refused> {
-        let to = order::check(self.settings, self.claimed.as_ref(), wanted)?;
-        self.going_to = Some(to);
-        ballast::drop();
-        let taken = self.try_checkpoint(Trigger::Undo);
-        ballast::take();
-        self.going_to = None;
-        self.included = std::ptr::null();
-        let left = taken.map_err(|error| Refused {
-            errno: match error {
-                CheckpointError::Store(_) => libc::EIO,
-                _ => libc::EAGAIN,
-            },
-            reason: format!("the state that is left cannot be kept (CKPT_UNDO): {error}"),
-        })?;
-        self.last_generation = Some(left);
-        self.report.last_generation = Some(left);
-        self.report.last_checkpoint_ns = identity::realtime_ns();
-        self.report.checkpoints += 1;
-        let wanted = Wanted {
-            which: Which::Generation(to),
-            ..wanted.clone()
-        };
-        Ok((wanted, left))
-    }
-
-    /// After a lazy restore: a moment's work ahead of the program.
-    fn prefetch(&mut self) {
-        if let Some(prefetch) = self.prefetch.as_mut().filter(|p| now_ns() >= p.due())
-            && exit::enter_store()
-        {
-            if !prefetch.slice(self.claimed.as_ref().map(|claimed| &claimed.job)) {
-                self.prefetch = None;
-            }
-            exit::leave_store();
-        }
-    }
-
-    /// A slice of the merge under way.
-    fn merge(&mut self) {
-        let longest = self.settings.config.chain;
-        let due = self.merger.due().is_some_and(|due| now_ns() >= due);
-        if let Some(claimed) = self.claimed.as_mut().filter(|_| due)
-            && exit::enter_store()
-        {
-            if self.merger.slice(&mut claimed.job, longest) {
-                let (keep, now) = (self.settings.config.keep, identity::realtime_ns());
-                if let Err(error) = claimed.job.prune(keep, self.last_generation, now) {
-                    log::line(format_args!("{error}"));
-                }
-            }
-            exit::leave_store();
-        }
-    }
-
-    fn checkpoint(&mut self, trigger: Trigger) {
-        let answering = !self.asked.is_empty();
-        ballast::drop();
-        let result = self.try_checkpoint(trigger);
-        ballast::take();
-        let now = now_ns();
-        if let Some(ns) = interval_ns(self.settings, &self.pace)
-            && self.due_ns.is_some_and(|due| now >= due)
-        {
-            self.due_ns = Some(now + ns);
-        }
-        self.retry_ns = None;
-        match result {
-            Ok(generation) => {
-                self.postponed = 0;
-                self.last_generation = Some(generation);
-                interface::committed(generation);
-                self.report.last_generation = Some(generation);
-                self.report.last_checkpoint_ns = identity::realtime_ns();
-                self.report.checkpoints += 1;
-                request::answer_call(self.included, 1);
-                for nonce in std::mem::take(&mut self.asked) {
-                    self.report.answer(nonce, Some(generation), None);
-                }
-            }
-            Err(CheckpointError::Postponed(reason)) => {
-                // The caller of ckpt_checkpoint is told; the clock and the command wait.
-                request::answer(-libc::EAGAIN);
-                if trigger != Trigger::Call {
-                    self.retry_ns = Some(now + retry_delay(self.postponed));
-                    self.postponed = self.postponed.saturating_add(1);
-                }
-                self.refuse(reason, trigger);
-                return;
-            }
-            Err(CheckpointError::Refused(reason)) => {
-                request::answer(-libc::EAGAIN);
-                self.fail_asked(&reason);
-                self.refuse(reason, trigger);
-            }
-            Err(CheckpointError::Store(reason)) => {
-                request::answer(-libc::EIO);
-                self.fail_asked(&reason);
-                self.refuse(reason, trigger);
-            }
-        }
-        if trigger == Trigger::Command || answering {
-            self.write_report();
-        }
-    }
-
-    /// No checkpoint will be taken any more: the reason is to be found in the log and by
-    /// `ckpt status`.
-    fn last_words(&mut self) {
-        let reason = refusal::disabled().unwrap_or("the program no longer permits it");
-        log::line(format_args!("checkpoint refused from now on: {reason}"));
-        self.fail_asked(reason);
-        let (reason, time_ns) = (reason.to_owned(), identity::realtime_ns());
-        self.report.last_refusal = Some(report::Refusal { reason, time_ns });
-        self.write_report();
-    }
-
-    fn fail_asked(&mut self, reason: &str) {
-        for nonce in std::mem::take(&mut self.asked) {
-            self.report.answer(nonce, None, Some(reason.to_owned()));
-        }
-    }
-
-    fn refuse(&mut self, reason: String, trigger: Trigger) {
-        let same = self
-            .report
-            .last_refusal
-            .as_ref()
-            .is_some_and(|r| r.reason == reason);
-        if !same {
-            log::line(format_args!(
-                "checkpoint refused ({}): {reason}",
-                trigger.name()
-            ));
-        }
-        self.report.refused += 1;
-        let time_ns = identity::realtime_ns();
-        self.report.last_refusal = Some(report::Refusal { reason, time_ns });
-        if trigger == Trigger::Command {
-            self.write_report();
         }
     }
 
@@ -639,64 +391,5 @@ impl Worker {
             .filter(|r| Some(r.generation) == base)
             .map(|r| r.bytes_logical);
         base.fold(own, u64::max)
-    }
-
-    /// The generation's line in the job's history.
-    fn remember(&self, record: &GenerationRecord) {
-        let Some(claimed) = self.claimed.as_ref().filter(|_| exit::enter_store()) else {
-            return;
-        };
-        let chain = increments::chain_length(&claimed.job.generations(), record.generation);
-        let p = &record.phases;
-        let entry = history::Entry {
-            generation: record.generation,
-            time_ns: record.time_ns,
-            kind: record.kind.name().into(),
-            chain: chain.unwrap_or(0),
-            stop_us: record.stop_us,
-            parts_us: [p.park_us, p.collect_us, p.scan_us, p.copy_us, p.release_us],
-            precopy_us: p.precopy_us,
-            persist_us: record.persist_us,
-            pages: record.pages_dirty,
-            bytes_stored: record.bytes_stored,
-            bytes_logical: record.bytes_logical,
-            snapshot: record.snapshot.clone(),
-            tracker: record.tracker.clone(),
-            trigger: record.trigger.clone(),
-        };
-        let noted = history::append(&RawFs, &claimed.job.dir, &entry);
-        exit::leave_store();
-        if let Err(error) = noted {
-            log::line(format_args!("{error}"));
-        }
-    }
-
-    /// Answers the `ckpt` command.
-    fn write_report(&mut self) {
-        self.report.pid = AGENT.real_pid.load(Ordering::Relaxed);
-        self.report.start_time = self.owner.as_ref().map_or(0, |o| o.start_time);
-        self.report.job = String::from_utf8_lossy(&self.settings.job_key).into_owned();
-        if let Some(claimed) = &self.claimed {
-            self.report.job = claimed.job.name();
-            self.report.job_dir = claimed.job.dir.to_string_lossy().into_owned();
-        }
-        self.report.program_pid = AGENT.pid.load(Ordering::Relaxed);
-        self.report.state = "idle".into();
-        self.report.last_generation = self.last_generation;
-        self.report.interval_ms =
-            interval_ns(self.settings, &self.pace).map_or(0, |ns| ns / 1_000_000);
-        self.report.recovered_from = self.settings.restored.as_ref().map(|r| r.1);
-        self.report.net = crate::agent::callsites::summary::get();
-        self.report.tracker = self.increments.tracker.name().into();
-        self.report.files_incomplete = table::incomplete_reason();
-        let said = interface::said();
-        self.report.heartbeats = said.heartbeats;
-        self.report.heartbeat_ns = said.heartbeat_ns;
-        self.report.ready_ns = said.ready_ns;
-        self.report.unseen.clone_from(&self.looked.found);
-        let root = PathBuf::from(std::ffi::OsStr::from_bytes(&self.settings.store_root));
-        if let Err(error) = self.report.write(&RawFs, &root) {
-            log::line(format_args!("{error}"));
-        }
     }
 }

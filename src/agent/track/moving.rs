@@ -9,6 +9,7 @@
 //!
 //! [`Moving`] in the hook of mremap, [`registering`] in the helper thread.
 
+use super::fault::FAULT_BIT;
 use ckpt_sys::syscall;
 use std::sync::atomic::{AtomicU32, Ordering::*};
 
@@ -40,7 +41,8 @@ pub struct Moving {
 
 impl Moving {
     pub fn begin() -> Moving {
-        let all = !0u64;
+        // Pages may be write-protected, our own data too.
+        let all = !FAULT_BIT;
         let mut mask = 0u64;
         // SAFETY: two words of ours.
         unsafe {
