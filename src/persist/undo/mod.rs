@@ -246,7 +246,10 @@ pub fn go_back_recorded(
     let list = table::list(job_dir)?;
     let tables = tables_of(&list, to_generation, exclude, by_rules)?;
     table::install_for_return(table::create(job_dir, seq, left, power)?);
-    let mut report = apply::Undoer::new(job_dir, options, &tables, &list).and_then(|undoer| {
+    // With the new one: what this return removes is kept there, and may be needed again.
+    let list = table::list(job_dir).map_err(UndoError::from);
+    let undoer = list.and_then(|list| apply::Undoer::new(job_dir, options, &tables, &list));
+    let mut report = undoer.and_then(|undoer| {
         let undoer = undoer.recorded(alive_ns);
         undoer.all(&tables, to_generation)
     });
