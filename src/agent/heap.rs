@@ -136,7 +136,8 @@ impl Heap {
         };
         if self.free[class] == 0 {
             let size = 1u64 << (class as u32 + MIN_SHIFT);
-            let chunk = (size * 16).clamp(PAGE, 1 << 16).max(size);
+            // No more than a page ahead: each page that is touched costs a fault, at every start.
+            let chunk = size.max(PAGE);
             let start = self.pages(chunk);
             if start == 0 {
                 return std::ptr::null_mut();

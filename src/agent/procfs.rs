@@ -189,6 +189,14 @@ impl TaskList {
         }
     }
 
+    /// For few threads and one look.
+    pub fn small() -> TaskList {
+        TaskList {
+            buf: vec![0; 2048],
+            ids: Vec::new(),
+        }
+    }
+
     pub fn ids(&self) -> &[i32] {
         &self.ids
     }

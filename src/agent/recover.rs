@@ -4,7 +4,6 @@
 
 pub mod files;
 
-use crate::agent::collect::descriptors::inherited_now;
 use crate::agent::collect::identity;
 use crate::agent::resume::Payload;
 use crate::agent::{log, restore, settings, start, stop};
@@ -93,10 +92,9 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
             .unwrap_or_default(),
         store_root: root.as_os_str().as_bytes().to_vec(),
         generation,
-        inherited: inherited_now()
-            .iter()
-            .map(|i| (i.fd, i.dev, i.ino))
-            .collect(),
+        inherited: settings::get()
+            .map(|s| s.inherited.clone())
+            .unwrap_or_default(),
         limits: settings::get()
             .map(|s| s.limits.clone())
             .unwrap_or_default(),

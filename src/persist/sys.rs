@@ -275,6 +275,37 @@ pub fn seek(fd: i32, offset: u64, whence: i32) -> Sys<u64> {
     call!(libc::SYS_lseek, fd, offset, whence).map(|n| n as u64)
 }
 
+/// Where the zeros begin that follow all that was ever written to a file of `size` bytes
+/// (through a mapping as well); `size` where that is not known for certain.
+pub fn end_of_data(fd: i32, size: u64) -> u64 {
+    // ext4, XFS, tmpfs: they ask the page cache. Of others it is known that they have
+    // forgotten to.
+    const CERTAIN: [u64; 3] = [0xef53, 0x5846_5342, 0x0102_1994];
+    let mut fs = MaybeUninit::<libc::statfs>::zeroed();
+    if call!(libc::SYS_fstatfs, fd, fs.as_mut_ptr()).is_err() {
+        return size;
+    }
+    // SAFETY: filled by the kernel.
+    if !CERTAIN.contains(&(unsafe { fs.assume_init_ref() }.f_type as u64)) {
+        return size;
+    }
+    let (mut at, mut end) = (0, 0);
+    // A file with many holes is read whole.
+    for _ in 0..16 {
+        match seek(fd, at, libc::SEEK_DATA) {
+            Err(libc::ENXIO) => return end,
+            Ok(data) if data >= size => return end,
+            Ok(data) => at = data,
+            Err(_) => return size,
+        }
+        match seek(fd, at, libc::SEEK_HOLE) {
+            Ok(hole) if hole > at && hole < size => (at, end) = (hole, hole),
+            _ => return size,
+        }
+    }
+    size
+}
+
 pub fn copy_file_range(from: i32, at: u64, to: i32, at_to: u64, len: u64) -> Sys<u64> {
     let (mut a, mut b) = (at, at_to);
     call!(

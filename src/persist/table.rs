@@ -3,7 +3,7 @@
 
 use super::recorder::{NUMBER, STATE};
 use super::sys::{self, CPath, Sys};
-use super::writer::{RANGES, Writer, forget_mapped, mapped};
+use super::writer::{RANGES, SPARE, Writer, forget_mapped, mapped};
 use super::{Id, Identity, Stat, Which, format};
 use crate::errno::Errno;
 use crate::store::StoreError;
@@ -174,7 +174,7 @@ pub struct Table {
     pub undone: u64,
     /// An undo has looked for changes of somebody else.
     pub checked: bool,
-    /// What is known of rows' inodes, by slot.
+    /// What is known of rows' inodes, by slot; nothing of those that are missing at the end.
     pub slots: Vec<Slot>,
     /// With their offsets in the file.
     pub records: Vec<(u64, Record)>,
@@ -381,41 +381,67 @@ fn header(path: &Path, bytes: &[u8]) -> Option<TableFile> {
     })
 }
 
-fn read_bytes(path: &Path, most: u64) -> Sys<Vec<u8>> {
+/// The bytes, and whether zeros are left out behind them. With `all` there are none;
+/// otherwise those at the end where nothing was ever written: a table is allocated ahead.
+fn read_bytes(path: &Path, all: bool) -> Sys<(Vec<u8>, bool)> {
     let fd = sys::open(&c_path(path)?, libc::O_RDONLY, 0)?;
-    let len = sys::fstat(fd.0)?.size.min(most) as usize;
+    let size = sys::fstat(fd.0)?.size;
+    let len = match all {
+        true => size,
+        false => sys::end_of_data(fd.0, size),
+    };
     let mut bytes = Vec::new();
-    bytes.try_reserve_exact(len).map_err(|_| libc::ENOMEM)?;
-    bytes.resize(len, 0);
-    let got = sys::pread_all(fd.0, bytes.as_mut_ptr(), len, 0)?;
+    let reserved = bytes.try_reserve_exact(len as usize);
+    reserved.map_err(|_| libc::ENOMEM)?;
+    bytes.resize(len as usize, 0);
+    let got = sys::pread_all(fd.0, bytes.as_mut_ptr(), bytes.len(), 0)?;
     bytes.truncate(got);
-    Ok(bytes)
+    Ok((bytes, len < size))
+}
+
+fn read_header(path: &Path) -> Sys<Option<TableFile>> {
+    let fd = sys::open(&c_path(path)?, libc::O_RDONLY, 0)?;
+    let mut bytes = [0u8; format::AT_REASON + format::REASON_LEN];
+    let got = sys::pread_all(fd.0, bytes.as_mut_ptr(), bytes.len(), 0)?;
+    let bytes = bytes.get(..got).unwrap_or_default();
+    if format::is_newer(bytes) {
+        // To go back without it would be to go back to something else.
+        return Err(libc::EPROTONOSUPPORT);
+    }
+    Ok(header(path, bytes))
 }
 
 pub(super) fn c_path(path: &Path) -> Sys<CPath> {
     CPath::new(&[path.as_os_str().as_bytes()])
 }
 
-/// All tables of a job, oldest first. A file that is no table (a kill during its
-/// making) is left out.
-pub fn list(job_dir: &Path) -> Result<Vec<TableFile>, StoreError> {
+fn names(job_dir: &Path) -> Result<Vec<(u32, Vec<u8>)>, StoreError> {
     let names = match c_path(job_dir).and_then(|p| sys::list(&p)) {
         Err(libc::ENOENT) => Vec::new(),
         other => on(other, "list", job_dir)?,
     };
+    let number = |name: &[u8]| {
+        let digits = name.strip_prefix(b"table-")?;
+        let all = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+        all.then(|| std::str::from_utf8(digits).ok()?.parse().ok())?
+    };
+    let numbered = names.into_iter();
+    let numbered = numbered.filter_map(|name| Some((number(&name)?, name)));
+    Ok(numbered.collect())
+}
+
+/// The highest number that a table of the job has; 0: there is none.
+pub fn highest(job_dir: &Path) -> Result<u32, StoreError> {
+    let names = names(job_dir)?;
+    Ok(names.iter().map(|name| name.0).max().unwrap_or(0))
+}
+
+/// All tables of a job, oldest first. A file that is no table is left out.
+pub fn list(job_dir: &Path) -> Result<Vec<TableFile>, StoreError> {
     let mut tables = Vec::new();
-    for name in names {
-        let digits = name.strip_prefix(b"table-").unwrap_or_default();
-        if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
-            continue;
-        }
+    for (_, name) in names(job_dir)? {
         let path = job_dir.join(OsStr::from_bytes(&name));
-        let bytes = on(read_bytes(&path, format::HEADER), "read", &path)?;
-        if format::is_newer(&bytes) {
-            // To go back without it would be to go back to something else.
-            on(Err(libc::EPROTONOSUPPORT), "read", &path)?;
-        }
-        tables.extend(header(&path, &bytes));
+        tables.extend(on(read_header(&path), "read", &path)?);
     }
     tables.sort_by_key(|t| t.seq);
     Ok(tables)
@@ -425,31 +451,44 @@ pub fn list(job_dir: &Path) -> Result<Vec<TableFile>, StoreError> {
 /// that is not whole: a kill may have come while it was written, and then its
 /// operation did not run.
 pub fn read(path: &Path) -> Result<Option<Table>, StoreError> {
-    let bytes = on(read_bytes(path, u64::MAX), "read", path)?;
-    let Some(file) = header(path, &bytes) else {
-        return Ok(None);
+    let (bytes, cut) = on(read_bytes(path, false), "read", path)?;
+    if let Some(table) = parse(path, &bytes, cut) {
+        return Ok(table);
+    }
+    let (bytes, _) = on(read_bytes(path, true), "read", path)?;
+    Ok(parse(path, &bytes, false).flatten())
+}
+
+/// The table in these bytes of a file; `None`: with `cut`, more of it must be read.
+fn parse(path: &Path, bytes: &[u8], cut: bool) -> Option<Option<Table>> {
+    let Some(file) = header(path, bytes) else {
+        return Some(None);
     };
     let journal = bytes.get(format::RECORDS as usize..).unwrap_or_default();
     let (records, end) = format::records(journal);
     let rest = journal.get((end - format::RECORDS) as usize..);
-    let slots = (0..format::SLOTS as usize)
-        .map(|k| {
-            let at = format::HEADER as usize + k * format::SLOT as usize;
-            Slot {
-                hot: word(&bytes, at + format::SLOT_HOT as usize) != 0,
-                known: word(&bytes, at + format::SLOT_KNOWN as usize) != 0,
-                size: wide(&bytes, at + format::SLOT_SIZE as usize),
-                mtime_ns: wide(&bytes, at + format::SLOT_MTIME as usize) as i64,
-            }
+    // What follows the last whole record may end in zeros that were left out.
+    if cut && rest.is_some_and(|rest| rest.iter().any(|&b| b != 0)) {
+        return None;
+    }
+    let starts = (format::HEADER..format::RECORDS).step_by(format::SLOT as usize);
+    let slots = starts
+        .map(|at| at as usize)
+        .take_while(|&at| at < bytes.len())
+        .map(|at| Slot {
+            hot: word(bytes, at + format::SLOT_HOT as usize) != 0,
+            known: word(bytes, at + format::SLOT_KNOWN as usize) != 0,
+            size: wide(bytes, at + format::SLOT_SIZE as usize),
+            mtime_ns: wide(bytes, at + format::SLOT_MTIME as usize) as i64,
         })
         .collect();
-    Ok(Some(Table {
+    Some(Some(Table {
         file,
-        power: word(&bytes, format::AT_FLAGS) & format::FLAG_POWER != 0,
-        alive_ns: wide(&bytes, format::AT_ALIVE) as i64,
-        broken: word(&bytes, format::AT_INCOMPLETE) > 1,
-        undone: wide(&bytes, format::AT_UNDONE),
-        checked: word(&bytes, format::AT_CHECKED) != 0,
+        power: word(bytes, format::AT_FLAGS) & format::FLAG_POWER != 0,
+        alive_ns: wide(bytes, format::AT_ALIVE) as i64,
+        broken: word(bytes, format::AT_INCOMPLETE) > 1,
+        undone: wide(bytes, format::AT_UNDONE),
+        checked: word(bytes, format::AT_CHECKED) != 0,
         // What follows a kill is one record that was being written.
         damaged: rest.is_some_and(format::records_follow),
         slots,
@@ -460,39 +499,60 @@ pub fn read(path: &Path) -> Result<Option<Table>, StoreError> {
 /// Removes a table with all that belongs to it; the table itself last, so that a
 /// removal that was cut short is simply done again.
 pub fn remove(job_dir: &Path, seq: u32) -> Result<(), StoreError> {
+    remove_parts(job_dir, seq)?;
+    unlink(&numbered(job_dir, "table-", seq))
+}
+
+/// As [`remove`], but the table's file stays under another name for the next table to be made
+/// of. To remove one file and to make another costs ext4 up to a millisecond: it looks for
+/// an inode that was not removed in the last seconds. Only where no process has it mapped.
+pub fn remove_for_reuse(job_dir: &Path, seq: u32) -> Result<(), StoreError> {
+    remove_parts(job_dir, seq)?;
+    sys::point();
+    let path = numbered(job_dir, "table-", seq);
+    let spare = job_dir.join(OsStr::from_bytes(SPARE));
+    let done = c_path(&path).and_then(|from| sys::rename(&from, &c_path(&spare)?, 0));
+    match done {
+        Err(libc::ENOENT) => Ok(()),
+        done => on(done, "remove", &path),
+    }
+}
+
+fn unlink(path: &Path) -> Result<(), StoreError> {
+    sys::point();
+    match c_path(path).and_then(|p| sys::unlink(&p)) {
+        Err(libc::ENOENT) => Ok(()),
+        done => on(done, "remove", path),
+    }
+}
+
+fn remove_parts(job_dir: &Path, seq: u32) -> Result<(), StoreError> {
     let kept = kept_dir(job_dir, seq);
     let names = match c_path(&kept).and_then(|p| sys::list(&p)) {
         Err(libc::ENOENT) => None,
         other => Some(on(other, "list", &kept)?),
     };
-    let gone = |result: Sys<()>| match result {
-        Err(libc::ENOENT) => Ok(()),
-        other => other,
-    };
-    let unlink = |path: &Path| {
-        sys::point();
-        let done = c_path(path).and_then(|p| gone(sys::unlink(&p)));
-        on(done, "remove", path)
-    };
     for name in names.iter().flatten() {
         unlink(&kept.join(OsStr::from_bytes(name)))?;
     }
     if names.is_some() {
-        let done = c_path(&kept).and_then(|p| gone(sys::rmdir(&p)));
-        on(done, "remove", &kept)?;
+        match c_path(&kept).and_then(|p| sys::rmdir(&p)) {
+            Err(libc::ENOENT) => {}
+            done => on(done, "remove", &kept)?,
+        }
     }
-    unlink(&shadow_path(job_dir, seq))?;
-    unlink(&numbered(job_dir, "table-", seq))
+    unlink(&shadow_path(job_dir, seq))
 }
 
-/// Removes what a kill during the making of a table, or a removal cut short, has left.
+/// Removes what a kill during the making of a table, or [`remove_for_reuse`], has left.
 pub fn remove_leftovers(job_dir: &Path) -> Result<(), StoreError> {
     let names = match c_path(job_dir).and_then(|p| sys::list(&p)) {
         Err(libc::ENOENT) => return Ok(()),
         other => on(other, "list", job_dir)?,
     };
     for name in &names {
-        if name.starts_with(b"table-") && name.ends_with(b".new") {
+        let new = name.starts_with(b"table-") && name.ends_with(b".new");
+        if new || name == SPARE {
             let path = job_dir.join(OsStr::from_bytes(name));
             let done = c_path(&path).and_then(|p| sys::unlink(&p));
             on(done, "remove", &path)?;
@@ -500,3 +560,6 @@ pub fn remove_leftovers(job_dir: &Path) -> Result<(), StoreError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

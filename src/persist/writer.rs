@@ -72,6 +72,9 @@ fn unmap(addr: *mut u8, len: u64) {
     }
 }
 
+/// A table's file that the next one may be made of.
+pub const SPARE: &[u8] = b"table-spare";
+
 /// A part of a file that is mapped.
 pub struct Window {
     addr: *mut u8,
@@ -138,6 +141,20 @@ fn allocate(fd: i32, start: u64, len: u64) -> Sys<()> {
     }
 }
 
+/// A file of no more than `total` bytes, all of them zero.
+fn blank(fd: i32, total: u64) -> Sys<()> {
+    let size = sys::fstat(fd)?.size;
+    if size > total {
+        sys::ftruncate(fd, total)?;
+    }
+    let zeroed = sys::fallocate(fd, libc::FALLOC_FL_ZERO_RANGE, 0, size.min(total));
+    match zeroed {
+        // Not on tmpfs, say.
+        Err(_) if size > 0 => sys::ftruncate(fd, 0),
+        _ => Ok(()),
+    }
+}
+
 /// One table being written.
 pub struct Writer {
     /// 0: none.
@@ -199,7 +216,9 @@ impl Writer {
         let name = self.path(b"table-", seq)?;
         let mut new = CPath::new(&[name.bytes()])?;
         new.add(b".new")?;
-        let made = self.make(&new, seq, base, power);
+        let spare = CPath::join(job_dir, SPARE)?;
+        let reused = sys::rename(&spare, &new, 0).is_ok();
+        let made = self.make(&new, reused, seq, base, power);
         let made = made.and_then(|()| sys::rename(&new, &name, libc::RENAME_NOREPLACE));
         if let Err(e) = made {
             let _ = sys::unlink(&new);
@@ -210,10 +229,21 @@ impl Writer {
         Ok(())
     }
 
-    fn make(&mut self, new: &CPath, seq: u32, base: u64, power: bool) -> Sys<()> {
-        let flags = libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC;
-        let fd = sys::open(new, flags, 0o600)?;
-        allocate(fd.0, 0, format::RECORDS + FIRST_LOG)?;
+    /// `reused`: a table that is of no use any more is there, to be overwritten.
+    fn make(&mut self, new: &CPath, reused: bool, seq: u32, base: u64, power: bool) -> Sys<()> {
+        let total = format::RECORDS + FIRST_LOG;
+        let fd = match reused {
+            true => {
+                let fd = sys::open(new, libc::O_RDWR, 0)?;
+                blank(fd.0, total)?;
+                fd
+            }
+            false => {
+                let flags = libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC;
+                sys::open(new, flags, 0o600)?
+            }
+        };
+        allocate(fd.0, 0, total)?;
         sys::pwrite_all(fd.0, &format::header(seq, base, power), 0)?;
         if power {
             sys::fdatasync(fd.0)?;

@@ -216,17 +216,17 @@ pub(super) fn chain_length(records: &[&GenerationRecord], generation: u64) -> Op
 
 impl Increments {
     pub fn new(choice: TrackerChoice) -> Increments {
-        Increments::with(choice, None)
+        Increments::with(choice, None, Live::new())
     }
 
-    fn with(choice: TrackerChoice, fd: Option<OwnFd>) -> Increments {
+    fn with(choice: TrackerChoice, fd: Option<OwnFd>, live: Live) -> Increments {
         Increments {
             tracker: track::choose_adopting(choice, fd, || Probe::for_choice(choice)),
             dirty: Dirty::new(),
             base: None,
             buffer: Buffer::default(),
             costs: Costs::default(),
-            live: Live::new(),
+            live,
             pagemap: None,
             known: Plan::default(),
             known_advice: 0,
@@ -560,7 +560,8 @@ pub fn prepare_restored(
     fd: Option<OwnFd>,
     flags: Vec<VmaState>,
 ) {
-    let mut increments = Box::new(Increments::with(settings.config.tracker, fd));
+    let live = Live::cold();
+    let mut increments = Box::new(Increments::with(settings.config.tracker, fd, live));
     if !flags.is_empty() {
         increments.known = Plan::with_flags(flags);
         increments.known_advice = hooks::memory::advice_number();
@@ -571,11 +572,14 @@ pub fn prepare_restored(
     RESTORED.store(Box::into_raw(increments), Ordering::SeqCst);
 }
 
-/// Takes what [`prepare_restored`] has left, once.
+/// Takes what [`prepare_restored`] has left, once. The program runs by now: what could wait
+/// until then is done here.
 pub fn take_restored() -> Option<Increments> {
     let left = RESTORED.swap(std::ptr::null_mut(), Ordering::SeqCst);
     // SAFETY: made by Box::into_raw in this very thread, taken once.
-    (!left.is_null()).then(|| *unsafe { Box::from_raw(left) })
+    let mut increments = (!left.is_null()).then(|| *unsafe { Box::from_raw(left) })?;
+    increments.live.warm();
+    Some(increments)
 }
 
 #[cfg(test)]

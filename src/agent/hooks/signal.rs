@@ -118,25 +118,32 @@ pub fn rt_sigprocmask(frame: &mut CallFrame) -> Verdict {
         }
     }
     let at = if set == 0 { 0 } else { &raw const local as u64 };
-    let mut before = 0u64;
-    // SAFETY: our own copies.
-    let ret = unsafe { syscall!(libc::SYS_rt_sigprocmask, how, at, &raw mut before, 8) };
+    if old != 0 {
+        fault::touch(old, 8);
+    }
+    // SAFETY: our own copy of the set; the kernel checks the place of the old mask.
+    let ret = unsafe { syscall!(libc::SYS_rt_sigprocmask, how, at, old, 8) };
     frame.rax = ret as i64;
-    if ret < 0 {
+    if ret == 0 && old != 0 {
+        let place = old as *mut u64;
+        // SAFETY: where the kernel has just written.
+        unsafe {
+            let found = place.read_unaligned();
+            let mut before = found & !RESERVED_BIT;
+            if was {
+                before |= RESERVED_BIT;
+            }
+            if was_fault {
+                before |= fault::FAULT_BIT;
+            }
+            if before != found {
+                place.write_unaligned(before);
+            }
+        }
+    }
+    // Of a place that cannot be written the kernel speaks when the mask is in force.
+    if ret < 0 && ret != -(libc::EFAULT as isize) {
         return Verdict::Done;
-    }
-    if was {
-        before |= RESERVED_BIT;
-    } else {
-        before &= !RESERVED_BIT;
-    }
-    if was_fault {
-        before |= fault::FAULT_BIT;
-    }
-    if old != 0
-        && let Err(e) = user::write(old, &before)
-    {
-        frame.rax = -i64::from(e);
     }
     // SAFETY: the thread's own block.
     unsafe { (*thread_block()).faults_blocked = u32::from(now_fault) };

@@ -9,6 +9,7 @@
 use super::{Ids, Problem, copy, open, problem, rows};
 use crate::agent::log;
 use crate::persist::Id;
+use crate::persist::table::TableFile;
 use crate::store::generation::StreamRecord;
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -41,10 +42,11 @@ pub fn refill(
     outputs: &Outputs,
 ) -> Result<Refilled, Problem> {
     let mut out = Refilled::default();
+    let tables = all_tables(job, streams)?;
     for record in streams {
         let ids = Ids::read(job, record.number);
         let stream = open(job, record.number, false)?;
-        rows::rewind(job, generation, &ids, &stream, record.size)?;
+        rows::rewind(job, &tables, generation, &ids, &stream, record.size)?;
         let old = Id {
             dev: record.dev,
             ino: record.ino,
@@ -82,12 +84,21 @@ pub fn refill(
 
 /// Makes the streams what they were at the generation, and leaves the files alone.
 pub fn rewind(job: &Path, generation: u64, streams: &[StreamRecord]) -> Result<(), Problem> {
+    let tables = all_tables(job, streams)?;
     for record in streams {
         let ids = Ids::read(job, record.number);
         let stream = open(job, record.number, false)?;
-        rows::rewind(job, generation, &ids, &stream, record.size)?;
+        rows::rewind(job, &tables, generation, &ids, &stream, record.size)?;
     }
     Ok(())
+}
+
+/// The job's tables, where there is a stream that needs them.
+fn all_tables(job: &Path, streams: &[StreamRecord]) -> Result<Vec<TableFile>, Problem> {
+    match streams {
+        [] => Ok(Vec::new()),
+        _ => rows::tables(job),
+    }
 }
 
 /// Does the path lead to this inode?

@@ -41,7 +41,7 @@ fn blocks(table: &Table, id: Id) -> Vec<Block> {
     blocks
 }
 
-fn tables(job: &Path) -> Result<Vec<TableFile>, Problem> {
+pub fn tables(job: &Path) -> Result<Vec<TableFile>, Problem> {
     table::list(job).map_err(|e| e.to_string())
 }
 
@@ -124,16 +124,16 @@ pub fn put_back(
     }
 }
 
-/// Makes the first `size` bytes of a stream what they were at `generation`.
+/// Makes the first `size` bytes of a stream what they were at `generation`; `tables` are all.
 pub fn rewind(
     job: &Path,
+    tables: &[TableFile],
     generation: u64,
     ids: &Ids,
     stream: &OwnedFd,
     size: u64,
 ) -> Result<(), Problem> {
-    let tables = tables(job)?;
-    for file in table::leading_back(&tables, generation).iter().rev() {
+    for file in table::leading_back(tables, generation).iter().rev() {
         if let Some(id) = ids.of_table(file.seq) {
             apply(job, file, id, stream, size)?;
         }

@@ -156,6 +156,8 @@ impl Way<'_> {
             foreign: self.config.foreign,
             restore_exclude: &self.config.restore_exclude,
             by_rules: self.by_rules,
+            // At a rollback this very process has the latest one mapped.
+            reuse: !self.by_rules,
             inherited,
             ..undo::Options::default()
         }

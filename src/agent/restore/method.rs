@@ -80,7 +80,7 @@ pub fn choose(
 const LARGE: u64 = 4096;
 /// Places, and pages in each.
 const LOOKS: u64 = 64;
-const LOOK: u64 = 32;
+const LOOK: u64 = 8;
 
 /// Where to look: first page, number of pages.
 fn looks(pages: u64) -> impl Iterator<Item = (u64, u64)> {

@@ -56,6 +56,8 @@ pub struct Tape {
     pub mapped: Vec<(u64, u64, u32)>,
     /// For each image that is mapped, its number and an address where it is.
     pub examples: Vec<(u32, u64)>,
+    /// The file that the current descriptor is of, and whether it is open for writing.
+    open: Option<(Vec<u8>, bool)>,
 }
 
 const PROT_READ: u64 = libc::PROT_READ as u64;
@@ -162,14 +164,19 @@ impl Tape {
         flags: i32,
         offset: u64,
     ) {
-        let path = area.put_path(path);
-        let mode = if write { libc::O_RDWR } else { libc::O_RDONLY } | libc::O_CLOEXEC;
-        let at_cwd = libc::AT_FDCWD as i64 as u64;
-        self.op(
-            libc::SYS_openat,
-            OP_KEEP_FD,
-            [at_cwd, path, mode as u64, 0, 0, 0],
-        );
+        // One file is mapped several times in a row, mostly.
+        if self.open.as_ref() != Some(&(path.to_vec(), write)) {
+            self.close_file();
+            let at = area.put_path(path);
+            let mode = if write { libc::O_RDWR } else { libc::O_RDONLY } | libc::O_CLOEXEC;
+            let at_cwd = libc::AT_FDCWD as i64 as u64;
+            self.op(
+                libc::SYS_openat,
+                OP_KEEP_FD,
+                [at_cwd, at, mode as u64, 0, 0, 0],
+            );
+            self.open = Some((path.to_vec(), write));
+        }
         let flags = (flags | libc::MAP_FIXED) as u64;
         let arg = [
             vma.start,
@@ -180,7 +187,12 @@ impl Tape {
             offset,
         ];
         self.op(libc::SYS_mmap, OP_FIXED_RESULT | op_fd_arg(4), arg);
-        self.op(libc::SYS_close, op_fd_arg(0), [0; 6]);
+    }
+
+    fn close_file(&mut self) {
+        if self.open.take().is_some() {
+            self.op(libc::SYS_close, op_fd_arg(0), [0; 6]);
+        }
     }
 }
 
@@ -351,6 +363,7 @@ pub fn memory(
         }
         advise(tape, vma);
     }
+    tape.close_file();
 }
 
 /// What must go, and the changed pages of what stays: the beginning of a rollback's tape.

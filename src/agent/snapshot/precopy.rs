@@ -38,6 +38,19 @@ impl Live {
         }
     }
 
+    /// As [`Live::new`], but its memory is only set aside: [`Live::warm`] must follow.
+    pub fn cold() -> Live {
+        Live {
+            // SAFETY: no arguments.
+            pid: unsafe { syscall!(libc::SYS_getpid) } as i32,
+            bounce: Vec::with_capacity((BATCH_PAGES * PAGE) as usize),
+        }
+    }
+
+    pub fn warm(&mut self) {
+        self.bounce.resize((BATCH_PAGES * PAGE) as usize, 0);
+    }
+
     /// Reads at most a batch of pages; `None` when they cannot be read.
     pub fn read_run(&mut self, addr: u64, npages: u64) -> Option<&[u8]> {
         let stretch = Stretch {

@@ -102,6 +102,8 @@ pub struct Uffd {
     blank: Vec<Range>,
     /// Mapped from images by the restore; registered by the first sweep after it.
     lazy: Lazy,
+    /// Nothing has been registered yet by this descriptor.
+    new: bool,
 }
 
 /// Mappings of the program are registered, or are about to be.
@@ -127,7 +129,9 @@ impl Drop for Uffd {
 
 impl Uffd {
     pub fn new() -> Result<Uffd, TrackError> {
-        Uffd::adopt(open()?)
+        let mut uffd = Uffd::adopt(open()?)?;
+        uffd.new = true;
+        Ok(uffd)
     }
 
     /// Goes on with a descriptor by which memory is registered already.
@@ -138,6 +142,7 @@ impl Uffd {
             fresh: Vec::new(),
             blank: Vec::new(),
             lazy: Lazy::default(),
+            new: false,
         };
         IN_USE.store(true, Relaxed);
         Ok(uffd)
@@ -157,6 +162,7 @@ impl Uffd {
     /// Registers the pieces that `found` (ascending) touches. Those that cannot be stay
     /// unregistered, so every sweep finds them anew and reports them whole.
     fn register(&mut self, pieces: &[Piece], found: &[Range]) {
+        self.new = false;
         let mut whole: Vec<Range> = Vec::new();
         let mut next = 0;
         for &range in found {
@@ -352,6 +358,44 @@ impl Uffd {
     }
 }
 
+impl Uffd {
+    /// As [`Uffd::walk`] where nothing is registered and nobody wants to know what has
+    /// changed: all but `leave` is registered, what is blank is noted, what exists is
+    /// protected.
+    fn walk_first(&mut self, pieces: &[Piece], leave: &[Range]) -> Result<(), TrackError> {
+        let mut all: Vec<Range> = Vec::new();
+        for piece in pieces.iter().filter(|piece| watchable(piece)) {
+            push(&mut all, (piece.vma.start, piece.vma.end));
+        }
+        subtract(&mut all, leave);
+        self.register(pieces, &all);
+        self.fresh.clear();
+        let (mut blank, mut written): (Vec<Range>, Vec<Range>) = (Vec::new(), Vec::new());
+        let mut next = 0;
+        for ((start, end), of_file) in groups(pieces) {
+            let both_kinds = |query| if of_file { query } else { without_file(query) };
+            self.pagemap
+                .scan(start, end, both_kinds(BLANK), |from, to, what| {
+                    let exists = what & (is::PRESENT | is::SWAPPED) != 0;
+                    let of_file = what & is::PRESENT != 0 && what & is::FILE != 0;
+                    clip(pieces, &mut next, (from, to), |piece, from, to| {
+                        if !exists || (of_file && is_of_file(piece)) {
+                            push(&mut blank, (from, to));
+                        }
+                    });
+                })?;
+            self.pagemap
+                .scan(start, end, both_kinds(WRITTEN), |from, to, _| {
+                    push(&mut written, (from, to));
+                })?;
+        }
+        // What this very thread has written in between.
+        subtract(&mut blank, &written);
+        self.blank = blank;
+        Ok(())
+    }
+}
+
 impl Tracker for Uffd {
     fn name(&self) -> &'static str {
         "uffd"
@@ -374,7 +418,10 @@ impl Tracker for Uffd {
 
     fn begin(&mut self, pieces: &[Piece]) -> Result<(), TrackError> {
         let lazy = Lazy::find(pieces, &mut self.pagemap)?;
-        self.walk(pieces, &mut Dirty::new(), true, &lazy.ranges())?;
+        match self.new {
+            true => self.walk_first(pieces, &lazy.ranges())?,
+            false => self.walk(pieces, &mut Dirty::new(), true, &lazy.ranges())?,
+        }
         self.lazy = lazy;
         Ok(())
     }

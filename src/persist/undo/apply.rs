@@ -9,7 +9,7 @@ use crate::persist::exclude::{self, matches};
 use crate::persist::format;
 use crate::persist::kept::link_name;
 use crate::persist::sys::{self, CPath, Fd, Sys, point};
-use crate::persist::table::{self, Record, Table};
+use crate::persist::table::{self, Record, Table, TableFile};
 use crate::persist::{Id, Identity, MODE, OWNER, SIZE, Stat, TIMES};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,8 +27,9 @@ pub struct Undoer<'o, 'a> {
     pub known: BTreeSet<Id>,
     /// The wall clock of the last sign of life; 0: none.
     pub alive_ns: i64,
-    /// All tables of the job: their kept links may hold an inode.
-    all_tables: Vec<u32>,
+    /// All tables of the job at the beginning, with their bases: their kept links may hold
+    /// an inode.
+    pub all_tables: Vec<(u32, u64)>,
     /// The file that was written last: its row, its path.
     open: Option<(u32, Fd, Vec<u8>)>,
     /// What is done is recorded (`record`).
@@ -69,6 +70,7 @@ impl<'o, 'a> Undoer<'o, 'a> {
         job_dir: &'o Path,
         options: &'o mut Options<'a>,
         tables: &[Table],
+        list: &[TableFile],
     ) -> Result<Undoer<'o, 'a>, UndoError> {
         let replaced = Replaced::load(job_dir)?;
         let mut known = known_ids(tables);
@@ -80,7 +82,7 @@ impl<'o, 'a> Undoer<'o, 'a> {
             findings: Findings::load(job_dir)?,
             known,
             alive_ns: tables.iter().map(|t| t.alive_ns).max().unwrap_or(0),
-            all_tables: table::list(job_dir)?.iter().map(|t| t.seq).collect(),
+            all_tables: list.iter().map(|t| (t.seq, t.base)).collect(),
             open: None,
             recorded: false,
             births: Cell::default(),
@@ -282,7 +284,7 @@ impl<'o, 'a> Undoer<'o, 'a> {
 
     /// The kept link of an inode, if any table has one.
     pub fn find_kept(&self, inode: &Identity) -> Option<Vec<u8>> {
-        self.all_tables.iter().rev().find_map(|seq| {
+        self.all_tables.iter().rev().find_map(|(seq, _)| {
             let mut path = table::c_path(&table::kept_dir(self.job_dir, *seq)).ok()?;
             link_name(&mut path, &inode.id).ok()?;
             let there = self.lstat(&path).ok()?;

@@ -27,7 +27,7 @@ mod tree;
 
 use super::Id;
 use super::exclude::{is_excluded, matches};
-use super::table::{self, Record, Table};
+use super::table::{self, Record, Table, TableFile};
 pub use crate::config::Foreign;
 use crate::errno::Errno;
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,6 +41,8 @@ pub struct Options<'a> {
     pub restore_exclude: &'a [Vec<u8>],
     /// Files that the process's own rules exclude keep theirs as well (rollback).
     pub by_rules: bool,
+    /// The next table may be made of a file of these: no process has them mapped.
+    pub reuse: bool,
     /// Files that the new start's shell has opened: not foreign even if truncated.
     pub inherited: &'a [Id],
     /// Tests: called before each step; an error ends the undo there.
@@ -146,9 +148,23 @@ pub(super) fn tables(
     restore_exclude: &[Vec<u8>],
     by_rules: bool,
 ) -> Result<Vec<Table>, UndoError> {
+    tables_of(
+        &table::list(job_dir)?,
+        to_generation,
+        restore_exclude,
+        by_rules,
+    )
+}
+
+/// The same of a list that was made already.
+fn tables_of(
+    list: &[TableFile],
+    to_generation: u64,
+    restore_exclude: &[Vec<u8>],
+    by_rules: bool,
+) -> Result<Vec<Table>, UndoError> {
     let mut tables = Vec::new();
-    let list = table::list(job_dir)?;
-    for file in table::leading_back(&list, to_generation).iter().rev() {
+    for file in table::leading_back(list, to_generation).iter().rev() {
         let table = table::read(&file.path)?.ok_or(UndoError::Damaged(file.path.clone()))?;
         if table.damaged {
             return Err(UndoError::Damaged(file.path.clone()));
@@ -182,7 +198,7 @@ pub(super) fn tables(
 /// Above all tables that the job has, and above those that notes of inodes made anew are
 /// of: these go by the numbers.
 pub fn next_number(job_dir: &Path) -> Result<u32, UndoError> {
-    let highest = table::list(job_dir)?.last().map_or(0, |t| t.seq);
+    let highest = table::highest(job_dir)?;
     let noted = state::Replaced::load(job_dir)?.highest();
     Ok(highest.max(noted as u32).saturating_add(1))
 }
@@ -194,8 +210,9 @@ pub fn check_foreign(
     options: &mut Options,
 ) -> Result<(), UndoError> {
     let (exclude, by_rules) = (options.restore_exclude, options.by_rules);
-    let tables = tables(job_dir, to_generation, exclude, by_rules)?;
-    apply::Undoer::new(job_dir, options, &tables)?.refuse_foreign(&tables)
+    let list = table::list(job_dir)?;
+    let tables = tables_of(&list, to_generation, exclude, by_rules)?;
+    apply::Undoer::new(job_dir, options, &tables, &list)?.refuse_foreign(&tables)
 }
 
 /// Takes back every table that leads back to the generation, removing each one.
@@ -206,8 +223,9 @@ pub fn undo(
 ) -> Result<Report, UndoError> {
     table::remove_leftovers(job_dir)?;
     let (exclude, by_rules) = (options.restore_exclude, options.by_rules);
-    let tables = tables(job_dir, to_generation, exclude, by_rules)?;
-    let undoer = apply::Undoer::new(job_dir, options, &tables)?;
+    let list = table::list(job_dir)?;
+    let tables = tables_of(&list, to_generation, exclude, by_rules)?;
+    let undoer = apply::Undoer::new(job_dir, options, &tables, &list)?;
     undoer.all(&tables, to_generation)
 }
 
@@ -225,9 +243,13 @@ pub fn go_back_recorded(
     options: &mut Options,
 ) -> Result<Report, UndoError> {
     let (exclude, by_rules) = (options.restore_exclude, options.by_rules);
-    let tables = tables(job_dir, to_generation, exclude, by_rules)?;
+    let list = table::list(job_dir)?;
+    let tables = tables_of(&list, to_generation, exclude, by_rules)?;
     table::install_for_return(table::create(job_dir, seq, left, power)?);
-    let mut report = apply::Undoer::new(job_dir, options, &tables).and_then(|undoer| {
+    // With the new one: what this return removes is kept there, and may be needed again.
+    let list = table::list(job_dir).map_err(UndoError::from);
+    let undoer = list.and_then(|list| apply::Undoer::new(job_dir, options, &tables, &list));
+    let mut report = undoer.and_then(|undoer| {
         let undoer = undoer.recorded(alive_ns);
         undoer.all(&tables, to_generation)
     });

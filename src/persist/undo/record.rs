@@ -31,7 +31,11 @@ impl<'o, 'a> Undoer<'o, 'a> {
         if let Some(oldest) = tables.last() {
             self.replaced.note_base(to_generation, oldest.file.seq)?;
         }
-        let next = super::next_number(self.job_dir)?;
+        // As `next_number` has it, from what was read already.
+        let highest = self.all_tables.iter().map(|t| t.0).max().unwrap_or(0);
+        let next = highest
+            .max(self.replaced.highest() as u32)
+            .saturating_add(1);
         let mut report = Report::default();
         for table in tables {
             self.replaced.table = u64::from(table.file.seq);
@@ -40,7 +44,10 @@ impl<'o, 'a> Undoer<'o, 'a> {
             if !self.recorded {
                 self.keep_the_place(to_generation, table, next)?;
                 self.step("remove", &table.file.path)?;
-                table::remove(self.job_dir, table.file.seq)?;
+                match self.options.reuse {
+                    true => table::remove_for_reuse(self.job_dir, table.file.seq)?,
+                    false => table::remove(self.job_dir, table.file.seq)?,
+                }
             }
         }
         state::Findings::remove(self.job_dir);
@@ -58,11 +65,10 @@ impl<'o, 'a> Undoer<'o, 'a> {
         table: &Table,
         number: u32,
     ) -> Result<(), UndoError> {
-        let list = table::list(self.job_dir)?;
-        let way = table::leading_back(&list, to_generation);
-        let is_last = way.first().is_some_and(|t| t.seq == table.file.seq);
-        let mut older = list.iter().take(list.len() - way.len());
-        if is_last && table.file.base == to_generation && older.any(|t| t.base == to_generation) {
+        // The newest table with this base is as far as the undo goes.
+        let is_last = table.file.base == to_generation;
+        let mut older = self.all_tables.iter().filter(|t| t.0 < table.file.seq);
+        if is_last && older.any(|t| t.1 == to_generation) {
             self.step("create", &table.file.path)?;
             table::create_empty(self.job_dir, number, to_generation, table.power)?;
         }
