@@ -16,10 +16,14 @@ use ckpt::persist::{exclude, table};
 use player::{Player, Rng};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use tree::{Tree, differences, snapshot};
 
 /// The recorder is one per process.
 static ONE: Mutex<()> = Mutex::new(());
+
+/// So that no table has the number of another game's: the recorder goes by it.
+static NUMBERS: AtomicU32 = AtomicU32::new(0);
 
 fn seed() -> u64 {
     let given = std::env::var("CKPT_TEST_SEED").ok();
@@ -82,7 +86,7 @@ impl Game {
             job: job.to_owned(),
             player: Player::new(root, seed),
             rng: Rng(seed.rotate_left(32) | 1),
-            seq: 0,
+            seq: NUMBERS.fetch_add(100_000, Ordering::Relaxed),
             generations: Vec::new(),
             seed,
             newest: 0,
