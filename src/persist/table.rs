@@ -32,6 +32,8 @@ pub struct TableFile {
     pub path: PathBuf,
     /// Something could not be recorded: why.
     pub incomplete: Option<String>,
+    /// All its records have been taken back.
+    pub undone: bool,
 }
 
 /// What a record's removed inode is put back from.
@@ -370,6 +372,7 @@ fn header(path: &Path, bytes: &[u8]) -> Option<TableFile> {
         base: wide(bytes, format::AT_BASE),
         path: path.to_owned(),
         incomplete,
+        undone: wide(bytes, format::AT_UNDONE) == format::RECORDS as u64,
     })
 }
 
@@ -484,6 +487,16 @@ pub fn remove_leftovers(job_dir: &Path) -> Result<(), StoreError> {
             let path = job_dir.join(OsStr::from_bytes(name));
             let done = c_path(&path).and_then(|p| sys::unlink(&p));
             on(done, "remove", &path)?;
+        }
+    }
+    // One that is undone, and whose place another of its base has taken: the files are as
+    // they were when that one began, and what this one tells of them is not true any more.
+    for pair in list(job_dir)?.windows(2) {
+        if let [old, new] = pair
+            && old.undone
+            && old.base == new.base
+        {
+            remove(job_dir, old.seq)?;
         }
     }
     Ok(())
