@@ -414,6 +414,65 @@ fn a_table_that_is_undone_says_nothing_of_files() {
     assert!(wrong.is_empty(), "{wrong:?}");
 }
 
+/// Undone a while after the program's end, as most recoveries are: what the undo itself has
+/// just modified is not somebody else's.
+#[test]
+fn an_undo_does_not_take_its_own_work_for_anothers() {
+    use ckpt::persist::sys::{self, CPath};
+    use ckpt::persist::{FileRef, NameRef, recorder};
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::FileExt;
+    let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
+    let tmp = std::env::temp_dir();
+    let (root, job) = (Place::new(&tmp, "late-files"), Place::new(&tmp, "late-job"));
+    let (a, b) = (root.0.join("a"), root.0.join("b"));
+    std::fs::write(&a, "before").unwrap();
+    let mut game = Game::new(&root.0, &job.0, 1);
+    game.checkpoint();
+    let stat_of = |path: &Path| {
+        let path = CPath::new(&[path.as_os_str().as_bytes()]).unwrap();
+        sys::lstat(&path).unwrap()
+    };
+    let (dir, stat) = (stat_of(&root.0), stat_of(&a));
+    let file = FileRef {
+        stat: &stat,
+        path: a.as_os_str().as_bytes(),
+        fd: None,
+        any_fd: None,
+    };
+    let name = NameRef {
+        dir: dir.id,
+        dir_path: root.0.as_os_str().as_bytes(),
+        name: b"b",
+    };
+    let _hook = ckpt::agent::state::InHook::enter();
+    let mut session = recorder::enter().unwrap();
+    session.before_link(&file, &name);
+    std::fs::hard_link(&a, &b).unwrap();
+    session.before_write(&file, 0, 6);
+    let written = std::fs::OpenOptions::new().write(true).open(&a).unwrap();
+    written.write_all_at(b"after!", 0).unwrap();
+    session.touched(&stat_of(&a));
+    drop(session);
+    table::alive(sys::realtime_ns());
+    std::thread::sleep(std::time::Duration::from_millis(3300));
+    // Killed behind the first file that it has written, too.
+    let mut left = 4;
+    let mut fault = || {
+        left = u32::checked_sub(left, 1).ok_or(libc::EIO)?;
+        Ok(())
+    };
+    let mut options = Options {
+        fault: Some(&mut fault),
+        ..Options::default()
+    };
+    undo::undo(&job.0, 1, &mut options).expect_err("it is cut short");
+    let report = undo::undo(&job.0, 1, &mut Options::default()).expect("it is finished");
+    assert_eq!(report.foreign, []);
+    let wrong = differences(&game.generations[0].1, &snapshot(&root.0));
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
 #[test]
 fn random_traces() {
     let tmp = std::env::temp_dir();

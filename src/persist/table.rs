@@ -160,6 +160,8 @@ pub struct Table {
     pub power: bool,
     /// Wall clock of the helper's last round.
     pub alive_ns: i64,
+    /// When its undo began, if that is `checked`; 0: not known.
+    pub begun_ns: i64,
     /// The journal ends before the modifications do.
     pub broken: bool,
     /// There are bytes behind the last whole record that a kill does not explain.
@@ -441,6 +443,7 @@ pub fn read(path: &Path) -> Result<Option<Table>, StoreError> {
         broken: word(&bytes, format::AT_INCOMPLETE) > 1,
         undone: wide(&bytes, format::AT_UNDONE),
         checked: word(&bytes, format::AT_CHECKED) != 0,
+        begun_ns: wide(&bytes, format::AT_BEGUN) as i64,
         // What follows a kill is one record that was being written.
         damaged: rest.is_some_and(format::records_follow),
         slots,

@@ -25,6 +25,9 @@ pub struct Undoer<'o, 'a> {
     pub known: BTreeSet<Id>,
     /// The wall clock of the last sign of life; 0: none.
     pub alive_ns: i64,
+    /// When this undo began, or the one that was killed and is gone on with: what is
+    /// modified from then on is its own work.
+    pub begun_ns: i64,
     /// All tables of the job: their kept links may hold an inode.
     all_tables: Vec<u32>,
     /// The file that was written last: its row, its path.
@@ -75,6 +78,11 @@ impl<'o, 'a> Undoer<'o, 'a> {
             replaced,
             findings: Findings::load(job_dir)?,
             known,
+            begun_ns: {
+                let begun = tables.iter().filter(|t| t.checked && t.begun_ns != 0);
+                let first = begun.map(|t| t.begun_ns).min();
+                first.unwrap_or_else(sys::realtime_ns)
+            },
             alive_ns: tables.iter().map(|t| t.alive_ns).max().unwrap_or(0),
             all_tables: table::list(job_dir)?.iter().map(|t| t.seq).collect(),
             open: None,
