@@ -110,6 +110,24 @@ fn parse_line(line: &[u8]) -> Option<Line<'_>> {
     })
 }
 
+/// The lines of a memory map, none of which begins before another's end.
+///
+/// A map that changes while it is read is not one instant's: what was joined with the mapping
+/// before it, after that one was told, comes with its new start (Linux 6.18).
+fn lines(text: &[u8]) -> impl Iterator<Item = Line<'_>> {
+    let mut told = 0;
+    text.split(|&b| b == b'\n').filter_map(move |line| {
+        let mut line = parse_line(line).filter(|line| line.end > told)?;
+        let again = told.saturating_sub(line.start);
+        line.start += again;
+        if line.ino != 0 {
+            line.offset += again;
+        }
+        told = line.end;
+        Some(line)
+    })
+}
+
 /// The octal escapes (`\012`) that the kernel writes into names.
 fn unescape(name: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(name.len());
@@ -257,10 +275,7 @@ impl Plan {
 pub fn collect(own: &Own<'_>) -> Result<Plan, MemoryError> {
     let text = read_file(b"/proc/thread-self/maps").map_err(MemoryError::Maps)?;
     let mut plan = Plan::default();
-    for line in text.split(|&b| b == b'\n').filter(|line| !line.is_empty()) {
-        let Some(line) = parse_line(line) else {
-            continue;
-        };
+    for line in lines(&text) {
         if line.start >= TASK_SIZE {
             continue; // [vsyscall]
         }
@@ -533,6 +548,27 @@ mod tests {
         let line = parse_line(b"7f00-8f00 ---p 00000000 00:00 0 ").unwrap();
         assert_eq!(line.prot, 0);
         assert!(line.name.is_empty());
+    }
+
+    /// Pages of the second mapping were stored twice, and the image was refused: read while
+    /// the program changed it, the map told a mapping again with the one that had joined it.
+    #[test]
+    fn what_was_told_is_not_told_again() {
+        let text = b"1000-5000 rw-p 00000000 00:00 0 \n\
+            3000-7000 rw-p 00000000 00:00 0 \n\
+            6000-7000 r--p 00000000 00:00 0 \n\
+            8000-9000 r--p 00002000 fe:01 77 /a\n\
+            8000-b000 r--p 00002000 fe:01 77 /a\n";
+        let told: Vec<_> = lines(text).map(|l| (l.start, l.end, l.offset)).collect();
+        assert_eq!(
+            told,
+            [
+                (0x1000, 0x5000, 0),
+                (0x5000, 0x7000, 0),
+                (0x8000, 0x9000, 0x2000),
+                (0x9000, 0xb000, 0x3000),
+            ]
+        );
     }
 
     #[test]

@@ -20,7 +20,8 @@
 use super::frame::{CallFrame, Verdict};
 use super::maps::{Mapping, Maps};
 use super::ranges;
-use crate::agent::state::InHook;
+use crate::agent::state::{InHook, is_agents_process};
+use crate::agent::track::moving::Moving;
 use crate::agent::track::{fault, uffd};
 use crate::image::state::vma_flag;
 use ckpt_sys::{raw::check, syscall};
@@ -387,13 +388,13 @@ pub fn mremap(frame: &mut CallFrame) -> Verdict {
         return Verdict::Forward;
     };
     let moves = flags & (libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP) != 0;
-    // A tracker may register part of a mapping that has just come in the place of another: for
-    // the kernel these are two then, and it moves only one.
+    // A tracker may have registered part of a mapping: for the kernel these are two then.
     let in_parts = ranges::active() || uffd::in_use();
     if !in_parts || flags & !known != 0 || (new_end <= old_end && !moves) {
         return Verdict::Forward;
     }
     let _guard = InHook::enter();
+    let _moving = (uffd::in_use() && is_agents_process()).then(Moving::begin);
     let request = Remap {
         old,
         old_len: old_end - old,
@@ -401,7 +402,9 @@ pub fn mremap(frame: &mut CallFrame) -> Verdict {
         flags,
         new,
     };
-    if !ranges::may_overlap(old, old_end) {
+    // A kernel that moves several mappings at once may stop halfway.
+    let plain = new_end > old_end || request.is_one();
+    if plain && !ranges::may_overlap(old, old_end) {
         let ret = request.native();
         // A range that was converted in parts is several mappings.
         if ret != Err(libc::EFAULT) {
@@ -435,6 +438,15 @@ impl Remap {
             )
         });
         ret.map(|v| v as u64)
+    }
+
+    /// Is the range one mapping, or part of one, as far as can be known?
+    fn is_one(&self) -> bool {
+        let end = self.old + self.old_len;
+        match Maps::open().and_then(|mut maps| maps.at(self.old)) {
+            Ok(found) => found.is_some_and(|m| m.start <= self.old && end <= m.end),
+            Err(_) => true,
+        }
     }
 
     /// The protection of the range if all of it is private memory, anonymous or ours
@@ -541,8 +553,6 @@ fn unmap(addr: u64, len: u64) {
 
 /// Moves every mapping of `[from, from + len)` to `to`; on failure they are all back.
 fn move_pieces(maps: &mut Maps, from: u64, len: u64, to: u64, mode: i32) -> Result<(), i32> {
-    const MOST_TRIES: u32 = 1000;
-    let mut tries = 0;
     let mut at = from;
     while at < from + len {
         let step = match maps.at(at)? {
@@ -561,11 +571,6 @@ fn move_pieces(maps: &mut Maps, from: u64, len: u64, to: u64, mode: i32) -> Resu
             )
         });
         if let Err(e) = ret {
-            // The tracker registers beside us: what was one mapping a moment ago is two.
-            if e == libc::EFAULT && tries < MOST_TRIES {
-                tries += 1;
-                continue;
-            }
             if mode == 0 && at > from {
                 let _ = move_pieces(maps, to, at - from, from, 0);
             }

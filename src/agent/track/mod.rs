@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`dirty`] | the sets of page runs that sweeps yield |
 //! | [`uffd`] | userfaultfd, write protection resolved by the kernel, PAGEMAP_SCAN |
+//! | [`moving`] | that nothing is registered while the program moves it |
 //! | [`lazy`] | mappings of images that it leaves alone until the first sweep |
 //! | [`mprotect`] | write protection and SIGSEGV |
 //! | [`fault`], [`table`], [`touch`] | its handler, state of pages, writes by the kernel |
@@ -23,6 +24,7 @@ pub mod full;
 pub mod lazy;
 #[cfg(test)]
 mod model;
+pub mod moving;
 pub mod mprotect;
 pub mod pagemap;
 pub mod probe;

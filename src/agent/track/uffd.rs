@@ -19,6 +19,7 @@ use super::blank::{
     Range, clip, groups, is_of_file, newly_blank, push, subtract, watchable, whole, without_file,
 };
 use super::lazy::{self, Lazy, both, of_images};
+use super::moving;
 use super::pagemap::{PageMap, Query, is};
 use super::probe::with_page;
 use super::{Change, Dirty, TrackError, Tracker};
@@ -115,6 +116,7 @@ pub fn in_use() -> bool {
 /// After a restore: nothing is registered.
 pub fn forget() {
     IN_USE.store(false, Relaxed);
+    moving::forget();
 }
 
 impl Drop for Uffd {
@@ -141,10 +143,14 @@ impl Uffd {
         Ok(uffd)
     }
 
-    fn register_range(&self, (start, end): Range) -> Result<(), i32> {
+    pub fn register_range(&self, (start, end): Range) -> Result<(), i32> {
         let mut arg = [start, end - start, REGISTER_MODE_WP, 0];
         // SAFETY: struct uffdio_register is four words.
-        check(unsafe { syscall!(libc::SYS_ioctl, self.fd.raw(), UFFDIO_REGISTER, &mut arg) })
+        let register = || {
+            check(unsafe { syscall!(libc::SYS_ioctl, self.fd.raw(), UFFDIO_REGISTER, &mut arg) })
+        };
+        moving::registering(register)
+            .unwrap_or(Err(libc::EAGAIN))
             .map(|_| ())
     }
 

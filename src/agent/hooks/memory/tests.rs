@@ -170,3 +170,29 @@ fn sleeping_children_are_served_too() {
         assert_eq!(byte(at), 0xaa);
     });
 }
+
+/// A tracker had registered a part of the range that the program moved. Linux 6.17 and later
+/// moved what came before that part and then refused, and what had been moved stayed away.
+#[test]
+fn a_range_that_is_registered_in_part_is_moved_whole() {
+    in_child(|| {
+        // Where there is no userfaultfd nothing is registered either.
+        let Ok(uffd) = uffd::Uffd::new() else { return };
+        for (first, pages) in [(11, 5), (0, 5), (4, 4)] {
+            let at = anonymous(0, 16 * PAGE, 3, 0).unwrap();
+            let to = anonymous(0, 16 * PAGE, 0, libc::MAP_NORESERVE).unwrap();
+            for page in 0..16 {
+                poke(at + page * PAGE, page as u8 + 1);
+            }
+            let part = (at + first * PAGE, at + (first + pages) * PAGE);
+            uffd.register_range(part).unwrap();
+            let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+            let args = [at, 16 * PAGE, 16 * PAGE, flags, to];
+            assert_eq!(call(libc::SYS_mremap, &args), Some(to as i64));
+            for page in 0..16 {
+                assert_eq!(byte(to + page * PAGE), page as u8 + 1);
+            }
+            assert!(mapping(at).start > at);
+        }
+    });
+}
