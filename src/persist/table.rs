@@ -374,7 +374,7 @@ fn header(path: &Path, bytes: &[u8]) -> Option<TableFile> {
         base: wide(bytes, format::AT_BASE),
         path: path.to_owned(),
         incomplete,
-        undone: wide(bytes, format::AT_UNDONE) == format::RECORDS as u64,
+        undone: wide(bytes, format::AT_UNDONE) == format::RECORDS,
     })
 }
 

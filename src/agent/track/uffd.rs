@@ -145,8 +145,8 @@ impl Uffd {
 
     pub fn register_range(&self, (start, end): Range) -> Result<(), i32> {
         let mut arg = [start, end - start, REGISTER_MODE_WP, 0];
-        // SAFETY: struct uffdio_register is four words.
         let register = || {
+            // SAFETY: struct uffdio_register is four words.
             check(unsafe { syscall!(libc::SYS_ioctl, self.fd.raw(), UFFDIO_REGISTER, &mut arg) })
         };
         moving::registering(register)
