@@ -121,7 +121,7 @@ fn a_part_of_an_area_stays() {
     let kept = [(A, A + 2 * PAGE), (A + 6 * PAGE, A + 16 * PAGE)];
     assert_eq!(stays(then.clone(), &now), kept);
     let pieces = [contents(A + PAGE, 7, 100 * PAGE)];
-    let parts = parts(&[then.clone()], &now);
+    let parts = parts(std::slice::from_ref(&then), &now);
     let stay = put_back(&[then], &pieces, parts, &Dirty::new());
     let [missing] = &stay.areas[..] else {
         panic!("{:?}", stay.areas);
@@ -138,7 +138,7 @@ fn the_rest_of_a_file_is_mapped_from_its_place_in_the_file() {
     // The same bytes at the same place, begun later.
     let now = [scan(file(A + 2 * PAGE, A + 5 * PAGE, "/bin/x", 5 * PAGE))];
     assert_eq!(stays(then.clone(), &now), [(A + 2 * PAGE, A + 5 * PAGE)]);
-    let parts = parts(&[then.clone()], &now);
+    let parts = parts(std::slice::from_ref(&then), &now);
     let stay = put_back(&[then], &[], parts, &Dirty::new());
     let offset = |vma: &VmaState| match vma.kind {
         VmaKind::FilePrivate { offset, .. } => (vma.start, vma.end, offset),
@@ -179,7 +179,7 @@ fn changed_pages_are_put_back_or_emptied() {
         contents(A, 4, 100 * PAGE),
         contents(A + 8 * PAGE, 4, 200 * PAGE),
     ];
-    let parts = parts(&[then.clone()], &now);
+    let parts = parts(std::slice::from_ref(&then), &now);
     let stay = put_back(&[then], &pieces, parts, &changed);
     assert_eq!(
         stay.reads,
@@ -205,13 +205,18 @@ fn a_mapping_of_an_image_that_must_be_empty_somewhere_is_mapped_anew() {
     let pieces = [contents(A, 4, 100 * PAGE)];
     let mut changed = Dirty::new();
     changed.insert(A + PAGE, A + 2 * PAGE, Change::Present);
-    let before = parts(&[then.clone()], &now);
-    let stay = put_back(&[then.clone()], &pieces, before.clone(), &changed);
+    let before = parts(std::slice::from_ref(&then), &now);
+    let stay = put_back(
+        std::slice::from_ref(&then),
+        &pieces,
+        before.clone(),
+        &changed,
+    );
     assert_eq!(stay.reads, [contents(A + PAGE, 1, 101 * PAGE)]);
     assert_eq!(images(&stay.parts, &now), [(A, A + 8 * PAGE, 0)]);
     // To discard a page of it would bring the image's own page back.
     changed.insert(A + 6 * PAGE, A + 7 * PAGE, Change::Present);
-    let stay = put_back(&[then.clone()], &pieces, before, &changed);
+    let stay = put_back(std::slice::from_ref(&then), &pieces, before, &changed);
     assert!(stay.parts.is_empty() && stay.reads.is_empty() && stay.drops.is_empty());
     assert_eq!(stay.areas, [then]);
     assert_eq!(stay.pieces, pieces);
@@ -275,8 +280,8 @@ fn every_page_is_what_it_was() {
         let index = |addr: u64| ((addr - A) / PAGE) as usize;
         let mut ways = [0; PAGES as usize];
         for part in &stay.parts {
-            for k in index(part.start)..index(part.end) {
-                ways[k] += 1;
+            for way in &mut ways[index(part.start)..index(part.end)] {
+                *way += 1;
             }
         }
         for area in &stay.areas {
