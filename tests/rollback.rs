@@ -143,10 +143,10 @@ mod threads {
 /// Nothing grows: pages, mappings, descriptors.
 #[test]
 fn many_in_a_row() {
-    ends_with(
-        trial("roll_many", &["150", "3"], LAZY_FORK),
-        "150 rollbacks\n",
-    );
+    for tracker in ["uffd", "mprotect", "full"] {
+        let trial = trial("roll_many", &["150", "3"], LAZY_FORK);
+        ends_with(trial.ckpt("CKPT_TRACKER", tracker), "150 rollbacks\n");
+    }
 }
 
 /// 830-850: memory that stays mapped, and memory that has become something else since.
@@ -171,6 +171,59 @@ mod maps {
             trial.fail(&format!("it was to be killed: {how}"));
         }
         ends_with(trial, "maps ok\n");
+    }
+}
+
+/// Regions of a mapping that no one may touch, without pages; after a rollback, and after a
+/// recovery from a generation of its own or from an increment.
+mod guard_regions {
+    use super::*;
+
+    /// Linux 6.13 has them, 6.15 tells where they are.
+    fn kernel_has_them() -> bool {
+        let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel");
+        let mut numbers = text.split(['.', '-']).map_while(|n| n.parse::<u32>().ok());
+        let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        if version < (6, 15) {
+            println!("NOT RUN: Linux {text} does not tell of guard regions");
+        }
+        version >= (6, 15)
+    }
+
+    #[test]
+    fn go_back() {
+        if !kernel_has_them() {
+            return;
+        }
+        for tracker in ["uffd", "mprotect", "full"] {
+            for (setting, how) in [
+                (LAZY_FORK, "libc"),
+                (EAGER_COPY, "libc"),
+                (EAGER_COPY, "raw"),
+            ] {
+                let trial = trial("roll_guards", &["live", how], setting);
+                ends_with(trial.ckpt("CKPT_TRACKER", tracker), "guards ok\n");
+            }
+        }
+    }
+
+    #[test]
+    fn come_back() {
+        if !kernel_has_them() {
+            return;
+        }
+        for tracker in ["uffd", "mprotect", "full"] {
+            for setting in [LAZY_FORK, EAGER_COPY] {
+                let trial = trial("roll_guards", &["die"], setting);
+                let mut trial = trial.ckpt("CKPT_TRACKER", tracker);
+                let first = trial.start().end(LIMIT);
+                if first.status.is_some() {
+                    let how = first.describe();
+                    trial.fail(&format!("it was to be killed: {how}"));
+                }
+                ends_with(trial, "guards ok\n");
+            }
+        }
     }
 }
 

@@ -20,6 +20,8 @@ pub enum CheckError {
     Base(u64, u64),
     #[error("dropped run {0} is unaligned, out of order, or of pages that are in the image")]
     Dropped(usize),
+    #[error("guard region {0} is empty, or of pages that are in the image")]
+    Guarded(usize),
     #[error("memory area {0} names shared object {1}, which does not exist")]
     SharedObject(usize, u32),
     #[error("descriptor {0} is out of order or names an open file that does not exist")]
@@ -47,6 +49,7 @@ pub fn check_manifest(manifest: &Manifest, header: &ParsedHeader) -> Result<(), 
     check_extents("memory", &memory.extents, header)?;
     check_cover(manifest)?;
     check_increment(manifest, header)?;
+    check_guarded(manifest)?;
     for object in &memory.shared {
         check_extents("shared object", &object.extents, header)?;
     }
@@ -130,6 +133,24 @@ fn check_increment(manifest: &Manifest, header: &ParsedHeader) -> Result<(), Che
     Ok(())
 }
 
+/// Guard regions hold nothing.
+fn check_guarded(manifest: &Manifest) -> Result<(), CheckError> {
+    let memory = &manifest.memory;
+    for (index, &(addr, npages)) in memory.guarded.iter().enumerate() {
+        let end = npages
+            .checked_mul(PAGE)
+            .and_then(|len| addr.checked_add(len))
+            .filter(|_| npages > 0 && addr % PAGE == 0)
+            .ok_or(CheckError::Guarded(index))?;
+        let extents = &memory.extents;
+        let first = extents.partition_point(|e| e.addr + e.npages * PAGE <= addr);
+        if extents.get(first).is_some_and(|e| e.addr < end) {
+            return Err(CheckError::Guarded(index));
+        }
+    }
+    Ok(())
+}
+
 /// Every page of memory lies in some area; both lists ascend.
 fn check_cover(manifest: &Manifest) -> Result<(), CheckError> {
     let mut vmas = manifest.memory.vmas.iter().peekable();
@@ -203,6 +224,24 @@ pub(crate) mod tests {
         check_manifest(&manifest, &header()).unwrap();
         change(&mut manifest);
         check_manifest(&manifest, &header()).unwrap_err()
+    }
+
+    #[test]
+    fn guard_regions_over_contents_are_refused() {
+        let mut manifest = sample_manifest(PAGE);
+        let e = manifest.memory.extents[0];
+        let behind = e.addr + e.npages * PAGE;
+        manifest.memory.guarded = vec![(behind, 1)];
+        check_manifest(&manifest, &header()).unwrap();
+        for wrong in [
+            (behind - PAGE, 1),
+            (e.addr - PAGE, 2),
+            (behind, 0),
+            (behind, u64::MAX),
+        ] {
+            let error = refused(|m| m.memory.guarded = vec![wrong]);
+            assert_eq!(error, CheckError::Guarded(0), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -34,6 +34,39 @@ const INCREMENT_VERSION: u32 = 1;
 const TAG_PACKED: u32 = 3;
 const PACKED_VERSION: u32 = 1;
 
+/// Guard regions: runs as in [`Increment`]. It must be understood: without it a program would
+/// go on where it must not.
+const TAG_GUARDED: u32 = 4;
+const GUARDED_VERSION: u32 = 1;
+
+/// Runs of pages as the distance from the end of the run before, and the length, in pages.
+fn gaps(runs: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let mut end = 0;
+    runs.iter()
+        .map(|&(addr, npages)| {
+            let page = addr / PAGE;
+            let gap = page.wrapping_sub(end);
+            end = page.wrapping_add(npages);
+            (gap, npages)
+        })
+        .collect()
+}
+
+/// A run that leaves the address space is an error.
+fn runs(gaps: &[(u64, u64)]) -> Result<Vec<(u64, u64)>, CodecError> {
+    let mut end = 0u64;
+    let mut runs = Vec::with_capacity(gaps.len());
+    for &(gap, npages) in gaps {
+        let page = end.checked_add(gap).ok_or(CodecError::Section)?;
+        end = page.checked_add(npages).ok_or(CodecError::Section)?;
+        if end > u64::MAX / PAGE {
+            return Err(CodecError::Section);
+        }
+        runs.push((page * PAGE, npages));
+    }
+    Ok(runs)
+}
+
 /// What an increment has beside [`Manifest`].
 #[derive(Serialize, Deserialize)]
 struct Increment {
@@ -44,32 +77,12 @@ struct Increment {
 
 impl Increment {
     fn of(base: Base, dropped: &[(u64, u64)]) -> Increment {
-        let mut end = 0;
-        let dropped = dropped
-            .iter()
-            .map(|&(addr, npages)| {
-                let page = addr / PAGE;
-                let gap = page.wrapping_sub(end);
-                end = page.wrapping_add(npages);
-                (gap, npages)
-            })
-            .collect();
+        let dropped = gaps(dropped);
         Increment { base, dropped }
     }
 
-    /// A run that leaves the address space is an error.
     fn dropped(&self) -> Result<Vec<(u64, u64)>, CodecError> {
-        let mut end = 0u64;
-        let mut runs = Vec::with_capacity(self.dropped.len());
-        for &(gap, npages) in &self.dropped {
-            let page = end.checked_add(gap).ok_or(CodecError::Section)?;
-            end = page.checked_add(npages).ok_or(CodecError::Section)?;
-            if end > u64::MAX / PAGE {
-                return Err(CodecError::Section);
-            }
-            runs.push((page * PAGE, npages));
-        }
-        Ok(runs)
+        runs(&self.dropped)
     }
 }
 
@@ -124,6 +137,10 @@ pub fn encode_region(manifest: &Manifest, packed: Option<&Packed>) -> Result<Vec
         let payload = encode(&Increment::of(base, &manifest.memory.dropped))?;
         push_section(&mut region, TAG_INCREMENT, INCREMENT_VERSION, &payload);
     }
+    if !manifest.memory.guarded.is_empty() {
+        let payload = encode(&gaps(&manifest.memory.guarded))?;
+        push_section(&mut region, TAG_GUARDED, GUARDED_VERSION, &payload);
+    }
     if let Some(packed) = packed {
         push_section(&mut region, TAG_PACKED, PACKED_VERSION, &encode(packed)?);
     }
@@ -149,6 +166,7 @@ pub fn decode_region(region: &[u8]) -> Result<(Manifest, Option<Packed>), CodecE
     let mut manifest: Option<Manifest> = None;
     let mut increment: Option<Increment> = None;
     let mut packed: Option<Packed> = None;
+    let mut guarded: Option<Vec<(u64, u64)>> = None;
     while !rest.is_empty() {
         let head = rest
             .first_chunk::<SECTION_HEAD>()
@@ -172,12 +190,16 @@ pub fn decode_region(region: &[u8]) -> Result<(Manifest, Option<Packed>), CodecE
                 increment = Some(decode(payload)?);
             }
             (TAG_PACKED, PACKED_VERSION) if packed.is_none() => packed = Some(decode(payload)?),
+            (TAG_GUARDED, GUARDED_VERSION) if guarded.is_none() => {
+                guarded = Some(runs(&decode::<Vec<(u64, u64)>>(payload)?)?);
+            }
             _ if tag & OPTIONAL != 0 => {}
             _ => return Err(CodecError::Unknown { tag, version }),
         }
         rest = &rest[SECTION_HEAD + padded..];
     }
     let mut manifest = manifest.ok_or(CodecError::Missing)?;
+    manifest.memory.guarded = guarded.unwrap_or_default();
     if let Some(increment) = increment {
         manifest.memory.dropped = increment.dropped()?;
         manifest.memory.base = Some(increment.base);
@@ -188,6 +210,24 @@ pub fn decode_region(region: &[u8]) -> Result<(Manifest, Option<Packed>), CodecE
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn guard_regions_round_trip() {
+        let mut manifest = Manifest::default();
+        manifest.memory.guarded = vec![(0x1000, 2), (0x7fff_0000_0000, 1)];
+        let region = encode_manifest(&manifest).unwrap();
+        assert_eq!(decode_manifest(&region).unwrap(), manifest);
+        let mut damaged = Vec::new();
+        push_section(
+            &mut damaged,
+            TAG_MANIFEST,
+            MANIFEST_VERSION,
+            &encode(&Manifest::default()).unwrap(),
+        );
+        let payload = encode(&vec![(u64::MAX, 2u64)]).unwrap();
+        push_section(&mut damaged, TAG_GUARDED, GUARDED_VERSION, &payload);
+        assert_eq!(decode_manifest(&damaged), Err(CodecError::Section));
+    }
 
     #[test]
     fn manifest_round_trip() {

@@ -121,6 +121,10 @@ pub struct MemoryState {
     /// not hold. Ascending, disjoint, also from `extents`; empty without a base.
     #[serde(skip)]
     pub dropped: Vec<(u64, u64)>,
+    /// `(address, pages)` of guard regions (MADV_GUARD_INSTALL), which hold nothing and must
+    /// not be touched. Ascending, disjoint. In a section of its own as well.
+    #[serde(skip)]
+    pub guarded: Vec<(u64, u64)>,
 }
 
 /// The image that an increment stands on (docs/INCREMENTS.md).

@@ -31,6 +31,8 @@ pub const AT_SEQ: usize = 8;
 pub const AT_FLAGS: usize = 12;
 pub const AT_BASE: usize = 16;
 pub const AT_CRC: usize = 24;
+/// When an undo first looked for changes of somebody else (`AT_CHECKED`); 0: not known.
+pub const AT_BEGUN: usize = 56;
 pub const AT_ALIVE: usize = 64;
 /// Records from this offset on are undone; 0: an undo has not begun.
 pub const AT_UNDONE: usize = 72;

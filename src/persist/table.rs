@@ -32,6 +32,8 @@ pub struct TableFile {
     pub path: PathBuf,
     /// Something could not be recorded: why.
     pub incomplete: Option<String>,
+    /// All its records have been taken back.
+    pub undone: bool,
 }
 
 /// What a record's removed inode is put back from.
@@ -166,6 +168,8 @@ pub struct Table {
     pub power: bool,
     /// Wall clock of the helper's last round.
     pub alive_ns: i64,
+    /// When its undo began, if that is `checked`; 0: not known.
+    pub begun_ns: i64,
     /// The journal ends before the modifications do.
     pub broken: bool,
     /// There are bytes behind the last whole record that a kill does not explain.
@@ -378,6 +382,7 @@ fn header(path: &Path, bytes: &[u8]) -> Option<TableFile> {
         base: wide(bytes, format::AT_BASE),
         path: path.to_owned(),
         incomplete,
+        undone: wide(bytes, format::AT_UNDONE) == format::RECORDS,
     })
 }
 
@@ -489,6 +494,7 @@ fn parse(path: &Path, bytes: &[u8], cut: bool) -> Option<Option<Table>> {
         broken: word(bytes, format::AT_INCOMPLETE) > 1,
         undone: wide(bytes, format::AT_UNDONE),
         checked: word(bytes, format::AT_CHECKED) != 0,
+        begun_ns: wide(bytes, format::AT_BEGUN) as i64,
         // What follows a kill is one record that was being written.
         damaged: rest.is_some_and(format::records_follow),
         slots,
@@ -556,6 +562,16 @@ pub fn remove_leftovers(job_dir: &Path) -> Result<(), StoreError> {
             let path = job_dir.join(OsStr::from_bytes(name));
             let done = c_path(&path).and_then(|p| sys::unlink(&p));
             on(done, "remove", &path)?;
+        }
+    }
+    // One that is undone, and whose place another of its base has taken: the files are as
+    // they were when that one began, and what this one tells of them is not true any more.
+    for pair in list(job_dir)?.windows(2) {
+        if let [old, new] = pair
+            && old.undone
+            && old.base == new.base
+        {
+            remove(job_dir, old.seq)?;
         }
     }
     Ok(())

@@ -45,6 +45,8 @@ pub struct Increments {
     pub costs: Costs,
     pub live: Live,
     pagemap: Option<PageMap>,
+    /// For guard regions.
+    guards: Option<PageMap>,
     /// The map as it was before the latest stop, with VmFlags, and which advice it knows.
     known: Plan,
     known_advice: u32,
@@ -228,6 +230,7 @@ impl Increments {
             costs: Costs::default(),
             live,
             pagemap: None,
+            guards: None,
             known: Plan::default(),
             known_advice: 0,
             residue: 0,
@@ -486,7 +489,7 @@ impl Increments {
     pub fn residue<S: ImageSink>(
         &mut self,
         ahead: &mut Ahead<S>,
-        plan: &Plan,
+        plan: &mut Plan,
     ) -> Result<(), SnapshotError> {
         self.unseen = hooks::memory::unseen_number();
         let mut seen = Dirty::new();
@@ -514,6 +517,24 @@ impl Increments {
             ahead.pending = seen;
         } else {
             ahead.pending.unite(&seen);
+        }
+        // A map of its own: where a scan does not tell of guards it is read word by word.
+        let guards = match &mut self.guards {
+            Some(guards) => guards,
+            None => self.guards.insert(PageMap::open()?),
+        };
+        if !hooks::memory::guards_seen() && full::has_guards(guards, &ahead.pending)? {
+            hooks::memory::note_guards();
+        }
+        if hooks::memory::guards_seen() {
+            if !full::tells_guards(guards)? {
+                return Err(SnapshotError::Guards);
+            }
+            plan.guarded = full::guarded(guards, &plan.pieces)?;
+            for &(start, npages) in &plan.guarded {
+                let end = start + npages * memory::PAGE;
+                ahead.pending.insert(start, end, Change::Absent);
+            }
         }
         self.residue = ahead.pending.present_pages();
         Ok(())

@@ -82,14 +82,14 @@ pub(super) fn take<S: ImageSink>(
     }
     let collected = collect(settings, increments, &stopped, table.job(), known);
     let t2 = now_ns();
-    let (manifest, plan, side, outputs) = match collected {
+    let (manifest, mut plan, side, outputs) = match collected {
         Ok(collected) => collected,
         Err(error) => {
             stop::release(stopped);
             return Err(error);
         }
     };
-    let residue = increments.residue(&mut ahead, &plan);
+    let residue = increments.residue(&mut ahead, &mut plan);
     let t3 = now_ns();
     let mut phases = Phases {
         park_us: (t1 - t0) / 1000,

@@ -47,6 +47,8 @@ pub struct Plan {
     pub shared: Vec<SharedObject>,
     /// Pages copied during the stop; `Extent::offset` counts from the buffer's start.
     pub copied: Vec<Extent>,
+    /// Guard regions, as `(address, pages)`.
+    pub guarded: Vec<(u64, u64)>,
     pub vvar_start: u64,
     pub vdso_start: u64,
     pub vdso_end: u64,
@@ -513,6 +515,7 @@ impl Plan {
             vdso_end: self.vdso_end,
             base: None,
             dropped: Vec::new(),
+            guarded: self.guarded,
         }
     }
 }

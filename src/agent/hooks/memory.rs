@@ -48,6 +48,19 @@ pub fn unseen_number() -> u32 {
     UNSEEN.load(SeqCst)
 }
 
+/// Sticky: the program has made guard regions.
+static GUARDED: AtomicBool = AtomicBool::new(false);
+
+/// May there be guard regions (MADV_GUARD_INSTALL)?
+pub fn guards_seen() -> bool {
+    GUARDED.load(Relaxed)
+}
+
+/// There are some, made by a call that no hook saw.
+pub fn note_guards() {
+    GUARDED.store(true, Relaxed);
+}
+
 /// Sticky: the program used MADV_DONTFORK, MADV_WIPEONFORK or the mlock family, so
 /// the flags of its mappings must be read from smaps.
 pub fn special_advice_seen() -> bool {
@@ -293,6 +306,9 @@ pub fn madvise(frame: &mut CallFrame) -> Verdict {
     };
     if unseen {
         UNSEEN.fetch_add(1, SeqCst);
+    }
+    if advice == GUARD_INSTALL {
+        GUARDED.store(true, Relaxed);
     }
     let Some(end) = page_end(addr, len) else {
         return make_it(frame);

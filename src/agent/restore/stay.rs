@@ -10,14 +10,15 @@
 
 use crate::agent::checkpoint::increments::{Knowledge, own_data, with_own};
 use crate::agent::collect::memory::{self, How, PAGE, Piece, Plan};
-use crate::agent::hooks::maps::Maps;
+use crate::agent::hooks::{self, maps::Maps};
 use crate::agent::log;
 use crate::agent::restore::area;
 use crate::agent::resume::ImageFile;
 use crate::agent::track::blank::without;
-use crate::agent::track::{Change, Dirty, fault};
+use crate::agent::track::pagemap::PageMap;
+use crate::agent::track::{Change, Dirty, fault, full};
 use crate::image::chain::Sourced;
-use crate::image::state::{Manifest, VmaKind, VmaState, vma_flag};
+use crate::image::state::{Manifest, MemoryState, VmaKind, VmaState, vma_flag};
 use crate::store::generation::GenerationRecord;
 use crate::store::start::Claimed;
 
@@ -117,6 +118,12 @@ pub fn look(
             .get(next)
             .is_some_and(|vma| vma.start < piece.vma.end)
     });
+    if guards_differ(then, &plan) {
+        log::line(format_args!(
+            "all memory is mapped anew: other guard regions"
+        ));
+        return None;
+    }
     pages.read_flags(&mut plan);
     if let Err(error) = pages.look(&plan.pieces) {
         log::line(format_args!("all memory is mapped anew: {error}"));
@@ -166,6 +173,15 @@ pub fn look(
         stay.areas.len(),
     ));
     Some(stay)
+}
+
+/// Guard regions stay whatever is discarded, and nothing can be put back into them.
+fn guards_differ(then: &MemoryState, plan: &Plan) -> bool {
+    if then.guarded.is_empty() && !hooks::memory::guards_seen() {
+        return false;
+    }
+    let now = PageMap::open().and_then(|mut pagemap| full::guarded(&mut pagemap, &plan.pieces));
+    now.map_or(true, |now| now != then.guarded)
 }
 
 /// What the caller (and the kernel for it) may still write to.
@@ -348,3 +364,6 @@ pub fn image_files(images: &[(u64, u64, u32)]) -> Vec<ImageFile> {
     }
     files
 }
+
+#[cfg(test)]
+mod tests;

@@ -361,9 +361,24 @@ pub fn memory(
         if given != prot {
             tape.op(libc::SYS_mprotect, 0, [start, len, prot, 0, 0, 0]);
         }
+        guard(tape, &manifest.memory.guarded, vma);
         advise(tape, vma);
     }
     tape.close_file();
+}
+
+/// Guard regions come back. Before the advice: a locked mapping takes none.
+fn guard(tape: &mut Tape, guarded: &[(u64, u64)], vma: &VmaState) {
+    const GUARD_INSTALL: u64 = 102;
+    let first = guarded.partition_point(|&(addr, npages)| addr + npages * PAGE <= vma.start);
+    for &(addr, npages) in guarded[first..].iter().take_while(|run| run.0 < vma.end) {
+        let (from, to) = (addr.max(vma.start), (addr + npages * PAGE).min(vma.end));
+        tape.op(
+            libc::SYS_madvise,
+            0,
+            [from, to - from, GUARD_INSTALL, 0, 0, 0],
+        );
+    }
 }
 
 /// What must go, and the changed pages of what stays: the beginning of a rollback's tape.
@@ -542,7 +557,8 @@ pub fn area_needed(manifest: &Manifest, contents: &[Contents]) -> u64 {
     let pages = contents.iter().flat_map(|area| &area.reads);
     let pages: u64 = pages.map(|piece| piece.npages).sum();
     let huge = (pages * PAGE / HUGE) as usize + reads;
-    let ops = vmas + 2 * maps + reads + huge + shared + 200;
+    let guards = manifest.memory.guarded.len() + manifest.memory.vmas.len();
+    let ops = vmas + 2 * maps + reads + huge + shared + guards + 200;
     // An entry of a vector for each piece, and what rounding costs each vector.
     let vectors = reads * (size_of::<[u64; 2]>() + 32);
     let actions = 64 * 64;

@@ -56,6 +56,8 @@ pub enum SnapshotError {
     Open { path: &'static str, errno: i32 },
     #[error(transparent)]
     Memory(MemoryError),
+    #[error("the program has guard regions, and this kernel does not tell where they are")]
+    Guards,
     #[error("guard pages until they are stored: {0}")]
     Guard(String),
     #[error("memory at {0:#x} went away before it was stored")]

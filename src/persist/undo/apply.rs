@@ -27,6 +27,9 @@ pub struct Undoer<'o, 'a> {
     pub known: BTreeSet<Id>,
     /// The wall clock of the last sign of life; 0: none.
     pub alive_ns: i64,
+    /// When this undo began, or the one that was killed and is gone on with: what is
+    /// modified from then on is its own work.
+    pub begun_ns: i64,
     /// All tables of the job at the beginning, with their bases: their kept links may hold
     /// an inode.
     pub all_tables: Vec<(u32, u64)>,
@@ -81,6 +84,11 @@ impl<'o, 'a> Undoer<'o, 'a> {
             replaced,
             findings: Findings::load(job_dir)?,
             known,
+            begun_ns: {
+                let begun = tables.iter().filter(|t| t.checked && t.begun_ns != 0);
+                let first = begun.map(|t| t.begun_ns).min();
+                first.unwrap_or_else(sys::realtime_ns)
+            },
             alive_ns: tables.iter().map(|t| t.alive_ns).max().unwrap_or(0),
             all_tables: list.iter().map(|t| (t.seq, t.base)).collect(),
             open: None,

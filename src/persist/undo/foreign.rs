@@ -39,6 +39,8 @@ impl Undoer<'_, '_> {
             self.step("write", &table.file.path)?;
             let mark = || {
                 let fd = sys::open(&table::c_path(&table.file.path)?, libc::O_RDWR, 0)?;
+                let begun = self.begun_ns.to_le_bytes();
+                sys::pwrite_all(fd.0, &begun, format::AT_BEGUN as u64)?;
                 sys::pwrite_all(fd.0, &1u32.to_le_bytes(), format::AT_CHECKED as u64)
             };
             mark().map_err(|e| failed("write", &table.file.path, e))?;

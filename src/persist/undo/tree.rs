@@ -11,6 +11,8 @@ use std::os::unix::ffi::OsStrExt;
 
 /// The clock of files and the helper's rounds may differ by this much.
 pub const MARGIN_NS: i64 = 3_000_000_000;
+/// File systems take the time of the latest clock tick.
+const TICK_NS: i64 = 20_000_000;
 
 impl Undoer<'_, '_> {
     pub fn kept_path(&self, current: &Current, name: &[u8]) -> Vec<u8> {
@@ -29,9 +31,10 @@ impl Undoer<'_, '_> {
         !self.known.contains(&stat.id) || stat.is_regular() && self.is_later(stat)
     }
 
-    /// Modified after the program's last sign of life?
+    /// Modified after the program's last sign of life, and not by this undo?
     pub fn is_later(&self, stat: &Stat) -> bool {
         self.alive_ns != 0
+            && stat.mtime_ns < self.begun_ns.saturating_sub(TICK_NS)
             && stat.mtime_ns > self.alive_ns.saturating_add(MARGIN_NS)
             && !self.options.inherited.contains(&stat.id)
     }
