@@ -179,7 +179,8 @@ impl Started {
             "process {} does not die of SIGKILL",
             self.id
         );
-        let until = Instant::now() + Duration::from_secs(5);
+        // Those that wait for a busy disk take their time to die.
+        let until = Instant::now() + Duration::from_secs(20);
         let mut left = members(self.id);
         while !left.is_empty() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(2));
@@ -187,8 +188,9 @@ impl Started {
         }
         assert!(
             left.is_empty(),
-            "{left:?} of the session outlive the killed process {}",
-            self.id
+            "{left:?} of the session outlive the killed process {}:\n{}",
+            self.id,
+            hang_report(self.id)
         );
         self.life(true, lived)
     }
