@@ -179,8 +179,7 @@ impl Started {
             "process {} does not die of SIGKILL",
             self.id
         );
-        // Those that wait for a busy disk take their time to die.
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + Duration::from_secs(5);
         let mut left = members(self.id);
         while !left.is_empty() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(2));

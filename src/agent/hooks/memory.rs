@@ -403,8 +403,7 @@ pub fn mremap(frame: &mut CallFrame) -> Verdict {
         new,
     };
     // A kernel that moves several mappings at once may stop halfway.
-    let plain = new_end > old_end || request.is_one();
-    if plain && !ranges::may_overlap(old, old_end) {
+    if !ranges::may_overlap(old, old_end) && (new_end > old_end || request.is_one()) {
         let ret = request.native();
         // A range that was converted in parts is several mappings.
         if ret != Err(libc::EFAULT) {
