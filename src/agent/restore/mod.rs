@@ -28,7 +28,7 @@ use crate::config::RestoreMethod;
 use crate::image::PAGE;
 use crate::image::chain::{ChainError, Sourced};
 use crate::image::codec;
-use crate::image::state::{Extent, FileKind, Manifest, SharedObject};
+use crate::image::state::{Extent, FileKind, Manifest, SharedObject, VmaKind};
 use crate::store::RawFs;
 use crate::store::find::FoundMember;
 use crate::store::working_set::WorkingSet;
@@ -89,6 +89,17 @@ pub struct Inside {
     pub watching: Option<OwnedFd>,
 }
 
+/// Mapped files that stay where somebody else has moved them.
+fn follow_moved(manifest: &mut Manifest, files: &FilesBack) {
+    for vma in &mut manifest.memory.vmas {
+        if let VmaKind::FileShared { path, .. } = &mut vma.kind
+            && let Some((_, now)) = files.moved.iter().find(|(old, _)| old == path)
+        {
+            path.clone_from(now);
+        }
+    }
+}
+
 /// Restores a member. Returns only with an error, and then this process is
 /// as good as before (or a child of it that must exit with 125).
 ///
@@ -111,6 +122,7 @@ pub fn restore(
     let mut inside = options.inside;
     // From inside that was done before there was no way back; `check::machine` was asked
     // before the files went back.
+    follow_moved(&mut manifest, &options.files);
     if inside.is_none() {
         check::files(&manifest)?;
     }

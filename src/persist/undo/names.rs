@@ -108,7 +108,8 @@ impl Undoer<'_, '_> {
         xattrs: &Xattrs,
     ) -> Result<(), UndoError> {
         let path = name.path();
-        if self.is_excluded(&path) || self.findings.keep.contains(&stat.id) {
+        let keeps = self.findings.keep.contains(&stat.id);
+        if keeps || self.is_excluded(&path) || self.is_left_out(&stat.identity()) {
             return Ok(());
         }
         let at = c(&path)?;
@@ -118,6 +119,7 @@ impl Undoer<'_, '_> {
         {
             return Ok(());
         }
+        self.make_directory(&name.dir_path, stat)?;
         if let Kept::Link(link) = kept {
             let link = self.kept_path(current, link);
             self.step("put back", &as_path(&path))?;
@@ -160,7 +162,7 @@ impl Undoer<'_, '_> {
             Kept::Symlink(target) => Some(target.as_slice()),
             _ => None,
         };
-        self.make_anew(current, k, name, stat, source.as_deref(), target, xattrs)
+        self.make_anew((current.table.file.seq, k), name, stat, source.as_deref(), target, xattrs)
     }
 
     fn removed_dir(
@@ -181,7 +183,8 @@ impl Undoer<'_, '_> {
         {
             return Ok(());
         }
-        self.make_anew(current, k, name, stat, None, None, xattrs)
+        self.make_directory(&name.dir_path, stat)?;
+        self.make_anew((current.table.file.seq, k), name, stat, None, None, xattrs)
     }
 
     #[allow(clippy::too_many_arguments)] // what a record says, as it says it
@@ -234,7 +237,8 @@ impl Undoer<'_, '_> {
         {
             return Ok(());
         }
-        if self.findings.keep.contains(&moved.inode.id) {
+        let keeps = self.findings.keep.contains(&moved.inode.id);
+        if keeps || self.is_placed(&moved.inode) {
             return Ok(());
         }
         let (moved, back) = match other {

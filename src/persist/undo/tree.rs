@@ -2,9 +2,10 @@
 //! what is gone.
 
 use super::apply::{Current, Undoer, as_path, c, on};
-use super::{ForeignFile, UndoError, failed};
+use super::place::beside;
+use super::{Fate, ForeignFile, UndoError, failed};
 use crate::config::Foreign;
-use crate::persist::Stat;
+use crate::persist::{Id, Stat};
 use crate::persist::sys::{self, CPath, Sys};
 use crate::persist::table::{self, Name, Xattrs};
 use std::os::unix::ffi::OsStrExt;
@@ -85,10 +86,11 @@ impl Undoer<'_, '_> {
             path: as_path(path),
             aside: aside.map(|a| as_path(&a)),
             what,
+            fate: Fate::Plain,
         };
         if !self.findings.files.contains(&file) {
             self.findings.files.push(file);
-            self.findings.save(self.job_dir)?;
+            self.save_findings()?;
         }
         Ok(())
     }
@@ -116,12 +118,11 @@ impl Undoer<'_, '_> {
     }
 
     /// Makes an inode that is gone for good: under a name beside, then moved into
-    /// place, so that its name is there only when all of it is.
-    #[allow(clippy::too_many_arguments)] // what a record says, as it says it
+    /// place, so that its name is there only when all of it is. `mark`: a table's number
+    /// and a record's.
     pub fn make_anew(
         &mut self,
-        current: &Current,
-        k: usize,
+        mark: (u32, usize),
         name: &Name,
         stat: &Stat,
         source: Option<&[u8]>,
@@ -129,9 +130,7 @@ impl Undoer<'_, '_> {
         xattrs: &Xattrs,
     ) -> Result<(), UndoError> {
         let path = name.path();
-        let seq = current.table.file.seq;
-        let beside = format!(".ckpt-undo-{seq}-{k}").into_bytes();
-        let temporary = on(CPath::join(&name.dir_path, &beside), "use", &path)?;
+        let temporary = on(CPath::join(&name.dir_path, &beside(mark)), "use", &path)?;
         self.step("make", &as_path(&path))?;
         let _ = sys::unlink(&temporary);
         let _ = sys::rmdir(&temporary);
@@ -156,7 +155,9 @@ impl Undoer<'_, '_> {
         let made = made.and_then(|()| self.lstat(&temporary));
         let new = on(made, "make", &path)?.identity();
         self.step("make", &as_path(&path))?;
-        self.replaced.note(stat.identity(), new)?;
+        if stat.id != Id::default() {
+            self.replaced.note(stat.identity(), new)?;
+        }
         self.known.insert(new.id);
         self.step("make", &as_path(&path))?;
         self.tell_move(temporary.bytes(), &path, false)?;
@@ -164,7 +165,7 @@ impl Undoer<'_, '_> {
     }
 }
 
-fn create(path: &CPath) -> Sys<()> {
+pub fn create(path: &CPath) -> Sys<()> {
     let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL;
     sys::open(path, flags, 0o600).map(drop)
 }
@@ -177,7 +178,7 @@ fn copy_to(from: i32, to: &CPath, stat: &Stat) -> Sys<()> {
 }
 
 /// Owner, mode, attributes, times.
-fn dress(path: &CPath, stat: &Stat, xattrs: &Xattrs) -> Sys<()> {
+pub fn dress(path: &CPath, stat: &Stat, xattrs: &Xattrs) -> Sys<()> {
     let now = sys::lstat(path)?;
     if (now.uid, now.gid) != (stat.uid, stat.gid) {
         sys::chown(path, stat.uid, stat.gid)?;
