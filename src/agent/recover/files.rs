@@ -142,7 +142,7 @@ pub fn go_back(
         told(&report);
     }
     restored.take(&report);
-    let Strays { followed, lines } = needs.find_strays(config, &restored)?;
+    let Strays { followed, lines } = needs.find_strays(&job.dir, config, &restored)?;
     lines.iter().for_each(|line| say(line, terminal));
     restored.moved.extend(followed);
     Ok(restored)

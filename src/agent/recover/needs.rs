@@ -6,6 +6,7 @@ use super::files::{FilesBack, leaves_alone_at_restore};
 use crate::agent::collect::descriptors::sys;
 use crate::config::{Config, Foreign};
 use crate::image::state::{FileKind, Manifest, VmaKind};
+use crate::persist::{exclude, undo};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -87,7 +88,12 @@ impl Needs {
 
     /// Looks for each open file that is not where it was. What somebody else has moved within
     /// its directory goes back, or is followed there (`CKPT_FOREIGN=keep`).
-    pub fn find_strays(&self, config: &Config, back: &FilesBack) -> Result<Strays, String> {
+    pub fn find_strays(
+        &self,
+        job_dir: &Path,
+        config: &Config,
+        back: &FilesBack,
+    ) -> Result<Strays, String> {
         let mut strays = Strays::default();
         for open in &self.open {
             let known = |entry: &(Vec<u8>, Vec<u8>)| entry.0 == open.path;
@@ -98,7 +104,7 @@ impl Needs {
             if matches!(there, Ok((dev, ino, born)) if open.is(dev, ino, born, back)) {
                 continue;
             }
-            open.find(config, back, there.is_ok(), &mut strays)?;
+            open.find(config, (job_dir, back), there.is_ok(), &mut strays)?;
         }
         Ok(strays)
     }
@@ -114,12 +120,14 @@ impl Open {
     fn find(
         &self,
         config: &Config,
-        back: &FilesBack,
+        (job_dir, back): (&Path, &FilesBack),
         replaced: bool,
         strays: &mut Strays,
     ) -> Result<(), String> {
         let path = as_path(&self.path).display();
         let keep = config.foreign == Foreign::Keep || leaves_alone_at_restore(config, &self.path);
+        // What the program left alone it may have moved itself.
+        let keep = keep || self.is_excluded(config);
         let Some(at) = self.beside(back) else {
             if replaced && keep {
                 strays.lines.push(format!(
@@ -137,24 +145,33 @@ impl Open {
                 "{moved}; CKPT_FOREIGN=keep leaves such files as they are"
             ));
         }
-        if keep || replaced {
-            let reason = match replaced && !keep {
-                true => " (another has its name)",
-                false => "",
-            };
-            let at_text = at.display();
-            strays
-                .lines
-                .push(format!("{moved}: it stays where it is, {at_text}{reason}"));
+        let at_text = at.display();
+        if keep {
+            let line = format!("{moved}: it stays where it is, {at_text}");
+            strays.lines.push(line);
             let at = at.as_os_str().as_bytes().to_vec();
             strays.followed.push((self.path.clone(), at));
             return Ok(());
         }
-        let at_text = at.display();
-        std::fs::rename(&at, as_path(&self.path))
+        let aside = undo::set_aside(job_dir, &self.path);
+        let back = aside.map_err(|error| error.to_string()).and_then(|aside| {
+            let done = std::fs::rename(&at, as_path(&self.path));
+            done.map(|()| aside).map_err(|error| error.to_string())
+        });
+        let aside = back
             .map_err(|error| format!("{moved}, and cannot be moved back from {at_text}: {error}"))?;
-        strays.lines.push(format!("{moved}: moved back from {at_text}"));
+        let aside = aside.map(|aside| format!("; what was there instead is {}", aside.display()));
+        strays.lines.push(format!(
+            "{moved}: moved back from {at_text}{}",
+            aside.unwrap_or_default()
+        ));
         Ok(())
+    }
+
+    /// By the settings: the program's own rules are not known yet.
+    fn is_excluded(&self, config: &Config) -> bool {
+        let any = |globs: &[Vec<u8>]| globs.iter().any(|g| exclude::matches(g, &self.path));
+        any(&config.exclude) && !any(&config.include)
     }
 
     /// Under another name in its directory.

@@ -30,10 +30,6 @@ pub struct Found {
 }
 
 impl Found {
-    fn moved(&self) -> Option<&Vec<u8>> {
-        self.lost.as_ref()?.as_ref()?.moved.as_ref()
-    }
-
     /// It is gone, and with it what it held at the generation.
     fn is_unknown(&self, inside: bool) -> bool {
         match &self.lost {

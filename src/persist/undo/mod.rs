@@ -270,6 +270,20 @@ pub fn undo(
     undoer.all(&tables, to_generation)
 }
 
+/// Saves what somebody else has put at a path, before that is overwritten; `None`: there is
+/// nothing, or nothing in it.
+pub fn set_aside(job_dir: &Path, path: &[u8]) -> Result<Option<PathBuf>, UndoError> {
+    let c_path = apply::c(path)?;
+    match crate::persist::sys::lstat(&c_path) {
+        Ok(stat) if stat.is_regular() && stat.size > 0 => {
+            let aside = tree::copy_aside(job_dir, path, &stat)?;
+            Ok(Some(apply::as_path(&aside)))
+        }
+        Ok(stat) if stat.is_dir() => Err(failed("overwrite", &apply::as_path(path), libc::EISDIR)),
+        _ => Ok(None),
+    }
+}
+
 /// As [`undo`], from the state of generation `left`, where the files are: no table is
 /// removed, and what is done to files is recorded in a new one, `seq`, like modifications
 /// of the program. So the way to `left` and to all others stays open; an undo that is killed

@@ -1,6 +1,7 @@
 //! Undoing records about names: created, removed, moved.
 
-use super::UndoError;
+use super::{Fate, ForeignFile, UndoError};
+use crate::config::Foreign;
 use super::apply::{Current, Undoer, as_path, c, on};
 use crate::persist::sys::{self, CPath};
 use crate::persist::table::{Kept, Moved, Name, Record, Xattrs};
@@ -245,6 +246,10 @@ impl Undoer<'_, '_> {
             Some(other) if made(moved) => (other, &to_path),
             _ => (moved, &from_path),
         };
+        if let Some(at) = self.moved_on(moved, &to_path) {
+            let present = self.look(&c(back)?)?;
+            return self.move_back(&at, back, present, last);
+        }
         if let Some(link) = self.find_kept(&moved.inode) {
             self.clear(back, last)?;
             self.step("put back", &as_path(back))?;
@@ -254,6 +259,22 @@ impl Undoer<'_, '_> {
             return self.tell_back(back);
         }
         self.lost::<()>(&to_path, moved.inode.id).map(drop)
+    }
+
+    /// Where somebody else has moved an inode on that no row is about.
+    fn moved_on(&mut self, moved: &Moved, to: &[u8]) -> Option<Vec<u8>> {
+        if self.options.foreign == Foreign::Keep {
+            return None;
+        }
+        let now = self.replaced.resolve(&moved.inode);
+        let at = self.look_beside(to, &now)?;
+        self.findings.add(ForeignFile {
+            path: as_path(to),
+            aside: None,
+            what: "moved",
+            fate: Fate::Back(as_path(&at)),
+        });
+        Some(at)
     }
 
     fn move_back(

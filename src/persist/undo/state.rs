@@ -296,8 +296,8 @@ impl Replaced {
             let inode = Identity { id: *id, birth: 0 };
             (*id, self.follow(&inode, *first).id)
         };
-        let all = self.map.keys().map(now);
-        all.filter(|(old, new)| old != new).collect()
+        // One that has got its old number again is another file all the same.
+        self.map.keys().map(now).collect()
     }
 
     /// All that was ever made anew.

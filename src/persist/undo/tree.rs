@@ -9,6 +9,7 @@ use crate::persist::{Id, Stat};
 use crate::persist::sys::{self, CPath, Sys};
 use crate::persist::table::{self, Name, Xattrs};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// The clock of files and the helper's rounds may differ by this much.
 pub const MARGIN_NS: i64 = 3_000_000_000;
@@ -97,24 +98,8 @@ impl Undoer<'_, '_> {
 
     /// Copies a file into `aside/`; doing it again overwrites the copy.
     pub fn put_aside(&mut self, path: &[u8], stat: &Stat) -> Result<Vec<u8>, UndoError> {
-        let dir = self.job_dir.join("aside");
-        match table::c_path(&dir).and_then(|d| sys::mkdir(&d, 0o700)) {
-            Ok(()) | Err(libc::EEXIST) => {}
-            Err(e) => return Err(failed("make", &dir, e)),
-        }
-        let mut base = path.rsplit(|b| *b == b'/').next().unwrap_or_default();
-        base = base.get(..200).unwrap_or(base);
-        let mut to = dir.as_os_str().as_bytes().to_vec();
-        to.push(b'/');
-        to.extend_from_slice(base);
-        to.extend(format!(".{:x}.{:x}", stat.mtime_ns, stat.id.ino).as_bytes());
         self.step("save", &as_path(path))?;
-        let copied = (|| {
-            let from = sys::open(&CPath::new(&[path])?, libc::O_RDONLY | libc::O_NONBLOCK, 0)?;
-            copy_to(from.0, &CPath::new(&[&to])?, stat)
-        })();
-        on(copied, "save a copy of", path)?;
-        Ok(to)
+        copy_aside(self.job_dir, path, stat)
     }
 
     /// Makes an inode that is gone for good: under a name beside, then moved into
@@ -163,6 +148,27 @@ impl Undoer<'_, '_> {
         self.tell_move(temporary.bytes(), &path, false)?;
         on(sys::rename(&temporary, &c(&path)?, 0), "put back", &path)
     }
+}
+
+/// A copy of a file in the job's `aside`, where it is told from other versions.
+pub fn copy_aside(job_dir: &Path, path: &[u8], stat: &Stat) -> Result<Vec<u8>, UndoError> {
+    let dir = job_dir.join("aside");
+    match table::c_path(&dir).and_then(|d| sys::mkdir(&d, 0o700)) {
+        Ok(()) | Err(libc::EEXIST) => {}
+        Err(e) => return Err(failed("make", &dir, e)),
+    }
+    let mut base = path.rsplit(|b| *b == b'/').next().unwrap_or_default();
+    base = base.get(..200).unwrap_or(base);
+    let mut to = dir.as_os_str().as_bytes().to_vec();
+    to.push(b'/');
+    to.extend_from_slice(base);
+    to.extend(format!(".{:x}.{:x}", stat.mtime_ns, stat.id.ino).as_bytes());
+    let copied = (|| {
+        let from = sys::open(&CPath::new(&[path])?, libc::O_RDONLY | libc::O_NONBLOCK, 0)?;
+        copy_to(from.0, &CPath::new(&[&to])?, stat)
+    })();
+    on(copied, "save a copy of", path)?;
+    Ok(to)
 }
 
 pub fn create(path: &CPath) -> Sys<()> {

@@ -140,6 +140,16 @@ impl Restorer<'_, '_> {
         close_range(from, u32::MAX);
     }
 
+    /// The reason why it cannot be restored is to be seen.
+    pub(super) fn give_back_stderr(&self) {
+        if let Some(&aside) = self.sources.get(&2)
+            && sys::fstat(2).is_err()
+        {
+            // SAFETY: no memory is involved; number 2 is free.
+            unsafe { ckpt_sys::syscall!(libc::SYS_dup3, aside, 2, 0) };
+        }
+    }
+
     /// Puts a made description at its numbers and closes the temporary one.
     pub fn place(&mut self, file: usize, fd: Fd) -> Result<(), RestoreError> {
         self.made[file] = true;
