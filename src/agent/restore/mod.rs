@@ -123,8 +123,10 @@ pub fn restore(
     // From inside that was done before there was no way back; `check::machine` was asked
     // before the files went back.
     follow_moved(&mut manifest, &options.files);
+    let mut mapped = Vec::new();
     if inside.is_none() {
         check::files(&manifest)?;
+        mapped = check::hold_mapped(&manifest)?;
     }
     raise_nofile(&manifest);
     // From inside, the threads' old ids are free unless somebody else has taken one.
@@ -163,6 +165,9 @@ pub fn restore(
         keep.push(fd.into_raw_fd());
         keep.len() - 1
     });
+    let mapped_at = keep.len();
+    let (mapped_paths, mapped): (Vec<_>, Vec<_>) = mapped.into_iter().unzip();
+    keep.extend(mapped.into_iter().map(IntoRawFd::into_raw_fd));
     let late = restore_descriptors(
         &manifest,
         &mut keep,
@@ -170,6 +175,9 @@ pub fn restore(
         &options.files,
         inside.is_some(),
     )?;
+    // The restorer's tape closes them.
+    let mapped_fds = keep.split_off(mapped_at);
+    let held: Vec<_> = mapped_paths.into_iter().zip(mapped_fds).collect();
     let image_fd = keep[0];
     let image_fds: Vec<i32> = place
         .iter()
@@ -247,6 +255,7 @@ pub fn restore(
         max_maps: read_number(b"/proc/sys/vm/max_map_count").unwrap_or(65530),
         huge_pages: huge_pages(),
         image_fds,
+        held,
     };
     if !options.cold {
         payload.flags = areas.unwrap_or_default();

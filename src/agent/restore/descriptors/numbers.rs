@@ -145,8 +145,7 @@ impl Restorer<'_, '_> {
         if let Some(&aside) = self.sources.get(&2)
             && sys::fstat(2).is_err()
         {
-            // SAFETY: no memory is involved; number 2 is free.
-            unsafe { ckpt_sys::syscall!(libc::SYS_dup3, aside, 2, 0) };
+            let _ = sys::dup3(aside, 2, false);
         }
     }
 
