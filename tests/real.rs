@@ -79,7 +79,10 @@ fn java_side_by_side() {
     for (trial, bare, life) in [(&mut a, &a_bare, &lives[0]), (&mut b, &b_bare, &lives[1])] {
         trial.compare(bare, life);
         let log = std::fs::read_to_string(trial.dir.join("ckpt.log")).expect("the log");
-        let said = |text: &str| log.lines().any(|l| l.contains("/hsperfdata_") && l.contains(text));
+        let said = |text: &str| {
+            log.lines()
+                .any(|l| l.contains("/hsperfdata_") && l.contains(text))
+        };
         if !said("was removed by somebody else: made again as it was") {
             trial.fail("its file was not removed, or not made again");
         }

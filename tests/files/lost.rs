@@ -84,7 +84,10 @@ fn removed_while_it_was_dead() {
         kill(&mut trial, started);
         remove(&trial, file);
         goes_on(&mut trial, &bare);
-        log_has(&mut trial, "was removed by somebody else: made again as it was");
+        log_has(
+            &mut trial,
+            "was removed by somebody else: made again as it was",
+        );
         compare_files(&mut trial);
     }
 }
@@ -97,7 +100,10 @@ fn removed_with_its_directory() {
     kill(&mut trial, started);
     std::fs::remove_dir_all(path(&trial, "d")).expect("it is removed");
     goes_on(&mut trial, &bare);
-    log_has(&mut trial, "/run/d was removed by somebody else: made again");
+    log_has(
+        &mut trial,
+        "/run/d was removed by somebody else: made again",
+    );
     for name in ["d", "d/mapped"] {
         let (was, is) = (trial.dir.join("bare").join(name), path(&trial, name));
         let (was, is) = (std::fs::metadata(was), std::fs::metadata(is));
@@ -119,7 +125,10 @@ fn removed_and_kept_so() {
         kill(&mut trial, started);
         remove(&trial, file);
         goes_on(&mut trial, &bare);
-        log_has(&mut trial, "was removed by somebody else: made again as it was");
+        log_has(
+            &mut trial,
+            "was removed by somebody else: made again as it was",
+        );
         compare_files(&mut trial);
     }
 }
@@ -174,7 +183,10 @@ fn replaced_while_it_ran() {
         kill(&mut trial, started);
         if foreign == "restore" {
             goes_on(&mut trial, &bare);
-            log_has(&mut trial, "was replaced by somebody else: made again as it was; what was");
+            log_has(
+                &mut trial,
+                "was replaced by somebody else: made again as it was; what was",
+            );
             compare_files(&mut trial);
             let aside = std::process::Command::new("grep")
                 .args(["-rl", "an editor's"])
@@ -256,7 +268,10 @@ fn moved_without_a_row() {
             log_has(&mut trial, "/still was moved by somebody else: moved back");
             compare_files(&mut trial);
         } else {
-            log_has(&mut trial, "/still was moved by somebody else: it stays where it is");
+            log_has(
+                &mut trial,
+                "/still was moved by somebody else: it stays where it is",
+            );
             assert!(path(&trial, "still.1").exists());
             assert_eq!(path(&trial, "still").exists(), replaced);
         }

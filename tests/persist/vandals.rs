@@ -114,15 +114,23 @@ fn trace(files: &Path, store: &Path, seed: u64) -> Option<Report> {
     let before = game.dump();
     let want = game.generations[0].1.clone();
     let done = go_back(&mut game);
-    let now = snapshot(&root.0);
     let same = |want: &Tree, what: &str| {
+        let mut now = snapshot(&root.0);
+        if done.is_ok() {
+            // Made after the generation, and moved: it is left there.
+            now.retain(|path, _| !path.to_string_lossy().contains("other-"));
+        }
         let wrong = differences(want, &now);
         if !wrong.is_empty() {
             println!("{before}\nnow {}", game.dump());
         }
-        assert!(wrong.is_empty(), "seed {seed}: {what}: {}", wrong.join("\n"));
+        assert!(
+            wrong.is_empty(),
+            "seed {seed}: {what}: {}",
+            wrong.join("\n")
+        );
     };
-    match done {
+    match &done {
         Ok(report) => {
             same(&want, "gone back");
             let left = std::fs::read_dir(&job.0).unwrap();
@@ -130,7 +138,7 @@ fn trace(files: &Path, store: &Path, seed: u64) -> Option<Report> {
                 let name = entry.unwrap().file_name().into_string().unwrap();
                 assert!(!name.starts_with("remade-"), "seed {seed}: {name} is left");
             }
-            Some(report)
+            Some(report.clone())
         }
         Err(UndoError::Lost(..)) => {
             same(&present, "refused");
@@ -242,12 +250,14 @@ pub fn killed_at_each_step() {
             assert_eq!(report.replaced.get(&stat.id), Some(&now.id));
             // Nothing that was used on the way is left.
             assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
-            let left = std::fs::read_dir(&job.0).unwrap().map(|e| e.unwrap().file_name());
+            let left = std::fs::read_dir(&job.0)
+                .unwrap()
+                .map(|e| e.unwrap().file_name());
             let left: Vec<_> = left.filter_map(|name| name.into_string().ok()).collect();
             let of_undo = |name: &&String| name.starts_with("remade") || name.starts_with("undo-");
             assert!(left.iter().find(of_undo).is_none(), "{left:?}");
             if all || !anew {
-                assert!(all || !anew && more > 5, "{steps} {more}");
+                assert!(all || !anew && more > 2, "{steps} {more}");
                 println!("{steps} steps, {more} more lives");
                 break;
             }

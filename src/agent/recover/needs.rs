@@ -158,8 +158,9 @@ impl Open {
             let done = std::fs::rename(&at, as_path(&self.path));
             done.map(|()| aside).map_err(|error| error.to_string())
         });
-        let aside = back
-            .map_err(|error| format!("{moved}, and cannot be moved back from {at_text}: {error}"))?;
+        let aside = back.map_err(|error| {
+            format!("{moved}, and cannot be moved back from {at_text}: {error}")
+        })?;
         let aside = aside.map(|aside| format!("; what was there instead is {}", aside.display()));
         strays.lines.push(format!(
             "{moved}: moved back from {at_text}{}",

@@ -30,7 +30,11 @@ const WHATS: [&str; 5] = ["changed", "replaced", "removed", "made", "moved"];
 pub enum Source {
     /// It is whole at this path of the store: made of what the tables keep.
     Built(Vec<u8>),
-    /// It was moved there, and goes back when all else is undone.
+    /// It was moved there, and goes back to the name that the program left it under, before
+    /// anything is undone.
+    Early(Vec<u8>),
+    /// The same where the program has used that name for another since: it goes back when all
+    /// else is undone.
     Moved(Vec<u8>),
     /// It was moved there, and stays (`CKPT_FOREIGN=keep`).
     Stays(Vec<u8>),
@@ -42,7 +46,7 @@ pub struct Place {
     /// As that table calls it.
     pub inode: Identity,
     pub table: u64,
-    /// Its name at the generation.
+    /// Its name at the generation, or now (`Early`).
     pub path: Vec<u8>,
     pub source: Source,
 }
@@ -131,6 +135,7 @@ impl Findings {
                     source: match kind {
                         0 => Source::Built(text),
                         1 => Source::Moved(text),
+                        3 => Source::Early(text),
                         _ => Source::Stays(text),
                     },
                 });
@@ -171,6 +176,7 @@ impl Findings {
             let (kind, text) = match &place.source {
                 Source::Built(at) => (0, at),
                 Source::Moved(at) => (1, at),
+                Source::Early(at) => (3, at),
                 Source::Stays(at) => (2, at),
             };
             e.begin(TAG_PLACE).id(&place.inode.id);
@@ -276,6 +282,7 @@ mod tests {
             places: vec![
                 place(Source::Built(b"/store/x".to_vec())),
                 place(Source::Moved(b"/q".to_vec())),
+                place(Source::Early(b"/q".to_vec())),
                 place(Source::Stays(b"/q".to_vec())),
             ],
             needless: vec![(inode, 7)],

@@ -115,6 +115,11 @@ impl Undoer<'_, '_> {
         file: &mut ForeignFile,
     ) -> Result<bool, UndoError> {
         let keep = self.options.foreign == Foreign::Keep;
+        if lost.is_born {
+            // Made since: where somebody else has moved it is nobody's business here.
+            self.findings.needless.push((lost.inode, lost.table));
+            return Ok(lost.moved.is_some());
+        }
         let source = match &lost.moved {
             Some(at) if keep => {
                 file.fate = Fate::Followed(as_path(at));
@@ -122,11 +127,10 @@ impl Undoer<'_, '_> {
             }
             Some(at) => {
                 file.fate = Fate::Back(as_path(at));
-                Source::Moved(at.clone())
-            }
-            None if lost.is_born => {
-                self.findings.needless.push((lost.inode, lost.table));
-                return Ok(false);
+                match lost.is_reused {
+                    true => Source::Moved(at.clone()),
+                    false => Source::Early(at.clone()),
+                }
             }
             // What has taken its place is kept, and what was removed stays so: but the program
             // cannot go on without what it has open.
@@ -143,10 +147,14 @@ impl Undoer<'_, '_> {
                 Source::Built(self.build(tables, lost)?)
             }
         };
+        let path = match source {
+            Source::Early(_) => &lost.left,
+            _ => &lost.path,
+        };
         self.findings.places.push(Place {
             inode: lost.inode,
             table: lost.table,
-            path: lost.path.clone(),
+            path: path.clone(),
             source,
         });
         Ok(true)
@@ -177,9 +185,7 @@ impl Undoer<'_, '_> {
         }
         if self.options.foreign == Foreign::Keep {
             let lost = files(&|found| {
-                found.file.what == "removed"
-                    && found.is_unknown(inside)
-                    && self.is_wanted(found)
+                found.file.what == "removed" && found.is_unknown(inside) && self.is_wanted(found)
             });
             if !lost.is_empty() {
                 return Err(UndoError::Lost(lost, true));

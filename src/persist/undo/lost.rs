@@ -24,8 +24,11 @@ pub struct Lost {
     /// As that table, the newest that knows it, calls it.
     pub inode: Identity,
     pub table: u64,
-    /// Its name at the generation.
+    /// Its name at the generation, and the one that the program left it under.
     pub path: Vec<u8>,
+    pub left: Vec<u8>,
+    /// The program has used that name for something else since.
+    pub is_reused: bool,
     /// Where it was moved to.
     pub moved: Option<Vec<u8>>,
     /// As it was at the generation.
@@ -81,6 +84,9 @@ impl Undoer<'_, '_> {
         let path = path_then(tables, oldest)?;
         let left = info.path.as_deref().unwrap_or(&path);
         Some(Lost {
+            left: left.to_vec(),
+            is_reused: self.is_reused(tables, left, &now),
+
             inode,
             table,
             moved: self.look_beside(left, &now),
@@ -92,6 +98,24 @@ impl Undoer<'_, '_> {
             is_born,
             path,
         })
+    }
+
+    /// After an inode got this name, has the program made or moved something else there?
+    fn is_reused(&self, tables: &[Table], path: &[u8], inode: &Identity) -> bool {
+        let mut reused = false;
+        for table in tables.iter().rev() {
+            let number = u64::from(table.file.seq);
+            for (_, record) in &table.records {
+                match record {
+                    Record::Absent { name } if name.path() == path => reused = true,
+                    Record::Renamed { to, moved, .. } if to.path() == path => {
+                        reused = !self.replaced.follow(&moved.inode, number).is(inode);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        reused
     }
 
     /// Looks for an inode under another name in the directory of this path. Only where inodes
@@ -274,7 +298,11 @@ mod tests {
     fn a_name_is_followed_back_over_all_tables() {
         let tables = [
             table(vec![renamed("/c", "/d")]),
-            table(vec![renamed("/b", "/c"), inode(0, "/c/x"), renamed("/c/x", "/c/y")]),
+            table(vec![
+                renamed("/b", "/c"),
+                inode(0, "/c/x"),
+                renamed("/c/x", "/c/y"),
+            ]),
             table(vec![renamed("/a", "/b"), renamed("/bb", "/cc")]),
         ];
         assert_eq!(path_then(&tables, &row(1, 0)), Some(b"/a/x".to_vec()));

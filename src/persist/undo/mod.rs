@@ -303,8 +303,8 @@ pub fn go_back_recorded(
     table::install_for_return(table::create(job_dir, seq, left, power)?);
     // With the new one: what this return removes is kept there, and may be needed again.
     let list = table::list(job_dir).map_err(UndoError::from);
-    let undoer = list
-        .and_then(|list| apply::Undoer::new(job_dir, options, &tables, (&list, to_generation)));
+    let undoer =
+        list.and_then(|list| apply::Undoer::new(job_dir, options, &tables, (&list, to_generation)));
     let mut report = undoer.and_then(|undoer| {
         let undoer = undoer.recorded(alive_ns);
         undoer.all(&tables, to_generation)

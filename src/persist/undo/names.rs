@@ -1,8 +1,8 @@
 //! Undoing records about names: created, removed, moved.
 
+use super::apply::{Current, Undoer, as_path, c, on};
 use super::{Fate, ForeignFile, UndoError};
 use crate::config::Foreign;
-use super::apply::{Current, Undoer, as_path, c, on};
 use crate::persist::sys::{self, CPath};
 use crate::persist::table::{Kept, Moved, Name, Record, Xattrs};
 use crate::persist::{Identity, Stat};
@@ -163,7 +163,14 @@ impl Undoer<'_, '_> {
             Kept::Symlink(target) => Some(target.as_slice()),
             _ => None,
         };
-        self.make_anew((current.table.file.seq, k), name, stat, source.as_deref(), target, xattrs)
+        self.make_anew(
+            (current.table.file.seq, k),
+            name,
+            stat,
+            source.as_deref(),
+            target,
+            xattrs,
+        )
     }
 
     fn removed_dir(

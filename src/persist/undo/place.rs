@@ -24,7 +24,8 @@ impl Undoer<'_, '_> {
     /// The entry about an inode, as the table being undone calls it.
     fn place_of(&self, inode: &Identity) -> Option<&Place> {
         let now = self.replaced.resolve(inode);
-        let mut places = self.findings.places.iter();
+        let places = self.findings.places.iter();
+        let mut places = places.filter(|p| !matches!(p.source, Source::Early(_)));
         places.find(|p| self.replaced.follow(&p.inode, p.table).is(&now))
     }
 
@@ -46,8 +47,30 @@ impl Undoer<'_, '_> {
     pub fn moved_to(&self, inode: &Identity) -> Option<Vec<u8>> {
         match &self.place_of(inode)?.source {
             Source::Moved(at) | Source::Stays(at) => Some(at.clone()),
-            Source::Built(_) => None,
+            Source::Built(_) | Source::Early(_) => None,
         }
+    }
+
+    /// Does this inode wait for its place where it is?
+    pub fn waits(&self, id: &Id) -> bool {
+        let mut places = self.findings.places.iter();
+        places.any(|place| {
+            let waits = matches!(place.source, Source::Moved(_) | Source::Stays(_));
+            waits && self.replaced.follow(&place.inode, place.table).id == *id
+        })
+    }
+
+    /// Nothing is undone yet: files that were moved get the names that the program left them
+    /// under, so that they go back like all others.
+    pub fn place_early(&mut self) -> Result<(), UndoError> {
+        for place in self.findings.places.clone() {
+            if let Source::Early(at) = &place.source {
+                let now = self.replaced.follow(&place.inode, place.table);
+                let at = self.where_is(&now, at, &place.path);
+                self.place(&place, &at, false)?;
+            }
+        }
+        Ok(())
     }
 
     /// Puts a lost file together in the store, as it was at the generation.
@@ -197,13 +220,13 @@ impl Undoer<'_, '_> {
         let path = c(&place.path)?;
         let mut moved = self.findings.places.iter();
         let other = moved.any(|other| {
-            matches!(other.source, Source::Moved(_))
+            matches!(other.source, Source::Moved(_) | Source::Early(_))
                 && self
                     .replaced
                     .follow(&other.inode, other.table)
                     .is(&there.identity())
         });
-        if other && matches!(place.source, Source::Moved(_)) {
+        if other && matches!(place.source, Source::Moved(_) | Source::Early(_)) {
             // Two that have changed places, or three.
             self.step("move back", &as_path(&place.path))?;
             self.tell_move(at, &place.path, true)?;
@@ -294,4 +317,3 @@ pub fn beside(mark: (u32, usize)) -> Vec<u8> {
     let (seq, k) = mark;
     [BESIDE, format!("{seq}-{k}").as_bytes()].concat()
 }
-

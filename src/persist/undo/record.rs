@@ -28,6 +28,10 @@ impl<'o, 'a> Undoer<'o, 'a> {
         if tables.iter().any(|t| !t.records.is_empty()) {
             self.look_for_foreign(tables)?;
         }
+        let first = tables.iter().find(|t| !t.records.is_empty());
+        if first.is_some_and(|first| first.undone == 0) {
+            self.place_early()?;
+        }
         if let Some(oldest) = tables.last() {
             self.replaced.note_base(to_generation, oldest.file.seq)?;
         }

@@ -5,9 +5,9 @@ use super::apply::{Current, Undoer, as_path, c, on};
 use super::place::beside;
 use super::{Fate, ForeignFile, UndoError, failed};
 use crate::config::Foreign;
-use crate::persist::{Id, Stat};
 use crate::persist::sys::{self, CPath, Sys};
 use crate::persist::table::{self, Name, Xattrs};
+use crate::persist::{Id, Stat};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -59,6 +59,9 @@ impl Undoer<'_, '_> {
                 on(sys::rmdir(&c(path)?), "remove", path)?;
             }
             return Ok(all);
+        }
+        if self.waits(&stat.id) {
+            return Ok(false);
         }
         let kept = self.findings.keep.contains(&stat.id);
         if kept || !sure && stat.is_regular() && self.is_strange(stat) {
