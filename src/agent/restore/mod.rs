@@ -205,6 +205,7 @@ pub fn restore(
             // From here on memory means what is to be made.
             manifest.memory.vmas.clone_from(&stay.areas);
             payload.watching = watching;
+            payload.kept = Some(stay.kept.clone());
             &stay.pieces
         }
         None => &pieces,

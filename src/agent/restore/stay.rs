@@ -14,9 +14,9 @@ use crate::agent::hooks::{self, maps::Maps};
 use crate::agent::log;
 use crate::agent::restore::area;
 use crate::agent::resume::ImageFile;
-use crate::agent::track::blank::without;
+use crate::agent::track::blank::{push, without};
 use crate::agent::track::pagemap::PageMap;
-use crate::agent::track::{Change, Dirty, fault, full};
+use crate::agent::track::{Change, Dirty, Kept, fault, full};
 use crate::image::chain::Sourced;
 use crate::image::state::{Manifest, MemoryState, VmaKind, VmaState, vma_flag};
 use crate::store::generation::GenerationRecord;
@@ -26,6 +26,8 @@ type Range = (u64, u64);
 
 /// So many changed pages are put back in any case; more must not be half of all there is.
 const MANY: u64 = 16384;
+/// Pages that are put back and lie as near as this are protected by one walk.
+const NEAR: u64 = 512 * PAGE;
 /// Zero-initialised data of the C library behind its file.
 const MOST_BSS: u64 = 1 << 20;
 
@@ -48,6 +50,8 @@ pub struct Stay {
     pub drops: Vec<Range>,
     /// What stays and is a mapping of an image: start, end, `vma_flag`s.
     pub images: Vec<(u64, u64, u32)>,
+    /// What the tracker can rely on afterwards.
+    pub kept: Kept,
 }
 
 /// A part of an area that stays mapped.
@@ -151,6 +155,7 @@ pub fn look(
         guarded || written && part.prot & libc::PROT_WRITE as u32 == 0
     });
     stay.images = images(&stay.parts, &plan.pieces);
+    stay.kept = kept(&stay, pieces);
     let mut keep: Vec<Range> = stay
         .parts
         .iter()
@@ -173,6 +178,35 @@ pub fn look(
         stay.areas.len(),
     ));
     Some(stay)
+}
+
+/// What the tracker needs no look at the page tables for. It has to look where a page that
+/// nobody has written is content.
+fn kept(stay: &Stay, pieces: &[Sourced]) -> Kept {
+    let parts = stay.parts.iter().filter(|part| part.empties);
+    let parts: Vec<Range> = parts.map(|part| (part.start, part.end)).collect();
+    let mut contents: Vec<Range> = Vec::new();
+    for piece in pieces {
+        push(&mut contents, (piece.addr, piece.end()));
+    }
+    let mut kept = Kept::default();
+    without(&parts, &contents, |start, end| {
+        push(&mut kept.blank, (start, end));
+    });
+    // What lies between two pages that are put back exists where the image has it.
+    let all_there = |start: u64, end: u64| {
+        let at = contents.partition_point(|range| range.1 <= start);
+        contents.get(at).is_some_and(|r| r.0 <= start && end <= r.1)
+    };
+    for read in &stay.reads {
+        match kept.written.last_mut() {
+            Some(last) if read.addr <= last.1 + NEAR && all_there(last.0, read.end()) => {
+                last.1 = read.end();
+            }
+            _ => kept.written.push((read.addr, read.end())),
+        }
+    }
+    kept
 }
 
 /// Guard regions stay whatever is discarded, and nothing can be put back into them.
