@@ -50,6 +50,8 @@ pub struct Stay {
     pub drops: Vec<Range>,
     /// What stays and is a mapping of an image: start, end, `vma_flag`s.
     pub images: Vec<(u64, u64, u32)>,
+    /// The map as it was.
+    pub mapped: Vec<Range>,
     /// What the tracker can rely on afterwards.
     pub kept: Kept,
 }
@@ -171,6 +173,7 @@ pub fn look(
         Some(last) if last.1 == start => last.1 = end,
         _ => stay.unmap.push((start, end)),
     });
+    stay.mapped = mapped;
     log::line(format_args!(
         "memory stays mapped: {} parts, {back} pages put back, {} ranges emptied, {} areas mapped anew",
         stay.parts.len(),
@@ -380,6 +383,9 @@ fn images(parts: &[Part], now: &[Piece]) -> Vec<(u64, u64, u32)> {
 /// The files of [`Stay::images`], each with an address where it is mapped.
 pub fn image_files(images: &[(u64, u64, u32)]) -> Vec<ImageFile> {
     let mut files: Vec<ImageFile> = Vec::new();
+    if images.is_empty() {
+        return files;
+    }
     let Ok(mut maps) = Maps::open() else {
         return files;
     };

@@ -23,7 +23,7 @@ pub mod fault;
 pub mod full;
 pub mod lazy;
 #[cfg(test)]
-mod model;
+pub mod model;
 pub mod moving;
 pub mod mprotect;
 pub mod pagemap;
