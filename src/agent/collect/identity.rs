@@ -3,7 +3,6 @@
 use crate::agent::procfs::read_file;
 use crate::image::state::Identity;
 use ckpt_sys::syscall;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 fn text(path: &[u8]) -> String {
     String::from_utf8_lossy(read_file(path).unwrap_or_default().trim_ascii()).into_owned()
@@ -17,21 +16,7 @@ pub fn kernel() -> String {
 
 /// Digest of the vdso's code: libc caches its entry points, so an image fits only
 /// where the vdso is the same.
-///
-/// Found out once: an image that has it in its memory is restored only where it is the same.
 pub fn vdso_digest() -> u64 {
-    static KNOWN: AtomicU64 = AtomicU64::new(0);
-    match KNOWN.load(Ordering::Relaxed) {
-        0 => {
-            let digest = digest_of_the_vdso();
-            KNOWN.store(digest, Ordering::Relaxed);
-            digest
-        }
-        known => known,
-    }
-}
-
-fn digest_of_the_vdso() -> u64 {
     let maps = read_file(b"/proc/thread-self/maps").unwrap_or_default();
     for line in maps.split(|&b| b == b'\n') {
         if !line.ends_with(b"[vdso]") {
