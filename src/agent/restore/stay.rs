@@ -303,26 +303,28 @@ fn same(then: &VmaState, piece: &Piece) -> bool {
 /// Which contents must be put back into `parts`, and what is not in them any more.
 fn put_back(then: &[VmaState], pieces: &[Sourced], mut parts: Vec<Part>, changed: &Dirty) -> Stay {
     let mut stay = Stay::default();
+    // A list that grows costs a fault for each page of each of its sizes.
+    stay.reads.reserve(changed.runs().len());
     parts.retain(|part| {
-        let (mut reads, mut drops) = (Vec::new(), Vec::new());
+        let (reads, drops) = (stay.reads.len(), stay.drops.len());
         for run in changed.within(part.start, part.end) {
             let mut at = run.start;
             for piece in overlapping(pieces, run.start, run.end) {
                 let read = clipped(piece, run.start, run.end);
                 if at < read.addr {
-                    drops.push((at, read.addr));
+                    stay.drops.push((at, read.addr));
                 }
                 at = read.end();
-                reads.push(read);
+                stay.reads.push(read);
             }
             if at < run.end {
-                drops.push((at, run.end));
+                stay.drops.push((at, run.end));
             }
         }
-        let can = part.empties || drops.is_empty();
-        if can {
-            stay.reads.append(&mut reads);
-            stay.drops.append(&mut drops);
+        let can = part.empties || stay.drops.len() == drops;
+        if !can {
+            stay.reads.truncate(reads);
+            stay.drops.truncate(drops);
         }
         can
     });
