@@ -142,6 +142,16 @@ mod threads {
         );
     }
 
+    /// Mutexes of every type, timed and kernel waits, a join: each of them once or often.
+    #[test]
+    fn in_every_other_wait() {
+        for (tracker, threads) in [("uffd", "64"), ("mprotect", "19"), ("full", "8")] {
+            let trial = trial("roll_waits", &[threads, "3"], LAZY_FORK);
+            let said = format!("{threads} waits, 3 times\n");
+            ends_with(trial.ckpt("CKPT_TRACKER", tracker), &said);
+        }
+    }
+
     /// Called by a thread that is not the first, which waits at a barrier.
     #[test]
     fn called_by_a_worker() {
