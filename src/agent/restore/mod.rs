@@ -227,6 +227,7 @@ pub fn restore(
             // From here on memory means what is to be made.
             manifest.memory.vmas.clone_from(&stay.areas);
             payload.watching = watching;
+            payload.kept = Some(stay.kept.clone());
             &stay.pieces
         }
         None => &pieces,
@@ -249,16 +250,24 @@ pub fn restore(
         image_fds.iter().filter(|&&fd| fd >= 0).count(),
         pieces.len(),
     ));
-    let options = tape::Options {
+    let mut options = tape::Options {
         lazy,
         cold: lazy && choice.cold,
-        collapse: !manifest.process.thp_disable && huge_pages_allowed(),
-        noexec: is_noexec(image_fd),
-        max_maps: read_number(b"/proc/sys/vm/max_map_count").unwrap_or(65530),
-        huge_pages: huge_pages(),
+        collapse: false,
+        noexec: false,
+        max_maps: 65530,
+        huge_pages: (0, 0),
         image_fds,
         held,
     };
+    // Where all memory stays mapped nobody wants to know.
+    if !manifest.memory.vmas.is_empty() {
+        options.collapse = !manifest.process.thp_disable && huge_pages_allowed();
+        options.noexec = is_noexec(image_fd);
+        let limit = read_number(b"/proc/sys/vm/max_map_count");
+        options.max_maps = limit.unwrap_or(options.max_maps);
+        options.huge_pages = huge_pages();
+    }
     if !options.cold {
         payload.flags = areas.unwrap_or_default();
     }
@@ -287,7 +296,8 @@ pub fn restore(
         + payload_room
         + kept as u64
         + (256 << 10);
-    let mut area = Area::map(scratch, &taken).map_err(RestoreError::Area)?;
+    let known = stay.as_ref().map(|stay| &stay.mapped[..]);
+    let mut area = Area::map(scratch, &taken, known).map_err(RestoreError::Area)?;
     let blob = area.put(RESTORER);
     let shared_fd = |k: usize| shared_fds[k];
     let writable = |path: &[u8]| can_write(path);

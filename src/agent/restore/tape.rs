@@ -124,7 +124,8 @@ impl Tape {
     /// Reads pieces into memory that is mapped; small ones that lie side by side in a file
     /// are read by one call.
     fn contents(&mut self, pieces: &[Sourced], options: &Options, area: &mut Area) {
-        let mut small: Vec<&Sourced> = Vec::new();
+        let mut small: Vec<&Sourced> = Vec::with_capacity(pieces.len());
+        self.ops.reserve(pieces.len());
         for piece in pieces {
             if piece.npages > GATHER_PAGES {
                 let fd = options.image_fds[piece.file as usize];
