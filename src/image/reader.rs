@@ -8,7 +8,7 @@ use super::blocks::{Blocks, Packing};
 use super::check::{CheckError, check_manifest};
 use super::codec::{self, CodecError};
 use super::header::{HEADER_LEN, Header, HeaderError, ParsedHeader};
-use super::state::Manifest;
+use super::state::{Manifest, MemoryState, VmaKind, VmaState};
 use super::sums::{SUM_BLOCK, Sums};
 use crate::errno::{Errno, Io};
 use rustix::fd::{AsFd, BorrowedFd};
@@ -103,11 +103,14 @@ impl Image {
         if header.manifest_len > codec::LIMIT as u64 {
             return Err(ImageError::ManifestSize(header.manifest_len));
         }
-        let region = read_region(source, header.manifest_offset, header.manifest_len)?;
+        // The two lie side by side (validated): one read.
+        let len = header.manifest_len.checked_add(header.sums_len);
+        let len = len.ok_or(HeaderError::Layout)?;
+        let mut region = read_region(source, header.manifest_offset, len)?;
+        let table = region.split_off(header.manifest_len as usize);
         if crc32c::crc32c(&region) != header.manifest_crc {
             return Err(ImageError::ManifestChecksum);
         }
-        let table = read_region(source, header.sums_offset, header.sums_len)?;
         if crc32c::crc32c(&table) != header.sums_crc {
             return Err(ImageError::SumsChecksum);
         }
@@ -164,6 +167,37 @@ impl Image {
     /// Is the page data compressed? Then the file's bytes are not what extents point to.
     pub fn is_packed(&self) -> bool {
         self.packing.is_some()
+    }
+
+    /// What is of use of an image that another one stands on: where its pages lie. The rest of
+    /// its manifest is dropped, so that the memory serves for the next image of the chain.
+    pub fn as_base(mut self) -> Image {
+        let MemoryState {
+            vmas,
+            extents,
+            base,
+            dropped,
+            ..
+        } = std::mem::take(&mut self.manifest).memory;
+        let area = |vma: VmaState| VmaState {
+            kind: match vma.kind {
+                VmaKind::FilePrivate { .. } => VmaKind::Anon,
+                VmaKind::FileShared { .. } => VmaKind::Shared {
+                    object: 0,
+                    offset: 0,
+                },
+                other => other,
+            },
+            ..vma
+        };
+        self.manifest.memory = MemoryState {
+            vmas: vmas.into_iter().map(area).collect(),
+            extents,
+            base,
+            dropped,
+            ..MemoryState::default()
+        };
+        self
     }
 
     /// A reader of the page data.

@@ -452,6 +452,32 @@ pub fn list(job_dir: &Path) -> Result<Vec<TableFile>, StoreError> {
     Ok(tables)
 }
 
+/// The tables that lead back to a generation, oldest first: [`leading_back`] of all of them,
+/// but the older ones are not looked at where they need not be.
+pub fn list_back(job_dir: &Path, generation: u64) -> Result<Vec<TableFile>, StoreError> {
+    let mut names = names(job_dir)?;
+    names.sort_unstable_by_key(|name| std::cmp::Reverse(name.0));
+    let mut tables = Vec::new();
+    for (number, name) in names {
+        let path = job_dir.join(OsStr::from_bytes(&name));
+        let Some(table) = on(read_header(&path), "read", &path)? else {
+            continue;
+        };
+        // The order is that of the numbers inside.
+        if table.seq != number {
+            break;
+        }
+        let own = table.base == generation;
+        tables.push(table);
+        if own {
+            tables.reverse();
+            return Ok(tables);
+        }
+    }
+    let all = list(job_dir)?;
+    Ok(leading_back(&all, generation).to_vec())
+}
+
 /// Reads a whole table. `Ok(None)`: the file is no table. Records end at the first
 /// that is not whole: a kill may have come while it was written, and then its
 /// operation did not run.
@@ -551,9 +577,9 @@ fn remove_parts(job_dir: &Path, seq: u32) -> Result<(), StoreError> {
 }
 
 /// Removes what a kill during the making of a table, or [`remove_for_reuse`], has left.
-pub fn remove_leftovers(job_dir: &Path) -> Result<(), StoreError> {
+pub fn remove_leftovers(job_dir: &Path) -> Result<Vec<TableFile>, StoreError> {
     let names = match c_path(job_dir).and_then(|p| sys::list(&p)) {
-        Err(libc::ENOENT) => return Ok(()),
+        Err(libc::ENOENT) => return Ok(Vec::new()),
         other => on(other, "list", job_dir)?,
     };
     for name in &names {
@@ -566,15 +592,17 @@ pub fn remove_leftovers(job_dir: &Path) -> Result<(), StoreError> {
     }
     // One that is undone, and whose place another of its base has taken: the files are as
     // they were when that one began, and what this one tells of them is not true any more.
-    for pair in list(job_dir)?.windows(2) {
-        if let [old, new] = pair
-            && old.undone
-            && old.base == new.base
-        {
-            remove(job_dir, old.seq)?;
-        }
+    let mut tables = list(job_dir)?;
+    let replaced = tables.windows(2).filter_map(|pair| match pair {
+        [old, new] => (old.undone && old.base == new.base).then_some(old.seq),
+        _ => None,
+    });
+    let replaced: Vec<u32> = replaced.collect();
+    for &seq in &replaced {
+        remove(job_dir, seq)?;
     }
-    Ok(())
+    tables.retain(|table| !replaced.contains(&table.seq));
+    Ok(tables)
 }
 
 #[cfg(test)]

@@ -245,7 +245,7 @@ impl<F: Fs> Job<F> {
                     generation: next.generation,
                     path: link.path,
                     file: link.file,
-                    image: link.image,
+                    image: link.image.as_base(),
                 });
             }
             members.push(FoundMember {
@@ -293,8 +293,7 @@ impl<F: Fs> Job<F> {
 
     /// As the journal, or where that is damaged the directory, knows it.
     fn record_of(&self, generation: u64) -> Option<GenerationRecord> {
-        let known = self.journal.generations();
-        if let Some(record) = known.into_iter().find(|r| r.generation == generation) {
+        if let Some(record) = self.journal.generation(generation) {
             return Some(record.clone());
         }
         let lost = self.journal.is_damaged() || self.journal.records().is_empty();

@@ -25,7 +25,7 @@ const SOON_NS: u64 = 2_000_000_000;
 const WATCH_NS: u64 = BULK_AFTER_NS;
 const MOST_FAULTS: i64 = 4096;
 /// How often the faults are counted.
-const COUNT_NS: u64 = 4_000_000;
+const COUNT_NS: u64 = 2_000_000;
 /// The first look; each later one comes at twice the time.
 const FIRST_NS: u64 = 2_000_000;
 
@@ -119,9 +119,9 @@ impl Record {
         }
         // Of what is not in memory the kernel maps nothing that was not asked for.
         self.exact |= self.cold;
-        let mut files = Vec::new();
-        if let Some(all) = self.present(&mut files) {
-            let touched = if self.cold { &all } else { &files };
+        if let Some(all) = self.present(&mut Vec::new()) {
+            // The first look is what was touched on the way here, if that can be told.
+            let touched = if self.cold { &all[..] } else { &[] };
             self.set.looks.push(runs(touched));
             self.seen = all;
         }
@@ -155,8 +155,12 @@ impl Record {
         let pages = |ranges: &[Range]| ranges.iter().map(|r| (r.1 - r.0) / PAGE).sum::<u64>();
         self.set.touched = pages(&all);
         self.set.written = self.set.touched - pages(&files);
+        let looks = self.set.looks.iter().flatten();
+        let range = |&(page, pages): &(u64, u64)| (page * PAGE, (page + pages) * PAGE);
+        let mut known: Vec<Range> = looks.map(range).collect();
+        known.sort_unstable();
         let mut rest = Vec::new();
-        without(&all, &self.seen, |from, to| push(&mut rest, (from, to)));
+        without(&all, &known, |from, to| push(&mut rest, (from, to)));
         self.set.around = runs(&rest);
         self.set.shorten();
     }
