@@ -8,7 +8,8 @@ use super::blocks::{Blocks, Packing};
 use super::check::{CheckError, check_manifest};
 use super::codec::{self, CodecError};
 use super::header::{HEADER_LEN, Header, HeaderError, ParsedHeader};
-use super::state::{Manifest, MemoryState, VmaKind, VmaState};
+use super::pack::Packed;
+use super::state::Manifest;
 use super::sums::{SUM_BLOCK, Sums};
 use crate::errno::{Errno, Io};
 use rustix::fd::{AsFd, BorrowedFd};
@@ -99,6 +100,19 @@ pub struct Image {
 impl Image {
     /// Reads and verifies everything but the page data.
     pub fn read(source: &impl ReadAt) -> Result<Image, ImageError> {
+        Image::read_by(source, codec::decode_region)
+    }
+
+    /// The same of an image that another one stands on: of its manifest there is no more than
+    /// where its pages lie.
+    pub fn read_base(source: &impl ReadAt) -> Result<Image, ImageError> {
+        Image::read_by(source, codec::decode_base)
+    }
+
+    fn read_by(
+        source: &impl ReadAt,
+        decode: impl FnOnce(&[u8]) -> Result<(Manifest, Option<Packed>), CodecError>,
+    ) -> Result<Image, ImageError> {
         let header = Image::read_header(source)?;
         if header.manifest_len > codec::LIMIT as u64 {
             return Err(ImageError::ManifestSize(header.manifest_len));
@@ -114,7 +128,7 @@ impl Image {
         if crc32c::crc32c(&table) != header.sums_crc {
             return Err(ImageError::SumsChecksum);
         }
-        let (manifest, packed) = codec::decode_region(&region)?;
+        let (manifest, packed) = decode(&region)?;
         check_manifest(&manifest, &header)?;
         let packing = match packed {
             Some(packed) if header.is_packed() => {
@@ -167,37 +181,6 @@ impl Image {
     /// Is the page data compressed? Then the file's bytes are not what extents point to.
     pub fn is_packed(&self) -> bool {
         self.packing.is_some()
-    }
-
-    /// What is of use of an image that another one stands on: where its pages lie. The rest of
-    /// its manifest is dropped, so that the memory serves for the next image of the chain.
-    pub fn as_base(mut self) -> Image {
-        let MemoryState {
-            vmas,
-            extents,
-            base,
-            dropped,
-            ..
-        } = std::mem::take(&mut self.manifest).memory;
-        let area = |vma: VmaState| VmaState {
-            kind: match vma.kind {
-                VmaKind::FilePrivate { .. } => VmaKind::Anon,
-                VmaKind::FileShared { .. } => VmaKind::Shared {
-                    object: 0,
-                    offset: 0,
-                },
-                other => other,
-            },
-            ..vma
-        };
-        self.manifest.memory = MemoryState {
-            vmas: vmas.into_iter().map(area).collect(),
-            extents,
-            base,
-            dropped,
-            ..MemoryState::default()
-        };
-        self
     }
 
     /// A reader of the page data.
@@ -256,6 +239,7 @@ mod tests {
             let mut bad = good.clone();
             bad[at] ^= 0x41;
             let metadata = Image::read(&bad.as_slice()).is_err();
+            assert_eq!(metadata, Image::read_base(&bad.as_slice()).is_err());
             let is_data = (4096..4096 * 3).contains(&at);
             assert_eq!(metadata, !is_data, "byte {at}");
             assert!(accept(&bad).is_err(), "byte {at}");
