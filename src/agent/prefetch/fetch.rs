@@ -16,8 +16,11 @@ const STEP: u64 = 1 << 20;
 const BULK_PAUSE_NS: u64 = 2_000_000;
 /// The bulk waits until the program has had its first pages.
 pub const BULK_AFTER_NS: u64 = 200_000_000;
-/// Of what is wanted: ranges and bytes at a time.
+/// Of what is wanted: ranges and bytes at a time. Fewer as long as the program is on its way
+/// out of the restore: it waits for one page after the other then.
 const BATCH: usize = 32;
+const FIRST_BATCH: usize = 4;
+const FIRST_NS: u64 = 3_000_000;
 const BATCH_BYTES: u64 = 256 << 10;
 /// How often it is asked whether they have come, at most, and how soon again.
 const LOOKS: u32 = 50;
@@ -83,7 +86,9 @@ impl Fetch {
             return;
         }
         if !self.is_bulk() {
-            self.ask(self.bulk.min(self.at + BATCH), BATCH_BYTES);
+            let first = now < self.bulk_ns - BULK_AFTER_NS + FIRST_NS;
+            let batch = if first { FIRST_BATCH } else { BATCH };
+            self.ask(self.bulk.min(self.at + batch), BATCH_BYTES);
             self.due_ns = 0;
             return;
         }
@@ -129,14 +134,16 @@ mod tests {
         let mut queue: Vec<_> = wanted.collect();
         queue.push((PAGE << 20, (PAGE << 20) + 3 * STEP));
         let mut fetch = Fetch::new(queue, 100, 1000);
+        fetch.slice(1000);
+        assert_eq!(fetch.at, FIRST_BATCH);
         let mut slices = 0;
         while !fetch.is_bulk() {
             assert_eq!(fetch.due(), Some(0));
-            fetch.slice(1000);
+            fetch.slice(1000 + FIRST_NS);
             slices += 1;
         }
-        assert_eq!(slices, 100usize.div_ceil(BATCH));
-        fetch.slice(1000);
+        assert_eq!(slices, (100 - FIRST_BATCH).div_ceil(BATCH));
+        fetch.slice(1000 + FIRST_NS);
         assert_eq!(fetch.due(), Some(1000 + BULK_AFTER_NS));
         let mut now = 1000 + BULK_AFTER_NS;
         for left in [2, 1, 0] {

@@ -201,3 +201,62 @@ fn runs(ranges: &[Range]) -> Vec<(u64, u64)> {
     let run = |&(from, to): &Range| (from / PAGE, (to - from) / PAGE);
     ranges.iter().map(run).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::hooks::testing::in_child;
+    use crate::agent::track::uffd::Uffd;
+
+    /// Of a file in the page cache the kernel maps what lies around a page as well; the record
+    /// tells the two apart as long as it watches.
+    #[test]
+    fn what_is_touched_is_told_from_what_lies_around_it() {
+        if let Err(why) = uffd::probe() {
+            eprintln!("not here: {why}");
+            return;
+        }
+        let path = std::env::temp_dir().join(format!("ckpt-record-{}", std::process::id()));
+        std::fs::write(&path, vec![1u8; 256 * PAGE as usize]).unwrap();
+        let file = std::fs::File::open(&path).unwrap();
+        in_child(|| {
+            let _tracker = Uffd::new().unwrap();
+            // SAFETY: a file of the test, which nobody truncates.
+            let mut map = unsafe { memmap2::MmapOptions::new().map_copy(&file) }.unwrap();
+            let base = map.as_ptr() as u64;
+            let page = |number: u64| (base / PAGE + number, 1);
+            let touch = |map: &memmap2::MmapMut, number: usize| {
+                // SAFETY: inside the mapping.
+                unsafe { map.as_ptr().add(number * PAGE as usize).read_volatile() }
+            };
+            let mut record = Record::new(1, vec![(base, base + 256 * PAGE)], false, 1000);
+            record.look(1000);
+            assert!(record.watch.is_some() && record.exact);
+            touch(&map, 40);
+            map[70 * PAGE as usize] = 9;
+            record.look(record.look_ns);
+            touch(&map, 8);
+            record.look(record.look_ns);
+            record.unwatch();
+            touch(&map, 150);
+            record.look(1000 + SOON_NS);
+            let set = record.finished().unwrap();
+            assert!(set.looks[0].is_empty());
+            assert_eq!(set.looks[1], [page(40), page(70)]);
+            assert_eq!(set.looks[2], [page(8)]);
+            let later = set.looks[3..].iter().all(Vec::is_empty);
+            assert!(later, "{:?}", set.looks);
+            // It was not watched any more: the page is there, and more than it.
+            assert!(
+                set.around
+                    .iter()
+                    .any(|r| r.0 <= page(150).0 && r.0 + r.1 > page(150).0)
+            );
+            assert!(set.around.iter().map(|r| r.1).sum::<u64>() > 1);
+            assert_eq!((set.touched > 4, set.written), (true, 1));
+            assert!(record.finished().is_none());
+            drop(map);
+        });
+        std::fs::remove_file(&path).unwrap();
+    }
+}
