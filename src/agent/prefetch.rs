@@ -37,15 +37,19 @@ static PREPARED: AtomicPtr<Prefetch> = AtomicPtr::new(std::ptr::null_mut());
 
 /// In the restored helper: notes what the constructor has found out.
 pub fn prepare(payload: &Payload) {
-    // What was mapped before a rollback was touched before it.
-    if payload.mapped.is_empty() || payload.limits.is_empty() {
+    if payload.mapped.is_empty() {
         return;
     }
     let now = now_ns();
     let ranges = payload.mapped.iter().map(|range| (range.0, range.1));
+    let mut record = Record::new(payload.generation, ranges.collect(), payload.cold, now);
+    if payload.limits.is_empty() {
+        // A rollback: what is mapped was touched before it.
+        record.leave_out();
+    }
     let prefetch = Prefetch {
         fetch: Fetch::new(payload.prefetch.clone(), payload.touched as usize, now),
-        record: Record::new(payload.generation, ranges.collect(), payload.cold, now),
+        record,
         mapped: payload.mapped.clone(),
         advised: payload.cold,
         began_ns: now,

@@ -73,6 +73,11 @@ impl Record {
         }
     }
 
+    /// There is nothing to be learned.
+    pub fn leave_out(&mut self) {
+        self.due_ns = None;
+    }
+
     /// When [`Record::look`] wants to be called.
     pub fn due(&self) -> u64 {
         self.due_ns.unwrap_or(u64::MAX)
