@@ -172,6 +172,39 @@ mod starter {
         });
     }
 
+    /// A restored program that gave up its privileges outlived the process that was started (the
+    /// kernel forgets the death signal then), and so did one with a death signal of its own.
+    #[test]
+    fn takes_the_program_along() {
+        for part in ["nothing", "sets_its_own", "drops_privileges", "executes"] {
+            let program = Program::guest("proc_starter").arg(part);
+            let mut trial = Trial::new(program, LAZY_FORK);
+            // The second recovery is of a checkpoint that a starter's child took.
+            trial.kill_and_resume(1);
+            let started = resumed(&mut trial);
+            let inner = program_of(&started);
+            if inner == started.id {
+                eprintln!("*** NOT TESTED: {part}: there is no starter without root");
+                started.kill(false);
+                continue;
+            }
+            signal(inner, libc::SIGUSR1);
+            until(&mut trial, "it does its part", |t| t.notes("done") == 1);
+            if part == "executes" {
+                let comm = format!("/proc/{inner}/comm");
+                until(&mut trial, "it executes sleep", |_| {
+                    std::fs::read_to_string(&comm).is_ok_and(|name| name == "sleep\n")
+                });
+            }
+            trial.note(format!(
+                "{part}: started {}, the program is {inner}",
+                started.id
+            ));
+            // Nothing of the session may live on.
+            started.kill(false);
+        }
+    }
+
     /// The old id belongs to somebody else now: the program is restored with another one and goes
     /// on seeing the old, as root too; and it does not wait for the stranger's end.
     #[test]

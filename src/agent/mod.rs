@@ -40,6 +40,7 @@ pub mod settings;
 pub mod side;
 pub mod snapshot;
 pub mod start;
+pub mod starter;
 pub mod state;
 pub mod stop;
 pub mod track;

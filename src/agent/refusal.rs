@@ -3,6 +3,7 @@
 //!
 //! Written by hooks (any thread, any context), read by the helper. Atomics only.
 
+use crate::agent::starter;
 use ckpt_sys::syscall;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering::*};
 
@@ -119,6 +120,7 @@ pub fn ask_to_retire() {
 
 /// Asks the helper to end and waits until it is gone, a second at the most.
 pub fn retire_and_wait() -> bool {
+    starter::hand_over();
     ask_to_retire();
     for _ in 0..100 {
         let alive = HELPER_ALIVE.load(SeqCst);

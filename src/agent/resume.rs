@@ -20,7 +20,7 @@ use crate::agent::state::AGENT;
 use crate::agent::track::{fault, mprotect};
 use crate::agent::{
     ballast, exit, heap, helper, interface, log, prefetch, request, rollback, settings, side,
-    start, state, stop, track,
+    start, starter, state, stop, track,
 };
 use crate::image::codec;
 use crate::image::state::{
@@ -57,10 +57,13 @@ pub struct ThreadRecord {
     name: [u8; 16],
     timer_slack_ns: u64,
     pdeathsig: i32,
+    /// The process has a death signal that is not the image's.
+    anew: bool,
 }
 
 impl ThreadRecord {
-    pub fn of(thread: &ThreadState) -> ThreadRecord {
+    /// `anew`: the process is a starter's child, or goes back inside.
+    pub fn of(thread: &ThreadState, anew: bool) -> ThreadRecord {
         let mut name = [0u8; 16];
         let n = thread.name.len().min(15);
         name[..n].copy_from_slice(&thread.name[..n]);
@@ -69,6 +72,7 @@ impl ThreadRecord {
             name,
             timer_slack_ns: thread.timer_slack_ns,
             pdeathsig: thread.pdeathsig,
+            anew,
         }
     }
 }
@@ -121,6 +125,8 @@ pub struct Payload {
     pub inherited: Vec<(i32, u64, u64)>,
     /// Resource limits of the new start; empty: the process is not a new one.
     pub limits: Vec<(u32, u64, u64)>,
+    /// The process that stands in for this one, or 0.
+    pub starter: i32,
     /// CLOCK_MONOTONIC at the constructor's start, for the log.
     pub started_ns: u64,
     /// Rollback: what `ckpt_checkpoint` returns; a recovery has it in the environment.
@@ -219,8 +225,9 @@ pub unsafe extern "C" fn resume_thread(
             libc::PR_SET_TIMERSLACK,
             (*record).timer_slack_ns
         );
-        if (*record).pdeathsig != 0 {
-            syscall!(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, (*record).pdeathsig);
+        // A starter's child has had the starter's until now, and who goes back what it set since.
+        if (*record).pdeathsig != 0 || (*record).anew {
+            starter::set_death_signal((*record).pdeathsig);
         }
         put_back_pending((*record).tid);
         if interrupted != 0 {
@@ -395,6 +402,7 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
     // SAFETY: no arguments.
     let real_pid = unsafe { syscall!(libc::SYS_getpid) } as i32;
     AGENT.real_pid.store(real_pid, Ordering::SeqCst);
+    starter::die_with(payload.starter);
     let pid = payload.process.pid;
     AGENT.pid.store(pid, Ordering::SeqCst);
     let pairs: Vec<(i32, i32)> = threads.iter().map(|t| (t.tid, t.new_tid)).collect();

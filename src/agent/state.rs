@@ -22,6 +22,8 @@ pub struct Agent {
     pub pid: AtomicI32,
     /// The process id the kernel knows; equal to `pid` unless ids are translated.
     pub real_pid: AtomicI32,
+    /// The process that was started and stands in for this one ([`super::starter`]), or 0.
+    pub starter: AtomicI32,
     /// Ids differ from what the program believes (`hooks::ids` translates).
     pub ids_translated: AtomicBool,
     /// The call-site net is installed.
@@ -50,6 +52,7 @@ pub static AGENT: Agent = Agent {
     awake: AtomicPtr::new(std::ptr::null_mut()),
     pid: AtomicI32::new(0),
     real_pid: AtomicI32::new(0),
+    starter: AtomicI32::new(0),
     ids_translated: AtomicBool::new(false),
     net_installed: AtomicBool::new(false),
     has_store: AtomicBool::new(false),

@@ -356,6 +356,19 @@ fn a_merge_that_dies_leaves_the_newest_generation_whole() {
                 for crash in CRASHES {
                     let mut next = job(dead.fs.after(crash));
                     assert_eq!(latest(&next), (5, model.clone()), "{crash:?} at {step}");
+                    // A kill between two removals left increments without what they stood on,
+                    // and `ckpt list` called them damaged.
+                    let listed: Vec<u64> =
+                        next.generations().iter().map(|g| g.generation).collect();
+                    for record in next.generations() {
+                        let needs = record.needs();
+                        let there = needs.is_none_or(|needs| listed.contains(&needs));
+                        assert!(
+                            there,
+                            "{} needs {needs:?}: {crash:?} at {step}",
+                            record.generation
+                        );
+                    }
                     next.remove_leftovers().unwrap();
                     assert_eq!(latest(&next), (5, model.clone()), "{crash:?} at {step}");
                     match merge(&mut next, 5) {

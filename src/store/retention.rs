@@ -110,7 +110,9 @@ impl<F: Fs> Job<F> {
             left: self.journal.left(),
         };
         let going = plan(&self.journal.order(), keep, &held);
-        for &generation in &going {
+        // Increments before what they stand on: whoever is killed in between leaves nothing that
+        // is listed and cannot be restored.
+        for &generation in going.iter().rev() {
             self.remove_generation(generation, time_ns)?;
         }
         Ok(going)

@@ -7,7 +7,7 @@ use super::sigaction;
 use crate::agent::refusal::{self, Kind};
 use crate::agent::state::{RESERVED_BIT, RESERVED_SIGNAL, is_agents_process};
 use crate::agent::track::uffd;
-use crate::agent::{ending, exit};
+use crate::agent::{ending, exit, starter};
 use crate::image::state::KernelSigaction;
 use ckpt_sys::{syscall, tls::thread_block};
 
@@ -154,14 +154,15 @@ fn namespaces(frame: &mut CallFrame, flags: u64) -> Verdict {
     Verdict::Done
 }
 
-/// exec hands on what is ignored and what is blocked. Only a program that ignores or
-/// blocks the reserved signal itself needs help: the call is made here, with the
-/// program's view put in force, and what failed is put back.
+/// exec hands on what is ignored, what is blocked and the calling thread's death signal. Only a
+/// program that ignores or blocks the reserved signal itself, or that has a starter, needs help:
+/// the call is made here, with the program's view put in force, and what failed is put back.
 fn execve(frame: &mut CallFrame) -> Verdict {
     let ignored = sigaction::reserved_action().handler == 1;
     // SAFETY: the thread's own block.
     let blocked = unsafe { (*thread_block()).reserved_blocked != 0 };
-    if !ignored && !blocked {
+    let tied = is_agents_process() && starter::hand_over();
+    if !ignored && !blocked && !tied {
         return Verdict::Forward;
     }
     let mut before = KernelSigaction::default();
@@ -194,6 +195,9 @@ fn execve(frame: &mut CallFrame) -> Verdict {
             );
         }
         frame.rax = syscall!(frame.rax, a, b, c, d, e) as i64;
+        if tied {
+            starter::take_back();
+        }
         if blocked {
             syscall!(
                 libc::SYS_rt_sigprocmask,

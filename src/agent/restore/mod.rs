@@ -119,7 +119,9 @@ pub fn restore(
     let mut same = true;
     if inside.is_none() {
         alone::be_alone();
-        same = proxy::become_pid(manifest.process.pid) == proxy::Identity::Same;
+        same = proxy::become_pid(manifest.process.pid, death_signal(&manifest))
+            == proxy::Identity::Same;
+        payload.starter = proxy::starter();
     }
     permit_features(&manifest)?;
     process_attributes(&manifest, inside.is_some());
@@ -297,7 +299,9 @@ pub fn restore(
         payload.image_files.extend(files);
     }
 
-    let records: Vec<ThreadRecord> = manifest.threads.iter().map(ThreadRecord::of).collect();
+    let anew = payload.starter != 0 || inside.is_some();
+    let records = manifest.threads.iter();
+    let records: Vec<_> = records.map(|t| ThreadRecord::of(t, anew)).collect();
     let records = area.put_slice(&records);
     let pid = manifest.process.pid;
     let threads: Vec<RestorerThread> = manifest
@@ -581,6 +585,16 @@ fn permit_features(manifest: &Manifest) -> Result<(), RestoreError> {
         }
     }
     Ok(())
+}
+
+/// What the program wants to get when its parent dies, or 0: its first thread's, as the kernel
+/// has it for a new process.
+fn death_signal(manifest: &Manifest) -> i32 {
+    let first = manifest
+        .threads
+        .iter()
+        .find(|t| t.tid == manifest.process.pid);
+    first.map_or(0, |thread| thread.pdeathsig)
 }
 
 /// Attributes that threads inherit when they are born. In a new process only what differs

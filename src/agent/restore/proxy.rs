@@ -95,9 +95,18 @@ fn stat_of(id: &str) -> Option<(Holder, [i64; 2])> {
     Some((holder, [number(5)?, number(6)?]))
 }
 
+/// The process that stands in for this one, or 0.
+static STARTER: AtomicI32 = AtomicI32::new(0);
+
+/// The process that stands in for this one, or 0: this is the process that was started.
+pub fn starter() -> i32 {
+    STARTER.load(Ordering::Relaxed)
+}
+
 /// Tries to become process `pid`. Returns in the process that is to be restored; the
-/// starter stays inside, as the proxy, until the end.
-pub fn become_pid(pid: i32) -> Identity {
+/// starter stays inside, as the proxy, until the end. `death_signal` is what the program wants
+/// to get when its parent dies, or 0: its parent is the proxy's.
+pub fn become_pid(pid: i32, death_signal: i32) -> Identity {
     // SAFETY: no arguments.
     let own = unsafe { syscall!(libc::SYS_getpid) } as i32;
     if own == pid {
@@ -121,7 +130,7 @@ pub fn become_pid(pid: i32) -> Identity {
                 die_with(own);
                 return Identity::Same;
             }
-            child if child > 0 => stand_in_for(child as i32),
+            child if child > 0 => stand_in_for(child as i32, death_signal),
             error if error == -(libc::EEXIST as isize) => {
                 let holder = Holder::of(pid);
                 if started.elapsed() > holder.patience() {
@@ -144,8 +153,10 @@ pub fn become_pid(pid: i32) -> Identity {
 }
 
 /// The program dies with its proxy: a user who kills the process that was started
-/// means the program.
+/// means the program. From the restored helper's start on it is the helper's death signal
+/// (`agent::starter`).
 fn die_with(proxy: i32) {
+    STARTER.store(proxy, Ordering::Relaxed);
     // SAFETY: plain system calls.
     unsafe {
         syscall!(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL);
@@ -171,7 +182,7 @@ pub fn leave_threads() {
     };
     match ret {
         0 => die_with(own),
-        child if child > 0 => stand_in_for(child as i32),
+        child if child > 0 => stand_in_for(child as i32, 0),
         _ => {}
     }
 }
@@ -200,7 +211,7 @@ unsafe extern "C" fn forward(signo: i32, info: *mut libc::siginfo_t, _uc: *mut l
     }
 }
 
-fn stand_in_for(child: i32) -> ! {
+fn stand_in_for(child: i32, death_signal: i32) -> ! {
     CHILD.store(child, Ordering::Relaxed);
     let keep_default = [
         libc::SIGKILL,
@@ -221,6 +232,9 @@ fn stand_in_for(child: i32) -> ! {
             action.sa_sigaction = forward as *const () as usize;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
             libc::sigaction(signo, &action, std::ptr::null_mut());
+        }
+        if death_signal != 0 && starter() == 0 {
+            syscall!(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, death_signal);
         }
         syscall!(libc::SYS_prctl, libc::PR_SET_NAME, c"ckpt-starter".as_ptr());
         let none = 0u64;

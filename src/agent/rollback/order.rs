@@ -17,7 +17,7 @@ use crate::agent::settings::Settings;
 use crate::agent::state::AGENT;
 use crate::agent::stop::{self, Stopped, now_ns};
 use crate::agent::track::Dirty;
-use crate::agent::{children, exit, helper, log, request};
+use crate::agent::{children, exit, helper, log, request, starter};
 use crate::image::chain::{self, Sourced};
 use crate::persist::table;
 use crate::store::RawFs;
@@ -280,6 +280,7 @@ fn while_stopped(
         job_key: settings.job_key.clone(),
         store_root: settings.store_root.clone(),
         generation,
+        starter: starter::id(),
         started_ns: ready.started_ns,
         return_value: Some(ready.value.max(1)),
         asked: ready.asked,
