@@ -190,7 +190,7 @@ pub(super) fn tables(
     by_rules: bool,
 ) -> Result<Vec<Table>, UndoError> {
     tables_of(
-        &table::list(job_dir)?,
+        &table::list_back(job_dir, to_generation)?,
         to_generation,
         restore_exclude,
         by_rules,
@@ -262,9 +262,8 @@ pub fn undo(
     to_generation: u64,
     options: &mut Options,
 ) -> Result<Report, UndoError> {
-    table::remove_leftovers(job_dir)?;
+    let list = table::remove_leftovers(job_dir)?;
     let (exclude, by_rules) = (options.restore_exclude, options.by_rules);
-    let list = table::list(job_dir)?;
     let tables = tables_of(&list, to_generation, exclude, by_rules)?;
     let undoer = apply::Undoer::new(job_dir, options, &tables, (&list, to_generation))?;
     undoer.all(&tables, to_generation)
