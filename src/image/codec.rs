@@ -10,7 +10,7 @@
 
 use super::PAGE;
 use super::pack::Packed;
-use super::state::{Base, Manifest};
+use super::state::{Base, Manifest, Privileges};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// No manifest or record is larger.
@@ -38,6 +38,10 @@ const PACKED_VERSION: u32 = 1;
 /// go on where it must not.
 const TAG_GUARDED: u32 = 4;
 const GUARDED_VERSION: u32 = 1;
+
+/// What the process may do: [`Privileges`]. It must be understood: nothing of it may be lost.
+const TAG_PRIVILEGES: u32 = 5;
+const PRIVILEGES_VERSION: u32 = 1;
 
 /// Runs of pages as the distance from the end of the run before, and the length, in pages.
 fn gaps(runs: &[(u64, u64)]) -> Vec<(u64, u64)> {
@@ -141,6 +145,10 @@ pub fn encode_region(manifest: &Manifest, packed: Option<&Packed>) -> Result<Vec
         let payload = encode(&gaps(&manifest.memory.guarded))?;
         push_section(&mut region, TAG_GUARDED, GUARDED_VERSION, &payload);
     }
+    if manifest.privileges != Privileges::default() {
+        let payload = encode(&manifest.privileges)?;
+        push_section(&mut region, TAG_PRIVILEGES, PRIVILEGES_VERSION, &payload);
+    }
     if let Some(packed) = packed {
         push_section(&mut region, TAG_PACKED, PACKED_VERSION, &encode(packed)?);
     }
@@ -167,6 +175,7 @@ pub fn decode_region(region: &[u8]) -> Result<(Manifest, Option<Packed>), CodecE
     let mut increment: Option<Increment> = None;
     let mut packed: Option<Packed> = None;
     let mut guarded: Option<Vec<(u64, u64)>> = None;
+    let mut privileges: Option<Privileges> = None;
     while !rest.is_empty() {
         let head = rest
             .first_chunk::<SECTION_HEAD>()
@@ -193,6 +202,9 @@ pub fn decode_region(region: &[u8]) -> Result<(Manifest, Option<Packed>), CodecE
             (TAG_GUARDED, GUARDED_VERSION) if guarded.is_none() => {
                 guarded = Some(runs(&decode::<Vec<(u64, u64)>>(payload)?)?);
             }
+            (TAG_PRIVILEGES, PRIVILEGES_VERSION) if privileges.is_none() => {
+                privileges = Some(decode(payload)?);
+            }
             _ if tag & OPTIONAL != 0 => {}
             _ => return Err(CodecError::Unknown { tag, version }),
         }
@@ -200,6 +212,7 @@ pub fn decode_region(region: &[u8]) -> Result<(Manifest, Option<Packed>), CodecE
     }
     let mut manifest = manifest.ok_or(CodecError::Missing)?;
     manifest.memory.guarded = guarded.unwrap_or_default();
+    manifest.privileges = privileges.unwrap_or_default();
     if let Some(increment) = increment {
         manifest.memory.dropped = increment.dropped()?;
         manifest.memory.base = Some(increment.base);
@@ -227,6 +240,16 @@ mod tests {
         let payload = encode(&vec![(u64::MAX, 2u64)]).unwrap();
         push_section(&mut damaged, TAG_GUARDED, GUARDED_VERSION, &payload);
         assert_eq!(decode_manifest(&damaged), Err(CodecError::Section));
+    }
+
+    #[test]
+    fn privileges_round_trip() {
+        let mut manifest = Manifest::default();
+        manifest.privileges.credentials = b"Uid=0\n".to_vec();
+        manifest.privileges.threads = vec![Default::default(); 3];
+        manifest.privileges.threads[2].keepcaps = true;
+        let region = encode_manifest(&manifest).unwrap();
+        assert_eq!(decode_manifest(&region).unwrap(), manifest);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::agent::region::{self, Region};
 use crate::agent::resume::{HelperArgs, Payload, ThreadRecord};
 use crate::agent::rollback::check::Protected;
 use crate::agent::stop::rseq_area;
-use crate::agent::{log, procfs};
+use crate::agent::{hooks, log, procfs};
 use crate::config::RestoreMethod;
 use crate::image::PAGE;
 use crate::image::chain::{ChainError, Sourced};
@@ -115,6 +115,11 @@ pub fn restore(
         check::files(&manifest)?;
     }
     raise_nofile(&manifest);
+    if inside.is_some() && hooks::memory::locked_in_future() != 0 {
+        // What is mapped on the way is not to be locked; what was locked is mapped anew.
+        // SAFETY: no arguments.
+        unsafe { syscall!(libc::SYS_munlockall) };
+    }
     // From inside, the threads' old ids are free unless somebody else has taken one.
     let mut same = true;
     if inside.is_none() {
@@ -298,7 +303,14 @@ pub fn restore(
 
     let anew = payload.starter != 0 || inside.is_some();
     let records = manifest.threads.iter();
-    let records: Vec<_> = records.map(|t| ThreadRecord::of(t, anew)).collect();
+    let switches = |k: usize| {
+        let all = &manifest.privileges.threads;
+        all.get(k).copied().unwrap_or_default()
+    };
+    let records: Vec<_> = records
+        .enumerate()
+        .map(|(k, t)| ThreadRecord::of(t, switches(k), anew))
+        .collect();
     let records = area.put_slice(&records);
     let pid = manifest.process.pid;
     let threads: Vec<RestorerThread> = manifest
