@@ -1,7 +1,7 @@
 //! Process-wide state: ids, working directory, limits, prctl, mm fields.
 
 use crate::agent::hooks::{self, ids};
-use crate::agent::procfs::{field, number, read_file, read_link, stat_fields, task_file};
+use crate::agent::procfs::{OwnFd, field, number, read_file, read_link, stat_fields, task_file};
 use crate::agent::settings;
 use crate::agent::state::AGENT;
 use crate::image::state::{MmFields, ProcessState};
@@ -103,6 +103,14 @@ pub fn limits() -> Vec<(u32, u64, u64)> {
         (ret == 0).then_some((resource, pair[0], pair[1]))
     };
     (0..16u32).filter_map(limit).collect()
+}
+
+/// May this user read the memory of the process by /proc? Not what PR_SET_DUMPABLE protects
+/// from him, and the images that he would get are no less readable than that.
+pub fn may_be_read() -> bool {
+    // SAFETY: no pointers.
+    let dumpable = unsafe { syscall!(libc::SYS_prctl, libc::PR_GET_DUMPABLE) };
+    dumpable == 1 || OwnFd::open(b"/proc/thread-self/pagemap").is_ok()
 }
 
 /// prctl(2), of Linux 6.3: the program forbids itself memory that becomes executable.
