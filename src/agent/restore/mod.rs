@@ -115,10 +115,16 @@ pub fn restore(
         check::files(&manifest)?;
     }
     raise_nofile(&manifest);
-    if inside.is_some() && hooks::memory::locked_in_future() != 0 {
-        // What is mapped on the way is not to be locked; what was locked is mapped anew.
-        // SAFETY: no arguments.
-        unsafe { syscall!(libc::SYS_munlockall) };
+    if inside.is_some() {
+        // SAFETY: no pointers.
+        unsafe {
+            // The clocks of the vdso need it; each thread gets its own switch in the end.
+            syscall!(libc::SYS_prctl, libc::PR_SET_TSC, libc::PR_TSC_ENABLE);
+            // What is mapped on the way is not to be locked; what was locked is mapped anew.
+            if hooks::memory::locked_in_future() != 0 {
+                syscall!(libc::SYS_munlockall);
+            }
+        }
     }
     // From inside, the threads' old ids are free unless somebody else has taken one.
     let mut same = true;
