@@ -213,7 +213,6 @@ mod refusals {
 mod privileges {
     use crate::common::*;
     use std::os::unix::process::CommandExt;
-    use std::time::Duration;
 
     /// Another group, fewer capabilities, other groups: a restart with these ends with one
     /// line and 125, and the checkpoint is still there for the right start. Only root can
@@ -259,35 +258,6 @@ mod privileges {
             }
         }
         let life = trial.finish();
-        trial.compare(&bare, &life);
-    }
-
-    /// Under PR_SET_MDWE a restore could not finish: it is not begun.
-    #[test]
-    fn a_restart_that_may_not_map_code_is_refused() {
-        const PR_SET_MDWE: i32 = 65;
-        let mut trial = Trial::new(Program::guest("mem_heap").seconds(1.2), LAZY_FORK);
-        let bare = trial.bare();
-        trial.kill_and_resume(1);
-        let mut command = trial.prepare();
-        // SAFETY: only system calls between fork and exec.
-        unsafe {
-            command.pre_exec(|| match libc::prctl(PR_SET_MDWE, 1, 0, 0, 0) {
-                0 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            })
-        };
-        let said = command.stderr(std::process::Stdio::piped()).output();
-        match said {
-            Err(_) => eprintln!("*** NOT TESTED: this kernel has no PR_SET_MDWE"),
-            Ok(said) => {
-                let text = String::from_utf8_lossy(&said.stderr).into_owned();
-                if said.status.code() != Some(125) || !text.contains("PR_SET_MDWE") {
-                    trial.fail(&format!("{:?}, {text:?}", said.status));
-                }
-            }
-        }
-        let life = trial.finish_within(Duration::from_secs(60));
         trial.compare(&bare, &life);
     }
 }

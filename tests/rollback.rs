@@ -80,6 +80,10 @@ fn attributes_go_back() {
     for setting in [LAZY_FORK, EAGER_COPY] {
         ends_with(trial("roll_attributes", &[], setting), "back 3 times\n");
     }
+    ends_with(
+        trial("roll_attributes", &["mdwe"], LAZY_FORK),
+        "no way back\n",
+    );
 }
 
 /// 850, timers: setitimer, timer_create with a signal and a thread, timerfd; changed, stopped,

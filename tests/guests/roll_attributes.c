@@ -34,9 +34,27 @@ static long locked(void)
     return atol(strstr(text, "VmLck:") + 6);
 }
 
-int main(void)
+/* Where memory must not become executable there is no way back, and nothing has happened. */
+static int forbidden(void)
+{
+    CHECK_EQ(ckpt_checkpoint(1), 0);
+    if (prctl(65 /* PR_SET_MDWE */, 1, 0, 0, 0) != 0)
+        fprintf(stderr, "*** NOT TESTED: no PR_SET_MDWE (errno %d)\n", errno);
+    else {
+        CHECK_EQ(ckpt_rollback(1, 0, NULL, 0), -1);
+        CHECK_EQ(errno, EIO);
+        CHECK_EQ(ckpt_checkpoint(2), 0);
+    }
+    printf("no way back\n");
+    guest_end();
+    return 0;
+}
+
+int main(int argc, char **argv)
 {
     guest_begin();
+    if (argc > 1 && strcmp(argv[1], "mdwe") == 0)
+        return forbidden();
     CHECK(sched_getaffinity(0, sizeof all, &all) == 0);
     pthread_t thread = guest_thread(other, NULL);
     char *area = mmap(TOP - 2 * 4096, 2 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN | MAP_FIXED, -1, 0);

@@ -5,7 +5,7 @@ use super::files::Beginning;
 use super::increments::{Ahead, Increments, with_own};
 use super::{CheckpointError, mapped, refused, store_error};
 use crate::agent::collect::descriptors::{self, InheritedFd, Known, Target};
-use crate::agent::collect::{credentials, identity, memory, process, signals, threads, timers};
+use crate::agent::collect::{credentials, identity, memory, process, signals, threads};
 use crate::agent::outputs::keep::{self, Output};
 use crate::agent::settings::Settings;
 use crate::agent::side::SideBuffer;
@@ -344,8 +344,7 @@ fn collect(
         return Err(CheckpointError::Refused(reason));
     }
     let mut thread_states = threads::collect(stopped, &settings.affinity);
-    let signals = signals::collect(stopped, &mut thread_states);
-    let timers = timers::collect();
+    let (signals, timers) = signals::collect(stopped, &mut thread_states);
     let process = process::collect(first).map_err(refused)?;
     let privileges = Privileges {
         credentials: settings.credentials.clone(),

@@ -10,6 +10,7 @@
 //! | [`memory`], [`ranges`], [`maps`] | ranges mapped from our image after a lazy restore |
 //! | [`ids`] | old pid and tids after a restore with new ones |
 //! | [`senders`] | who sent a signal, after such a restore |
+//! | [`sent`] | which threads were sent one |
 //! | [`files`] | what modifies files, names and attributes |
 //! | [`process`] | the end, exec, sandboxes, namespaces, facilities that cannot be saved |
 //! | [`privileges`] | what the program may do: ids, capabilities, landlock, chroot |
@@ -32,6 +33,7 @@ pub mod privileges;
 pub mod process;
 pub mod ranges;
 pub mod senders;
+pub mod sent;
 pub mod sigaction;
 pub mod signal;
 pub mod symbol;
@@ -95,6 +97,7 @@ fn table_of_others() -> [u8; 512] {
         }
     };
     mark(SIGNAL_CALLS);
+    sent::CALLS.iter().for_each(|(nr, _)| mark(&[*nr]));
     mark(ADVICE_CALLS);
     mark(process::NUMBERS);
     mark(privileges::NUMBERS);
@@ -152,6 +155,8 @@ fn handle(frame: &mut CallFrame) -> Verdict {
         libc::SYS_rt_sigtimedwait => return signal::rt_sigtimedwait(frame),
         libc::SYS_rt_sigpending => return signal::rt_sigpending(frame),
         libc::SYS_signalfd | libc::SYS_signalfd4 => return signal::signalfd(frame),
+        libc::SYS_tkill => sent::note(frame.args[0] as i32),
+        libc::SYS_tgkill | libc::SYS_rt_tgsigqueueinfo => sent::note(frame.args[1] as i32),
         libc::SYS_sigaltstack => return altstack::sigaltstack(frame),
         libc::SYS_madvise => return memory::madvise(frame),
         libc::SYS_mlock | libc::SYS_mlock2 => return memory::mlock(frame),

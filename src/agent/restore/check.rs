@@ -40,7 +40,7 @@ pub enum CheckError {
         now: String,
     },
     #[error(
-        "this process must not make memory executable (PR_SET_MDWE), which a restore must: start it without, or afresh with CKPT_RESUME=never"
+        "this process has forbidden itself memory that becomes executable (PR_SET_MDWE), which a restore needs"
     )]
     NoNewCode,
     #[error(
