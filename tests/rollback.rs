@@ -85,6 +85,19 @@ fn connections_to_the_outside_stay() {
     ends_with(trial("roll_fds", &[], LAZY_FORK), "");
 }
 
+/// 850, for what is the kernel's: areas that grow down, CPUs, memory to come that is locked,
+/// what threads have forbidden themselves. None of it went back.
+#[test]
+fn attributes_go_back() {
+    for setting in [LAZY_FORK, EAGER_COPY] {
+        ends_with(trial("roll_attributes", &[], setting), "back 3 times\n");
+    }
+    ends_with(
+        trial("roll_attributes", &["mdwe"], LAZY_FORK),
+        "no way back\n",
+    );
+}
+
 /// 850, timers: setitimer, timer_create with a signal and a thread, timerfd; changed, stopped,
 /// deleted and made since.
 #[test]

@@ -102,6 +102,12 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
         limits: settings::get()
             .map(|s| s.limits.clone())
             .unwrap_or_default(),
+        credentials: settings::get()
+            .map(|s| s.credentials.clone())
+            .unwrap_or_default(),
+        affinity: settings::get()
+            .map(|s| s.affinity.clone())
+            .unwrap_or_default(),
         started_ns: stop::now_ns(),
         ..Payload::default()
     };

@@ -1,8 +1,10 @@
 //! May this image be restored here? Asked before anything is changed (DESIGN: another
 //! build, missing CPU features, another user: one line, exit 125, nothing lost).
 
-use crate::agent::collect::{cpu, objects};
-use crate::image::state::{Manifest, VmaKind};
+use crate::agent::collect::credentials::Difference;
+use crate::agent::collect::{cpu, credentials, objects, process};
+use crate::agent::settings;
+use crate::image::state::{Manifest, Privileges, VmaKind};
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -31,6 +33,22 @@ pub enum CheckError {
         uid: u32,
         gid: u32,
     },
+    #[error(
+        "the checkpoint belongs to a process with other {what} ({then}; this one: {now}): start it as it was started then, or afresh with CKPT_RESUME=never"
+    )]
+    Credentials {
+        what: &'static str,
+        then: String,
+        now: String,
+    },
+    #[error(
+        "this process has forbidden itself memory that becomes executable (PR_SET_MDWE), which a restore needs"
+    )]
+    NoNewCode,
+    #[error(
+        "the program had forbidden itself new executable memory (PR_SET_MDWE), which this kernel does not know: errno {0}"
+    )]
+    Mdwe(i32),
     #[error(
         "the checkpoint was taken under another kernel ({then}; this is {here}), whose vdso differs: boot that kernel, or start afresh with CKPT_RESUME=never"
     )]
@@ -64,6 +82,7 @@ pub fn machine(manifest: &Manifest) -> Result<(), CheckError> {
             gid,
         });
     }
+    privileges(&manifest.privileges)?;
     let here = crate::agent::collect::identity::vdso_digest();
     if identity.vdso != here {
         return Err(CheckError::Vdso {
@@ -73,6 +92,24 @@ pub fn machine(manifest: &Manifest) -> Result<(), CheckError> {
     }
     Ok(())
 }
+
+/// Nothing may be wider after the restore than it was, and nothing fail on the way.
+fn privileges(privileges: &Privileges) -> Result<(), CheckError> {
+    let now = settings::get().map_or(&[][..], |settings| &settings.credentials);
+    let then = &privileges.credentials;
+    if !then.is_empty()
+        && let Some(Difference { what, then, now }) = credentials::restart_difference(then, now)
+    {
+        return Err(CheckError::Credentials { what, then, now });
+    }
+    match process::mdwe() {
+        Ok(0) => Ok(()),
+        Ok(_) => Err(CheckError::NoNewCode),
+        Err(errno) if privileges.mdwe != 0 => Err(CheckError::Mdwe(errno)),
+        Err(_) => Ok(()),
+    }
+}
+
 /// The programs and libraries that memory maps, once they are what they were at the checkpoint.
 pub fn files(manifest: &Manifest) -> Result<(), CheckError> {
     for object in &manifest.identity.objects {

@@ -24,7 +24,7 @@ use crate::agent::region::{self, Region};
 use crate::agent::resume::{HelperArgs, Payload, ThreadRecord};
 use crate::agent::rollback::check::Protected;
 use crate::agent::stop::rseq_area;
-use crate::agent::{log, procfs};
+use crate::agent::{hooks, log, procfs};
 use crate::config::RestoreMethod;
 use crate::image::chain::{ChainError, Sourced};
 use crate::image::codec;
@@ -129,6 +129,17 @@ pub fn restore(
         mapped = check::hold_mapped(&manifest)?;
     }
     raise_nofile(&manifest);
+    if inside.is_some() {
+        // SAFETY: no pointers.
+        unsafe {
+            // The clocks of the vdso need it; each thread gets its own switch in the end.
+            syscall!(libc::SYS_prctl, libc::PR_SET_TSC, libc::PR_TSC_ENABLE);
+            // What is mapped on the way is not to be locked; what was locked is mapped anew.
+            if hooks::memory::locked_in_future() != 0 {
+                syscall!(libc::SYS_munlockall);
+            }
+        }
+    }
     // From inside, the threads' old ids are free unless somebody else has taken one.
     let mut same = true;
     if inside.is_none() {
@@ -332,7 +343,14 @@ pub fn restore(
 
     let anew = payload.starter != 0 || inside.is_some();
     let records = manifest.threads.iter();
-    let records: Vec<_> = records.map(|t| ThreadRecord::of(t, anew)).collect();
+    let switches = |k: usize| {
+        let all = &manifest.privileges.threads;
+        all.get(k).copied().unwrap_or_default()
+    };
+    let records: Vec<_> = records
+        .enumerate()
+        .map(|(k, t)| ThreadRecord::of(t, switches(k), anew))
+        .collect();
     let records = area.put_slice(&records);
     let pid = manifest.process.pid;
     let threads: Vec<RestorerThread> = manifest
