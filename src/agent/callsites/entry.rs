@@ -8,7 +8,7 @@
 // Call numbers keep the kernel's names.
 #![allow(non_upper_case_globals)]
 
-use super::{RECORDED as RECORDED_BIT, now_ns};
+use super::{RECORDED as RECORDED_BIT, now_ns, sockets};
 use crate::agent::hooks::frame::CallFrame;
 use ckpt_sys::{callsite, syscall, tls::thread_block};
 use libc::*;
@@ -50,12 +50,14 @@ pub const SOCKET_CALLS: &[i64] = &[
     SYS_readv,
     SYS_recvfrom,
     SYS_recvmsg,
+    SYS_recvmmsg,
     SYS_accept,
     SYS_accept4,
     SYS_write,
     SYS_writev,
     SYS_sendto,
     SYS_sendmsg,
+    SYS_sendmmsg,
     SYS_connect,
 ];
 
@@ -164,6 +166,7 @@ pub fn note(frame: &CallFrame) {
     let remainder = match remainder(frame.rax, &frame.args) {
         // SAFETY: both words can be read.
         Some(at) if readable(at) => unsafe { [at.read_unaligned(), at.add(1).read_unaligned()] },
+        _ if frame.rax == SYS_connect => [sockets::is_connecting(frame.args[0] as i32).into(), 0],
         _ => [0; 2],
     };
     // No need to look at the clock when there is nothing to count down.
