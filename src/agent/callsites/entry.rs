@@ -17,8 +17,8 @@ use std::sync::atomic::Ordering;
 /// No timeout.
 pub const FOREVER: u64 = u64::MAX;
 
-/// Calls that leave a record; `setsockopt` is among them because socket timeouts make
-/// [`SOCKET_CALLS`] join.
+/// Calls that leave a record; `setsockopt` and `ioctl` are among them because timeouts of
+/// sockets and terminals make [`SOCKET_CALLS`] join.
 pub const RECORDED: &[i64] = &[
     SYS_nanosleep,
     SYS_clock_nanosleep,
@@ -40,6 +40,7 @@ pub const RECORDED: &[i64] = &[
     SYS_io_getevents,
     SYS_io_pgetevents,
     SYS_setsockopt,
+    SYS_ioctl,
 ];
 
 const SYS_io_pgetevents: i64 = 333;
@@ -159,6 +160,9 @@ pub fn note(frame: &CallFrame) {
     if frame.rax == SYS_setsockopt {
         return note_socket_timeout(frame);
     }
+    if frame.rax == SYS_ioctl {
+        return note_terminal_timeout(frame);
+    }
     let Some(timeout) = timeout_of(frame.rax, &frame.args) else {
         return;
     };
@@ -205,7 +209,35 @@ fn note_socket_timeout(frame: &CallFrame) {
     if !is_timeout {
         return;
     }
-    for &nr in SOCKET_CALLS {
+    record(SOCKET_CALLS);
+}
+
+/// From the first terminal on that is to read with a timeout, `read` leaves records too.
+fn note_terminal_timeout(frame: &CallFrame) {
+    const SETS: [u64; 6] = [TCSETS, TCSETSW, TCSETSF, TCSETS2, TCSETSW2, TCSETSF2];
+    if !SETS.contains(&frame.args[1]) {
+        return;
+    }
+    let mut mode = sockets::Mode([0; 60]);
+    let at = frame.args[2] as *const u64;
+    // Three words hold all that is looked at.
+    if !readable(at) || !readable(at.wrapping_add(1)) {
+        return;
+    }
+    for (index, word) in mode.0.chunks_exact_mut(8).take(3).enumerate() {
+        // SAFETY: found readable.
+        word.copy_from_slice(&unsafe { at.add(index).read_unaligned() }.to_ne_bytes());
+    }
+    if mode
+        .raw()
+        .is_some_and(|(least, time)| least == 0 && time != 0)
+    {
+        record(&[SYS_read]);
+    }
+}
+
+fn record(calls: &[i64]) {
+    for &nr in calls {
         if let Some(byte) = callsite::hook_byte(nr as usize) {
             byte.fetch_or(RECORDED_BIT, Ordering::Relaxed);
         }

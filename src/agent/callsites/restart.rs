@@ -150,6 +150,16 @@ pub unsafe fn prepare(uc: *mut ucontext_t) -> Interrupted {
                 record.nr = block.call_nr;
                 found.what = What::Call;
             }
+        } else if result == SYS_read
+            && block.call_after == rip + 2
+            && block.call_nr == SYS_read
+            && block.call_handlers == block.handlers_run
+            && sockets::terminal_timeout(SYS_read, record.args[0] as i32).is_some()
+        {
+            // The kernel is about to repeat it, with the whole of the terminal's timeout.
+            record.nr = SYS_read;
+            record.back = rip + 2;
+            found.what = What::Call;
         } else if result > 0
             && let Some(nr) = site_after(rip as usize)
             && sockets::ends_short(nr, &record.args, result)
@@ -268,7 +278,7 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, clock: Cloc
             What::Transfer => {
                 record.mode = RestartMode::Rest as u32;
                 args[1] += record.value as u64;
-                args[2] -= record.value as u64;
+                args[2] = sockets::rest(record);
             }
             _ if SOCKET_CALLS.contains(&record.nr) => {
                 let connecting = (*block).remainder[0] != 0;

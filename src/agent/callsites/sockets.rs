@@ -1,5 +1,5 @@
-//! Interrupted calls on sockets that have a timeout, and transfers that our stop cut short:
-//! what of them is still to be done, and how the restart stub does it.
+//! Interrupted calls on sockets and terminals that have a timeout, and transfers that our stop cut
+//! short: what of them is still to be done, and how the restart stub does it.
 //!
 //! [`super::restart`] calls this in the interrupted thread, in the stop handler or after a
 //! restore.
@@ -35,6 +35,12 @@ pub enum Way {
 /// In the interrupted thread.
 pub unsafe fn wait(record: &mut RestartRecord, spent: u64, connecting: bool) -> Way {
     let fd = record.args[0] as i32;
+    if let Some(whole) = terminal_timeout(record.nr, fd) {
+        record.mode = RestartMode::Poll as u32;
+        record.value = 0;
+        poll(record, whole.saturating_sub(spent));
+        return Way::Poll;
+    }
     // SAFETY: any descriptor number will do.
     let Some(whole) = (unsafe { timeout(fd, option(record.nr)) }) else {
         return Way::Nothing;
@@ -209,6 +215,51 @@ unsafe fn timeout(fd: i32, option: i32) -> Option<u64> {
     (done == 0 && whole != 0).then_some(whole)
 }
 
+/// A terminal's way to read: `(minimum of characters, timeout in ns)`, if it is one and does
+/// not read lines.
+fn raw_terminal(fd: i32) -> Option<(u64, u64)> {
+    let mut mode = Mode([0; 60]);
+    // SAFETY: the kernel writes a termios, 36 bytes, into `mode`.
+    let done = unsafe { syscall!(SYS_ioctl, fd, TCGETS, mode.0.as_mut_ptr()) };
+    if done == 0 { mode.raw() } else { None }
+}
+
+/// The kernel's `struct termios`, or the longer `termios2`, which begins with it.
+pub struct Mode(pub [u8; 60]);
+
+impl Mode {
+    /// As for [`raw_terminal`].
+    pub fn raw(&self) -> Option<(u64, u64)> {
+        const LOCAL: usize = 12;
+        const CHARACTERS: usize = 17;
+        let local = u32::from_ne_bytes([
+            self.0[LOCAL],
+            self.0[LOCAL + 1],
+            self.0[LOCAL + 2],
+            self.0[LOCAL + 3],
+        ]);
+        let character = |index: usize| u64::from(self.0[CHARACTERS + index]);
+        (local & ICANON == 0).then(|| (character(VMIN), character(VTIME) * 100_000_000))
+    }
+}
+
+/// How long a read of a terminal waits for the first character, if not for ever.
+pub fn terminal_timeout(nr: i64, fd: i32) -> Option<u64> {
+    if nr != SYS_read {
+        return None;
+    }
+    raw_terminal(fd).and_then(|(least, time)| (least == 0 && time != 0).then_some(time))
+}
+
+/// How much of a short transfer is still wanted.
+pub fn rest(record: &RestartRecord) -> u64 {
+    let whole = match (record.nr, raw_terminal(record.args[0] as i32)) {
+        (SYS_read, Some((least, _))) => least.min(record.args[2]),
+        _ => record.args[2],
+    };
+    whole.saturating_sub(record.value as u64)
+}
+
 /// An option of a socket that is a number. Asking for `SO_ERROR` clears it.
 ///
 /// # Safety
@@ -257,6 +308,13 @@ pub unsafe fn ends_short(nr: i64, args: &[u64; 6], done: i64) -> bool {
             && (done as u64) < u64::from(args[2] as u32).min(MESSAGES)
             && unsafe { messages_interrupted(fd) }
             && args[4] == 0;
+    }
+    if nr == SYS_read && (done as u64) < args[2] {
+        // With both a minimum and a timeout the timeout counts from each character: lost.
+        let few = |(least, time)| time == 0 && (done as u64) < least;
+        // SAFETY: as above.
+        return raw_terminal(fd).is_some_and(few)
+            && unsafe { syscall!(SYS_fcntl, fd, F_GETFL) } & O_NONBLOCK as isize == 0;
     }
     if !waits_for_all(nr, args) || done as u64 >= args[2] {
         return false;
