@@ -28,6 +28,7 @@ static int main_tid, period_us = 2000, bad;
 static volatile int done;
 static volatile long sent;
 static volatile int alarms;
+static double early = 1; /* how much too early a call may end, ms */
 
 static void *kick(void *unused)
 {
@@ -52,7 +53,7 @@ static double now_ms(void)
 static void check(const char *name, double began, long result, int error, long want, int want_errno, double ms)
 {
 	double took = now_ms() - began;
-	int ok = result == want && (want >= 0 || error == want_errno) && took >= ms - 1 && took < ms + 60;
+	int ok = result == want && (want >= 0 || error == want_errno) && took >= ms - early && took < ms + 150;
 	if (!ok || getenv("VERBOSE"))
 		printf("%-20s returned %ld (%s) after %.1f ms, wanted %ld after %.0f%s\n", name, result,
 		       result < 0 ? strerrorname_np(error) : "-", took, want, ms, ok ? "" : "   <-- BAD");
@@ -65,6 +66,14 @@ static void check(const char *name, double began, long result, int error, long w
 		errno = 0;                                                    \
 		long result = (call);                                         \
 		check(name, began, result, errno, want, want_errno, ms);      \
+	} while (0)
+
+/* The end is up to a child, whose time began before ours. */
+#define BY_CHILD(name, want, ms, call)            \
+	do {                                      \
+		early = 80;                       \
+		T(name, want, 0, ms, call);       \
+		early = 1;                        \
 	} while (0)
 
 static void on_alarm(int signal)
@@ -156,7 +165,7 @@ static void sockets(void)
 		write(pair[1], "x", 1);
 		_exit(0);
 	}
-	T("recv in time", 1, 0, 100, recv(pair[0], &byte, 1, 0));
+	BY_CHILD("recv in time", 1, 100, recv(pair[0], &byte, 1, 0));
 	wait(0);
 	close(pair[0]), close(pair[1]);
 	int listener = socket(AF_UNIX, SOCK_STREAM, 0);
@@ -202,7 +211,7 @@ static void gathered(void)
 		}
 		_exit(0);
 	}
-	T("recv all, in time", 8, 0, 300, recv(pair[0], bytes, 8, MSG_WAITALL));
+	BY_CHILD("recv all, in time", 8, 300, recv(pair[0], bytes, 8, MSG_WAITALL));
 	if (memcmp(bytes, "defdefde", 8))
 		bad++, printf("recv all: %.8s <-- BAD\n", bytes);
 	waitpid(child, 0, 0);
@@ -221,7 +230,7 @@ static void gathered(void)
 		_exit(0);
 	}
 	close(pair[1]);
-	T("recv all, an end", 2, 0, 200, recv(pair[0], bytes, 8, MSG_WAITALL));
+	BY_CHILD("recv all, an end", 2, 200, recv(pair[0], bytes, 8, MSG_WAITALL));
 	waitpid(child, 0, 0);
 	close(pair[0]);
 	/* What is sent at once takes as long as a socket's buffer is full: bare and here. */
@@ -229,7 +238,7 @@ static void gathered(void)
 	setsockopt(pair[0], SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof tv);
 	double began = now_ms();
 	long sent = send(pair[0], block, sizeof block, 0);
-	if (sent <= 0 || sent >= (long)sizeof block || now_ms() - began < 399 || now_ms() - began > 460)
+	if (sent <= 0 || sent >= (long)sizeof block || now_ms() - began < 399 || now_ms() - began > 550)
 		bad++, printf("send, a part: %ld after %.1f ms <-- BAD\n", sent, now_ms() - began);
 	if (!(child = fork())) {
 		long n, total = 0;
@@ -275,7 +284,7 @@ static void messages(void)
 		_exit(0);
 	}
 	/* Each message has the whole time. */
-	T("recvmmsg three", 3, 0, 360, recvmmsg(pair[0], all, 3, 0, 0));
+	BY_CHILD("recvmmsg three", 3, 360, recvmmsg(pair[0], all, 3, 0, 0));
 	for (int i = 0; i < 3; i++)
 		if (all[i].msg_len != i + 1u || memcmp(text[i], "xyz", i + 1))
 			bad++, printf("message %d: %u %.3s <-- BAD\n", i, all[i].msg_len, text[i]);
@@ -285,7 +294,7 @@ static void messages(void)
 		send(pair[1], "x", 1, 0);
 		_exit(0);
 	}
-	T("recvmmsg for one", 1, 0, 120, recvmmsg(pair[0], all, 3, MSG_WAITFORONE, 0));
+	BY_CHILD("recvmmsg for one", 1, 120, recvmmsg(pair[0], all, 3, MSG_WAITFORONE, 0));
 	waitpid(child, 0, 0);
 	tv.tv_usec = 0;
 	setsockopt(pair[0], SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof tv);
@@ -295,7 +304,7 @@ static void messages(void)
 		_exit(0);
 	}
 	send(pair[1], "x", 1, 0);
-	T("recvmmsg unlimited", 2, 0, 120, recvmmsg(pair[0], all, 2, 0, 0));
+	BY_CHILD("recvmmsg unlimited", 2, 120, recvmmsg(pair[0], all, 2, 0, 0));
 	waitpid(child, 0, 0);
 	alarm_in(100);
 	send(pair[1], "x", 1, 0);
@@ -441,8 +450,8 @@ int main(int argc, char **argv)
 		_exit(0);
 	}
 	char byte;
-	T("read pipe", 1, 0, 200, read(ends[0], &byte, 1));
-	T("waitpid", child, 0, 200, waitpid(child, 0, 0));
+	BY_CHILD("read pipe", 1, 200, read(ends[0], &byte, 1));
+	BY_CHILD("waitpid", child, 200, waitpid(child, 0, 0));
 	done = 1;
 	pthread_join(kicker, 0);
 	unsigned long (*restarts)(void) = dlsym(RTLD_DEFAULT, "netlib_restarts");
