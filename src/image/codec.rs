@@ -10,7 +10,7 @@
 
 use super::PAGE;
 use super::pack::Packed;
-use super::state::{Base, Manifest};
+use super::state::{Base, ClockState, Manifest};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// No manifest or record is larger.
@@ -38,6 +38,11 @@ const PACKED_VERSION: u32 = 1;
 /// go on where it must not.
 const TAG_GUARDED: u32 = 4;
 const GUARDED_VERSION: u32 = 1;
+
+/// [`super::state::ClockState`]. A program that does not know it restores such an image where the vdso is
+/// the same, and its clocks jump.
+const TAG_CLOCK: u32 = 5 | OPTIONAL;
+const CLOCK_VERSION: u32 = 1;
 
 /// Runs of pages as the distance from the end of the run before, and the length, in pages.
 fn gaps(runs: &[(u64, u64)]) -> Vec<(u64, u64)> {
@@ -141,6 +146,10 @@ pub fn encode_region(manifest: &Manifest, packed: Option<&Packed>) -> Result<Vec
         let payload = encode(&gaps(&manifest.memory.guarded))?;
         push_section(&mut region, TAG_GUARDED, GUARDED_VERSION, &payload);
     }
+    if manifest.clock != ClockState::default() {
+        let payload = encode(&manifest.clock)?;
+        push_section(&mut region, TAG_CLOCK, CLOCK_VERSION, &payload);
+    }
     if let Some(packed) = packed {
         push_section(&mut region, TAG_PACKED, PACKED_VERSION, &encode(packed)?);
     }
@@ -167,6 +176,7 @@ pub fn decode_region(region: &[u8]) -> Result<(Manifest, Option<Packed>), CodecE
     let mut increment: Option<Increment> = None;
     let mut packed: Option<Packed> = None;
     let mut guarded: Option<Vec<(u64, u64)>> = None;
+    let mut clock: Option<ClockState> = None;
     while !rest.is_empty() {
         let head = rest
             .first_chunk::<SECTION_HEAD>()
@@ -193,6 +203,7 @@ pub fn decode_region(region: &[u8]) -> Result<(Manifest, Option<Packed>), CodecE
             (TAG_GUARDED, GUARDED_VERSION) if guarded.is_none() => {
                 guarded = Some(runs(&decode::<Vec<(u64, u64)>>(payload)?)?);
             }
+            (TAG_CLOCK, CLOCK_VERSION) if clock.is_none() => clock = Some(decode(payload)?),
             _ if tag & OPTIONAL != 0 => {}
             _ => return Err(CodecError::Unknown { tag, version }),
         }
@@ -200,6 +211,7 @@ pub fn decode_region(region: &[u8]) -> Result<(Manifest, Option<Packed>), CodecE
     }
     let mut manifest = manifest.ok_or(CodecError::Missing)?;
     manifest.memory.guarded = guarded.unwrap_or_default();
+    manifest.clock = clock.unwrap_or_default();
     if let Some(increment) = increment {
         manifest.memory.dropped = increment.dropped()?;
         manifest.memory.base = Some(increment.base);
@@ -227,6 +239,24 @@ mod tests {
         let payload = encode(&vec![(u64::MAX, 2u64)]).unwrap();
         push_section(&mut damaged, TAG_GUARDED, GUARDED_VERSION, &payload);
         assert_eq!(decode_manifest(&damaged), Err(CodecError::Section));
+    }
+
+    #[test]
+    fn clocks_round_trip_and_may_be_missing() {
+        let mut manifest = Manifest::default();
+        assert_eq!(
+            decode_manifest(&encode_manifest(&manifest).unwrap()).unwrap(),
+            manifest
+        );
+        manifest.clock = ClockState {
+            vdso_at: 0x7fff_0000_1000,
+            vdso: vec![7; 8192],
+            offsets: vec![1 << 60, 0, 3],
+            net: true,
+            ..ClockState::default()
+        };
+        let region = encode_manifest(&manifest).unwrap();
+        assert_eq!(decode_manifest(&region).unwrap(), manifest);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! | [`signal`], [`sigaction`], [`foreign`], [`frames`], [`altstack`], [`masks`] | the reserved signal stays invisible |
 //! | [`memory`], [`ranges`], [`maps`] | ranges mapped from our image after a lazy restore |
 //! | [`ids`] | old pid and tids after a restore with new ones |
+//! | [`clock`] | times of clocks that go on after a reboot |
 //! | [`senders`] | who sent a signal, after such a restore |
 //! | [`files`] | what modifies files, names and attributes |
 //! | [`process`] | the end, exec, sandboxes, namespaces, facilities that cannot be saved |
@@ -19,6 +20,7 @@
 //! number), and only its thread id is translated ([`ids`]).
 
 pub mod altstack;
+pub mod clock;
 pub mod files;
 pub mod foreign;
 pub mod frame;
@@ -100,6 +102,9 @@ fn table_of_others() -> [u8; 512] {
     if fault::active() {
         mark(touch::NUMBERS);
     }
+    if clock_ahead() {
+        mark(clock::NUMBERS);
+    }
     if AGENT.ids_translated.load(Relaxed) {
         mark(ids::calls::NUMBERS);
         mark(ids::locks::NUMBERS);
@@ -108,6 +113,16 @@ fn table_of_others() -> [u8; 512] {
         }
     }
     table
+}
+
+/// Are the program's clocks ahead of the kernel's?
+fn clock_ahead() -> bool {
+    crate::agent::clock::active()
+}
+
+/// Must a thread that is stopped on its way to this call look at the table again?
+pub fn looks_again(nr: i64) -> bool {
+    files::may_modify(nr) || clock::looks_again(nr)
 }
 
 /// Handles a call of the table. The frame is a system call that the program is about
@@ -158,6 +173,9 @@ fn handle(frame: &mut CallFrame) -> Verdict {
     if process::hide_writer(frame) {
         return Verdict::Done;
     }
+    if let Some(verdict) = clock::dispatch(frame) {
+        return verdict;
+    }
     if AGENT.ids_translated.load(Relaxed)
         && let Some(verdict) = ids::calls::dispatch(frame)
             .or_else(|| ids::paths::dispatch(frame))
@@ -190,7 +208,7 @@ pub struct Restored<'a> {
 /// In the restored process before the program's threads run.
 pub unsafe fn after_restore(restored: &Restored) {
     use crate::agent::{callsites::HOOKED, refusal};
-    use ckpt_sys::callsite::hook_byte;
+    use ckpt_sys::callsite::{MAY_CHANGE_FILES, hook_byte};
     use ckpt_sys::syscall;
     // SAFETY: no pointers.
     let (pgid, sid) = unsafe {
@@ -234,6 +252,14 @@ pub unsafe fn after_restore(restored: &Restored) {
         if let Some(byte) = hook_byte(nr) {
             files::no_shortcut(nr);
             byte.fetch_or(HOOKED, Relaxed);
+        }
+    }
+    if clock_ahead() {
+        // A hook that was left without a translation is entered again.
+        for &nr in clock::WAITS {
+            if let Some(byte) = hook_byte(nr as usize) {
+                byte.fetch_or(MAY_CHANGE_FILES, Relaxed);
+            }
         }
     }
 }
