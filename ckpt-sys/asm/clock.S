@@ -6,6 +6,8 @@
     .text
     .globl ckpt_clock_gettime, ckpt_clock_gettime_end, ckpt_clock_system_call
     .hidden ckpt_clock_gettime, ckpt_clock_gettime_end, ckpt_clock_system_call
+    .globl ckpt_clock_leave, ckpt_clock_return
+    .hidden ckpt_clock_leave, ckpt_clock_return
     .p2align 5
 ckpt_clock_gettime:
     .cfi_startproc
@@ -35,6 +37,7 @@ ckpt_clock_gettime:
     inc %rcx
 1:  add %rcx, (%rbp)
     mov %rdx, 8(%rbp)
+ckpt_clock_leave:
 2:  add $8, %rsp
     .cfi_adjust_cfa_offset -8
     pop %rbp
@@ -54,11 +57,27 @@ ckpt_clock_system_call:
     .cfi_endproc
 ckpt_clock_gettime_end:
 
+# A function that reads the clock returns here when its thread was to be stopped amid it. What it
+# returns is kept; everything else that it may change is dead.
+    .p2align 4
+ckpt_clock_return:
+    sub $8, %rsp                        # where the return address was
+    push %rax
+    push %rdx
+    sub $8, %rsp                        # aligned for the call
+    call *ckpt_clock_returned(%rip)     # stops; tells where to return to
+    mov %rax, 24(%rsp)
+    add $8, %rsp
+    pop %rdx
+    pop %rax
+    ret
+
     .data
-    .globl ckpt_clock_real, ckpt_clock_offsets
-    .hidden ckpt_clock_real, ckpt_clock_offsets
+    .globl ckpt_clock_real, ckpt_clock_offsets, ckpt_clock_returned
+    .hidden ckpt_clock_real, ckpt_clock_offsets, ckpt_clock_returned
     .p2align 4
     # A clock each: seconds, nanoseconds.
 ckpt_clock_offsets: .zero 16 * 10
 ckpt_clock_real: .quad ckpt_clock_system_call
+ckpt_clock_returned: .quad 0
     .text

@@ -13,6 +13,9 @@ unsafe extern "C" {
     static ckpt_clock_gettime: u8;
     static ckpt_clock_gettime_end: u8;
     static ckpt_clock_system_call: u8;
+    static ckpt_clock_leave: u8;
+    static ckpt_clock_return: u8;
+    static ckpt_clock_returned: AtomicU64;
     static ckpt_clock_real: AtomicU64;
     static ckpt_clock_offsets: [[AtomicU64; 2]; CLOCKS];
 }
@@ -30,6 +33,37 @@ pub fn gettime_end() -> u64 {
 /// The same by system call and without an offset.
 pub fn system_call() -> u64 {
     &raw const ckpt_clock_system_call as u64
+}
+
+/// How far above the stack pointer the return address of [`gettime`]'s code is at `rip`.
+pub fn return_slot(rip: u64) -> u64 {
+    // The length of its `sub` and `add` of the stack pointer; a push and a pop have one byte.
+    const ADJUSTED: u64 = 4;
+    if rip >= system_call() {
+        return 0;
+    }
+    let leave = &raw const ckpt_clock_leave as u64;
+    if rip > leave {
+        // Behind `add`, behind the first `pop`, behind the second.
+        return (16u64).saturating_sub(8 * (rip - leave).saturating_sub(ADJUSTED));
+    }
+    match rip - gettime() {
+        0 => 0,
+        1 => 8,
+        within if within < 2 + ADJUSTED => 16,
+        _ => 24,
+    }
+}
+
+/// What a return address is replaced by.
+pub fn return_here() -> u64 {
+    &raw const ckpt_clock_return as u64
+}
+
+/// `returned` is called there, and says where to go on.
+pub fn set_returned(returned: extern "C" fn() -> u64) {
+    // SAFETY: lives in .data for ever; an atomic.
+    unsafe { &ckpt_clock_returned }.store(returned as *const () as u64, Ordering::SeqCst);
 }
 
 /// Which function [`gettime`] asks. While no thread is inside.
@@ -52,9 +86,57 @@ mod tests {
 
     fn ask(function: u64, clock: i32) -> (i32, [i64; 2]) {
         // SAFETY: the functions of this file have this type.
-        let function: extern "C" fn(i32, *mut i64) -> i32 = unsafe { std::mem::transmute(function) };
+        let function: extern "C" fn(i32, *mut i64) -> i32 =
+            unsafe { std::mem::transmute(function) };
         let mut time = [0i64; 2];
         (function(clock, time.as_mut_ptr()), time)
+    }
+
+    #[test]
+    fn the_return_address_is_where_the_code_leaves_it() {
+        // SAFETY: the assembly's own bytes.
+        let code = |at: u64| unsafe { *(at as *const u8) };
+        let (start, leave) = (gettime(), &raw const ckpt_clock_leave as u64);
+        // push, push, sub; add, pop, pop, ret.
+        assert_eq!([code(start), code(start + 1)], [0x53, 0x55]);
+        assert_eq!([code(start + 2), code(start + 6)], [0x48, 0x89]);
+        assert_eq!([code(leave), code(leave + 4)], [0x48, 0x5d]);
+        assert_eq!([code(leave + 5), code(leave + 6)], [0x5b, 0xc3]);
+        let slots = [0, 1, 2, 6, 7].map(|k| return_slot(start + k));
+        assert_eq!(slots, [0, 8, 16, 24, 24]);
+        let slots = [0, 4, 5, 6].map(|k| return_slot(leave + k));
+        assert_eq!(slots, [24, 16, 8, 0]);
+        assert_eq!(return_slot(system_call()), 0);
+    }
+
+    #[test]
+    fn a_result_comes_through() {
+        static TO: AtomicU64 = AtomicU64::new(0);
+        extern "C" fn returned() -> u64 {
+            TO.load(Ordering::SeqCst)
+        }
+        set_returned(returned);
+        let (result, second): (u64, u64);
+        // SAFETY: as a function whose return address was replaced: the stack is as behind its
+        // `ret`, and it comes back to the label with the stack as it was.
+        unsafe {
+            std::arch::asm!(
+                "lea r12, [rip + 2f]",
+                "mov [{to}], r12",
+                "mov r13, rsp",
+                "and rsp, -16",
+                "mov eax, 41",
+                "mov edx, 43",
+                "jmp {here}",
+                "2:",
+                "mov rsp, r13",
+                out("r12") _, out("r13") _,
+                to = in(reg) TO.as_ptr(), here = in(reg) return_here(),
+                lateout("rax") result, lateout("rdx") second,
+                clobber_abi("C"),
+            );
+        }
+        assert_eq!((result, second), (41, 43));
     }
 
     #[test]

@@ -72,6 +72,10 @@ pub struct ThreadBlock {
     /// gave them on its own (`agent::hooks::clock`), and how many there have been.
     pub kernel_times: [[i64; 2]; KERNEL_TIMES],
     pub kernel_times_made: u64,
+    /// A function that reads the clock was to be stopped, and comes back to `ckpt_clock_return`
+    /// (`agent::clock`): where its return address lies, and what it was; 0 when there is none.
+    pub clock_slot: u64,
+    pub clock_return: u64,
 }
 
 /// Signal handlers may wait in the midst of a wait: so many calls of a thread keep their times.

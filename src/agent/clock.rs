@@ -8,17 +8,19 @@
 //!
 //! 1. The vdso's functions are led to ours ([`super::vdso`]), also those that libc has cached.
 //! 2. System calls that tell or take such times are translated (`hooks::clock`).
-//! 3. No thread is checkpointed between a look at the kernel's clock and the addition: one
-//!    that is found there goes on and is stopped again (`stop`), and if that does not help, the
-//!    generation is bound to its kernel and its offset ([`ClockState::amid`]).
+//! 3. No thread is checkpointed between a look at the kernel's clock and the addition, or
+//!    anywhere in the vdso: one that is found there goes on to the function's end ([`put_off`]). Where
+//!    that cannot be done, the generation is bound to its kernel and its offset
+//!    ([`ClockState::amid`]).
 //!
 //! The state lies in the image; the restored helper sets it before any thread runs.
 
 use super::procfs::read_file;
-use super::vdso;
+use super::stop;
+use super::vdso::{self, frames::Frame};
 use crate::agent::state::AGENT;
 use crate::image::state::ClockState;
-use ckpt_sys::syscall;
+use ckpt_sys::{callsite, syscall, tls::thread_block};
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering::*};
 
@@ -126,12 +128,105 @@ fn known_vdso() -> (u64, u64) {
 /// Does this instruction lie between a call of one of the clock's functions and its return? A
 /// thread cannot go on there in another life. Async-signal-safe.
 pub fn amid(rip: u64) -> bool {
-    let lies = |range: &[AtomicU64; 2]| {
-        (range[0].load(Relaxed)..range[1].load(Relaxed)).contains(&rip)
-    };
+    let lies =
+        |range: &[AtomicU64; 2]| (range[0].load(Relaxed)..range[1].load(Relaxed)).contains(&rip);
     lies(&REAL)
         || lies(&LED)
         || (ckpt_sys::clock::gettime()..ckpt_sys::clock::gettime_end()).contains(&rip)
+}
+
+/// The function amid which the thread of this frame is will come back to the library, which then
+/// raises the stop request `value` again. False: where it returns to cannot be found out.
+///
+/// # Safety
+/// In the handler whose frame `uc` is; [`amid`] is true of its instruction.
+pub unsafe fn put_off(uc: *const libc::ucontext_t, value: u64) -> bool {
+    // SAFETY: the handler's own frame and the thread's own block; the slot is on the thread's
+    // stack, above its stack pointer, and in use.
+    unsafe {
+        let regs = &(*uc).uc_mcontext.gregs;
+        let block = &mut *thread_block();
+        let rsp = regs[libc::REG_RSP as usize] as u64;
+        // One that was left by a longjmp does not come back.
+        const STACK: u64 = 8 << 20;
+        let left = block.clock_slot < rsp && rsp - block.clock_slot < STACK;
+        if block.clock_return == 0 || left {
+            let frame = Frame {
+                rip: regs[libc::REG_RIP as usize] as u64,
+                rsp,
+                rbp: regs[libc::REG_RBP as usize] as u64,
+            };
+            let Some(slot) = return_slot(frame).filter(|_| !shadow_stack()) else {
+                return false;
+            };
+            block.clock_slot = slot;
+            block.clock_return = *(slot as *const u64);
+            *(slot as *mut u64) = ckpt_sys::clock::return_here();
+            ckpt_sys::clock::set_returned(returned);
+        }
+        block.put_off_value = value;
+        block.stop_pending = 1;
+        true
+    }
+}
+
+/// Where the return address out of all that is [`amid`] lies.
+///
+/// # Safety
+/// The frame of a thread that stands still, amid.
+unsafe fn return_slot(mut frame: Frame) -> Option<u64> {
+    let (start, end) = (REAL[0].load(Relaxed), REAL[1].load(Relaxed));
+    // SAFETY: the kernel's mapping; a stack in use.
+    let vdso = unsafe { std::slice::from_raw_parts(start as *const u8, (end - start) as usize) };
+    // SAFETY: as above.
+    let read = |at: u64| unsafe { *(at as *const u64) };
+    for _ in 0..4 {
+        let slot = if (start..end).contains(&frame.rip) {
+            let (slot, caller) = vdso::frames::caller(vdso, start, frame, read)?;
+            frame = caller;
+            slot
+        } else if (LED[0].load(Relaxed)..LED[1].load(Relaxed)).contains(&frame.rip) {
+            // A jump, or a system call: nothing is on the stack.
+            frame.rip = read(frame.rsp);
+            frame.rsp += 8;
+            frame.rsp - 8
+        } else {
+            let slot = frame.rsp + ckpt_sys::clock::return_slot(frame.rip);
+            frame.rip = read(slot);
+            frame.rsp = slot + 8;
+            slot
+        };
+        if !amid(frame.rip) {
+            return Some(slot);
+        }
+    }
+    None
+}
+
+/// Does the processor keep return addresses of its own? Then none may be replaced.
+fn shadow_stack() -> bool {
+    let mut pointer = 0u64;
+    // SAFETY: `rdsspq` does nothing where there is no shadow stack.
+    unsafe {
+        std::arch::asm!(".byte 0xf3, 0x48, 0x0f, 0x1e, 0xc8", inout("rax") pointer, options(nomem, nostack, preserves_flags));
+    }
+    pointer != 0
+}
+
+/// A function is over whose return address was replaced: the stop that was put off, and where to
+/// go on.
+extern "C" fn returned() -> u64 {
+    // SAFETY: the block is this thread's own.
+    unsafe {
+        let block = thread_block();
+        let to = (*block).clock_return;
+        (*block).clock_slot = 0;
+        (*block).clock_return = 0;
+        if (*block).stop_pending != 0 && (*block).in_hook == 0 {
+            stop::park_put_off();
+        }
+        to
+    }
 }
 
 /// Helper thread, all others stopped at `rips`.
@@ -148,6 +243,7 @@ pub fn collect(mut rips: impl Iterator<Item = u64>) -> ClockState {
         vdso,
         led: LED[0].load(Relaxed) != 0,
         gettime: ckpt_sys::clock::gettime(),
+        sigreturn: callsite::program_sigreturn() as u64,
         kernel: kernel().to_vec(),
         offsets: offsets().to_vec(),
         namespace: namespace(),
@@ -194,7 +290,10 @@ pub fn adopt(clocks: &Clocks) {
 pub fn go_on(then: &ClockState, same_clocks: bool, now: [u64; CLOCKS]) -> [u64; CLOCKS] {
     std::array::from_fn(|k| {
         let was = then.offsets.get(k).copied().unwrap_or(0);
-        let seen = then.kernel.get(k).map_or(0, |&kernel| kernel.saturating_add(was));
+        let seen = then
+            .kernel
+            .get(k)
+            .map_or(0, |&kernel| kernel.saturating_add(was));
         let base = if same_clocks { was } else { 0 };
         let behind = seen.saturating_sub(now[k]);
         // The coarse clock, which has this one's offset, shows the time of the last tick.

@@ -112,15 +112,11 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
 
 /// The generation found, if its memory can be restored on this machine; where that is the
 /// generation's own fault, an older one. Before anything is done to a file.
-fn restorable(
-    job: &Job<RawFs>,
-    found: Found<RawFs>,
-    config: &Config,
-    name: &str,
-) -> Found<RawFs> {
+fn restorable(job: &Job<RawFs>, found: Found<RawFs>, config: &Config, name: &str) -> Found<RawFs> {
     let generation = found.record.generation;
     let check = |found: &Found<RawFs>| match found.members.first() {
-        Some(member) => restore::check::machine(&member.image.manifest),
+        Some(member) => restore::check::machine(&member.image.manifest)
+            .and_then(|()| restore::handlers::check(member)),
         None => Ok(()),
     };
     let error = match check(&found) {

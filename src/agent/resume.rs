@@ -7,10 +7,10 @@
 //! manifest, since this code is part of the image.
 
 use crate::agent::callsites::restart::{self, Clock};
-use crate::agent::clock::{self, Clocks};
 use crate::agent::checkpoint::files;
 use crate::agent::checkpoint::increments::prepare_restored;
 use crate::agent::checkpoint::mapped::{self, Mapping};
+use crate::agent::clock::{self, Clocks};
 use crate::agent::collect::signals::{put_back, put_back_own};
 use crate::agent::collect::threads::{SCHED_ATTR_SIZE, SCHED_FLAG_RESET_ON_FORK, SchedAttr};
 use crate::agent::hooks;

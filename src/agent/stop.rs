@@ -68,10 +68,11 @@ pub const DRAIN_MAX: usize = 256;
 pub const NEW: u32 = 0;
 pub const PARKED: u32 = 1;
 pub const GONE: u32 = 2;
-/// Amid a function that reads a clock (`clock::amid`): it goes on, to be stopped a moment later.
+/// Amid a function that reads a clock, and it is not known where that will return to: it goes on, to
+/// be stopped a moment later.
 pub const AGAIN: u32 = 3;
 
-/// So often. A program that does nothing but read the clock is found there four times in five.
+/// So often. A program that does nothing but read the clock is mostly found there.
 const MOST_TRIES: u32 = 60;
 
 /// The part of [`StopControl::parked`] that counts; above it is how often one was [`AGAIN`].
@@ -277,7 +278,11 @@ unsafe fn park(value: u64, uc: *mut libc::ucontext_t) {
         return;
     }
     // SAFETY: the frame of this very handler.
-    if slot.tries < MOST_TRIES && clock::amid(unsafe { rip(uc) }) {
+    if clock::amid(unsafe { rip(uc) }) && slot.tries < MOST_TRIES {
+        // SAFETY: the same frame.
+        if unsafe { clock::put_off(uc, value) } {
+            return;
+        }
         slot.tries += 1;
         slot.state.store(AGAIN, Ordering::Release);
         STOP.parked.fetch_add(PARKED_MASK + 1, Ordering::SeqCst);

@@ -8,6 +8,8 @@
 //!
 //! Pure code over bytes that may be damaged. Constructor of the new process, `super::clock`.
 
+pub mod frames;
+
 use std::collections::BTreeMap;
 
 /// Why a vdso cannot be led elsewhere.

@@ -37,6 +37,8 @@ pub struct ClockState {
     pub led: bool,
     /// A `clock_gettime` in the image that adds the offsets.
     pub gettime: u64,
+    /// What the program's signal handlers return to.
+    pub sigreturn: u64,
     /// What the kernel's clocks showed with all threads stopped, and by how much the program's
     /// are ahead of them (`agent::clock::Clock`).
     pub kernel: Vec<u64>,

@@ -173,13 +173,16 @@ fn handle(frame: &mut CallFrame) -> Verdict {
     if process::hide_writer(frame) {
         return Verdict::Done;
     }
+    let ids = AGENT.ids_translated.load(Relaxed);
+    // Locks are taken here, by the program's own clock.
+    if let Some(verdict) = ids.then(|| ids::locks::dispatch(frame)).flatten() {
+        return verdict;
+    }
     if let Some(verdict) = clock::dispatch(frame) {
         return verdict;
     }
-    if AGENT.ids_translated.load(Relaxed)
-        && let Some(verdict) = ids::calls::dispatch(frame)
-            .or_else(|| ids::paths::dispatch(frame))
-            .or_else(|| ids::locks::dispatch(frame))
+    if ids
+        && let Some(verdict) = ids::calls::dispatch(frame).or_else(|| ids::paths::dispatch(frame))
     {
         return verdict;
     }

@@ -34,7 +34,9 @@ fn other_kernel(manifest: &Manifest, why: String) -> CheckError {
 fn same_clocks(manifest: &Manifest, now: &[u64; clock::CLOCKS]) -> bool {
     let then = &manifest.clock;
     let ahead = then.kernel.iter().zip(now).all(|(then, now)| now >= then);
-    ahead && manifest.identity.boot_id == identity::boot_id() && then.namespace == clock::namespace()
+    ahead
+        && manifest.identity.boot_id == identity::boot_id()
+        && then.namespace == clock::namespace()
 }
 
 /// May the image's clocks go on here, and how?
@@ -143,7 +145,11 @@ pub fn lead(
     let is_led = then.led || content.is_some();
     let clocks = Clocks {
         offsets: decision.offsets,
-        real: if here.len > 0 { (code, data + here.len) } else { (0, 0) },
+        real: if here.len > 0 {
+            (code, data + here.len)
+        } else {
+            (0, 0)
+        },
         gettime: at("clock_gettime").unwrap_or(0),
         led: if is_led { taken(manifest) } else { (0, 0) },
         replaced: content.is_some(),
@@ -154,5 +160,10 @@ pub fn lead(
 /// Puts the led vdso into its place, over what the image has there. `content` lies in the area.
 pub fn place(tape: &mut Tape, manifest: &Manifest, content: u64) {
     let (start, end) = taken(manifest);
-    tape.replace(start, end - start, content, libc::PROT_READ | libc::PROT_EXEC);
+    tape.replace(
+        start,
+        end - start,
+        content,
+        libc::PROT_READ | libc::PROT_EXEC,
+    );
 }

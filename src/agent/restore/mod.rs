@@ -10,6 +10,7 @@ pub mod area;
 pub mod check;
 pub mod clocks;
 pub mod descriptors;
+pub mod handlers;
 pub mod layout;
 pub mod method;
 pub mod proxy;

@@ -12,7 +12,8 @@ use crate::agent::collect::memory::PAGE;
 use crate::image::chain::Sourced;
 use crate::image::state::{Manifest, SharedKind, VmaKind, VmaState, vma_flag};
 use ckpt_sys::blob::{
-    OP_COPY, OP_FIXED_RESULT, OP_KEEP_FD, OP_MAY_FAIL, OP_READ_FULL, OP_READV_FULL, TapeOp, op_fd_arg,
+    OP_COPY, OP_FIXED_RESULT, OP_KEEP_FD, OP_MAY_FAIL, OP_READ_FULL, OP_READV_FULL, TapeOp,
+    op_fd_arg,
 };
 
 /// Images of a chain that may be mapped at once (`hooks::ranges` knows so many).

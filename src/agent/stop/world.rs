@@ -2,8 +2,8 @@
 //! them. Helper thread. What a thread itself does is [`super`]'s.
 
 use super::{
-    AGAIN, FUTEX_WAIT_PRIVATE, GONE, NEW, NUMBER_MASK, PARKED, PARKED_MASK, STOP, STOP_TAG, STOPPED_AT_NS, Slot, now_ns, send,
-    wake_parked,
+    AGAIN, FUTEX_WAIT_PRIVATE, GONE, NEW, NUMBER_MASK, PARKED, PARKED_MASK, STOP, STOP_TAG,
+    STOPPED_AT_NS, Slot, now_ns, send, wake_parked,
 };
 use crate::agent::clock;
 use crate::agent::procfs::{self, TaskList};

@@ -41,15 +41,23 @@ fn placed(bytes: &[u8]) -> u64 {
 fn call(base: u64, elf: &[u8], name: &str, args: [u64; 5]) -> i64 {
     let at = base + find(&functions(elf).unwrap(), name).expect(name);
     // SAFETY: C functions of at most five integers.
-    let function: extern "C" fn(u64, u64, u64, u64, u64) -> i64 = unsafe { std::mem::transmute(at) };
+    let function: extern "C" fn(u64, u64, u64, u64, u64) -> i64 =
+        unsafe { std::mem::transmute(at) };
     let result = function(args[0], args[1], args[2], args[3], args[4]);
-    if name == "time" { result } else { i64::from(result as i32) }
+    if name == "time" {
+        result
+    } else {
+        i64::from(result as i32)
+    }
 }
 
 fn clock_ns(base: u64, elf: &[u8], clock: i32) -> i64 {
     let mut time = [0i64; 2];
     let at = &raw mut time as u64;
-    assert_eq!(call(base, elf, "clock_gettime", [clock as u64, at, 0, 0, 0]), 0);
+    assert_eq!(
+        call(base, elf, "clock_gettime", [clock as u64, at, 0, 0, 0]),
+        0
+    );
     time[0] * 1_000_000_000 + time[1]
 }
 
@@ -87,7 +95,10 @@ fn check(base: u64, elf: &[u8], shift_ns: i64) {
         let mut random = [0u8; 64];
         let mut state = [0u8; 256];
         let into = (random.as_mut_ptr() as u64, state.as_mut_ptr() as u64);
-        assert_eq!(call(base, elf, "getrandom", [into.0, 64, 0, into.1, 256]), 64);
+        assert_eq!(
+            call(base, elf, "getrandom", [into.0, 64, 0, into.1, 256]),
+            64
+        );
         assert!(random.iter().any(|&b| b != 0));
         assert_eq!(state, [0; 256], "the state is nobody's");
         let asked = call(base, elf, "getrandom", [0, 0, 0, into.1, u64::MAX]);
@@ -122,7 +133,13 @@ fn functions_that_this_kernel_lacks_become_system_calls() {
     let (base, elf) = own();
     let here = functions(&elf).unwrap();
     let old = spoilt(&elf);
-    for gone in ["clock_gettime", "gettimeofday", "time", "getcpu", "clock_getres"] {
+    for gone in [
+        "clock_gettime",
+        "gettimeofday",
+        "time",
+        "getcpu",
+        "clock_getres",
+    ] {
         let target = |name: &str| (name != gone).then(|| find(&here, name).map(|at| base + at));
         let led = lead(&old, |name| target(name).flatten()).unwrap();
         check(placed(&led), &led, 0);
