@@ -10,6 +10,28 @@ guest_tests! {
     sig_segv = "sig_segv";
 }
 
+/// Timers that expired, and signals that threads sent each other, while the program was being
+/// stopped were in no image: a restored program waited for them for ever, and the checkpoints
+/// that it went on taking pushed the good ones out. One restore in 10 to 50 each.
+mod moment {
+    use crate::common::*;
+
+    fn nothing_is_lost(setting: Setting) {
+        let trial = Trial::new(Program::guest("sig_moment").seconds(8.0), setting);
+        trial.ckpt("CKPT_INTERVAL", "15ms").survives(25);
+    }
+
+    #[test]
+    fn nothing_is_lost_lazy_fork() {
+        nothing_is_lost(LAZY_FORK);
+    }
+
+    #[test]
+    fn nothing_is_lost_eager_copy() {
+        nothing_is_lost(EAGER_COPY);
+    }
+}
+
 /// The process lies dead for a while after each kill: that time must not be counted.
 mod time {
     use crate::common::*;

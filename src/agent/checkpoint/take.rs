@@ -5,7 +5,7 @@ use super::files::Beginning;
 use super::increments::{Ahead, Increments, with_own};
 use super::{CheckpointError, mapped, refused, store_error};
 use crate::agent::collect::descriptors::{self, InheritedFd, Known, Target};
-use crate::agent::collect::{identity, memory, process, signals, threads, timers};
+use crate::agent::collect::{identity, memory, process, signals, threads};
 use crate::agent::outputs::keep::{self, Output};
 use crate::agent::settings::Settings;
 use crate::agent::side::SideBuffer;
@@ -346,8 +346,7 @@ fn collect(
         ));
     }
     let mut thread_states = threads::collect(stopped);
-    let signals = signals::collect(stopped, &mut thread_states);
-    let timers = timers::collect();
+    let (signals, timers) = signals::collect(stopped, &mut thread_states);
     let process = process::collect(first).map_err(refused)?;
     let mut side = SideBuffer::default();
     let target = Target {

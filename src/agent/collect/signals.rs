@@ -1,13 +1,15 @@
-//! Signal actions and pending signals.
+//! Signal actions, pending signals, and the timers that send them.
 //!
 //! Pending signals carry data that can only be read by taking them off the queue:
 //! the helper takes those of the process, each thread (in its stop handler, at the
 //! helper's request) those of its own; all are put back in the same order at once.
 
+use super::timers;
+use crate::agent::hooks::sent::Sent;
 use crate::agent::procfs;
 use crate::agent::state::{AGENT, RESERVED_BIT};
-use crate::agent::stop::{self, Slot, Stopped};
-use crate::image::state::{KernelSigaction, PendingSignal, SignalState, ThreadState};
+use crate::agent::stop::{self, Stopped};
+use crate::image::state::{KernelSigaction, PendingSignal, SignalState, ThreadState, TimerState};
 use ckpt_sys::syscall;
 use std::sync::atomic::Ordering;
 
@@ -83,40 +85,71 @@ fn actions() -> Vec<KernelSigaction> {
         .collect()
 }
 
-/// Collects actions and pending signals; fills in `pending` of each thread.
-pub fn collect(stopped: &Stopped, threads: &mut [ThreadState]) -> SignalState {
-    let mut state = SignalState {
-        actions: actions(),
-        pending: Vec::new(),
-    };
-    let pending = |slot: &Slot| {
-        if !slot.inserted {
-            return slot.pending;
+/// So many readings until no timer expires in between: one that does again and again loses or
+/// gains a tick.
+const READINGS: usize = 16;
+
+/// With so few threads all are looked at.
+const FEW: usize = 4;
+
+/// Collects actions, pending signals and timers; fills in `pending` of each thread.
+///
+/// All of it as of one moment: a timer that expires goes from the one list to the other, and
+/// must not be missed by both.
+pub fn collect(stopped: &Stopped, threads: &mut [ThreadState]) -> (SignalState, TimerState) {
+    let mut sent = Sent::take();
+    let actions = actions();
+    for reading in 1.. {
+        let mut timers = timers::collect();
+        for timer in timers.posix.iter().filter(|t| t.tid != 0) {
+            sent.add(timer.tid);
         }
-        // It has reported itself a while ago, before the pre-copy.
-        let tid = slot.tid.load(Ordering::Relaxed) as i32;
-        let status = procfs::task_file(tid, "status").unwrap_or_default();
-        let set = |name| procfs::field(&status, name).and_then(procfs::hex);
-        set("SigPnd").unwrap_or(slot.pending) | set("ShdPnd").unwrap_or(0)
-    };
-    let mut any = 0u64;
-    for slot in stopped.threads() {
-        any |= pending(slot);
-    }
-    any &= !RESERVED_BIT;
-    if any == 0 {
-        return state;
-    }
-    // The helper has none of its own: what it takes is the process's.
-    // SAFETY: the helper blocks every signal.
-    while let Some(signal) = unsafe { take(any) } {
-        state.pending.push(signal);
-    }
-    for (slot, thread) in stopped.threads().zip(threads.iter_mut()) {
-        if !slot.inserted && slot.pending & !RESERVED_BIT == 0 {
+        let pending = pending(stopped, threads, &sent);
+        if timers::any_runs(&timers)
+            && reading < READINGS
+            && timers::expired_between(&timers, &timers::collect())
+        {
             continue;
         }
+        let real = &mut timers.itimers[0];
+        if real.0 == 0 {
+            // The kernel starts it when its signal is taken; whoever restores must.
+            real.0 = real.1;
+        }
+        let state = SignalState { actions, pending };
+        return (state, timers);
+    }
+    unreachable!("the last reading is taken as it is")
+}
+
+/// The process's pending signals; each thread's into its state.
+fn pending(stopped: &Stopped, threads: &mut [ThreadState], sent: &Sent) -> Vec<PendingSignal> {
+    let mut shared = 0u64;
+    // SAFETY: the kernel fills the set. The helper blocks every signal and has none of its
+    // own, so that these are the process's, and what it takes is as well.
+    unsafe { syscall!(libc::SYS_rt_sigpending, &raw mut shared, 8) };
+    shared &= !RESERVED_BIT;
+    let mut process = Vec::new();
+    if shared != 0 {
+        // SAFETY: as above.
+        while let Some(signal) = unsafe { take(shared) } {
+            process.push(signal);
+        }
+    }
+    let few = threads.len() <= FEW;
+    for (slot, thread) in stopped.threads().zip(threads.iter_mut()) {
+        thread.pending.clear();
         let tid = slot.tid.load(Ordering::Relaxed) as i32;
+        // What it has reported was the process's as well, and may be older than the last signal
+        // that a thread sent before it was parked itself.
+        let look = few
+            || slot.inserted
+            || slot.pending & !RESERVED_BIT != 0
+            || sent.contains(tid)
+            || sent.contains(thread.tid);
+        if !look {
+            continue;
+        }
         let status = procfs::task_file(tid, "status").unwrap_or_default();
         let own = procfs::field(&status, "SigPnd")
             .and_then(procfs::hex)
@@ -126,8 +159,8 @@ pub fn collect(stopped: &Stopped, threads: &mut [ThreadState]) -> SignalState {
             thread.pending = stop::drain(slot, own);
         }
     }
-    for signal in &state.pending {
+    for signal in &process {
         put_back(signal);
     }
-    state
+    process
 }

@@ -11,6 +11,7 @@
 //! | [`ids`] | old pid and tids after a restore with new ones |
 //! | [`clock`] | times of clocks that go on after a reboot |
 //! | [`senders`] | who sent a signal, after such a restore |
+//! | [`sent`] | which threads were sent one |
 //! | [`files`] | what modifies files, names and attributes |
 //! | [`process`] | the end, exec, sandboxes, namespaces, facilities that cannot be saved |
 //! | [`user`] | the program's memory without crashes |
@@ -32,6 +33,7 @@ pub mod memory;
 pub mod process;
 pub mod ranges;
 pub mod senders;
+pub mod sent;
 pub mod sigaction;
 pub mod signal;
 pub mod symbol;
@@ -94,6 +96,7 @@ fn table_of_others() -> [u8; 512] {
         }
     };
     mark(SIGNAL_CALLS);
+    sent::CALLS.iter().for_each(|(nr, _)| mark(&[*nr]));
     mark(ADVICE_CALLS);
     mark(process::NUMBERS);
     if ranges::active() {
@@ -163,6 +166,8 @@ fn handle(frame: &mut CallFrame) -> Verdict {
         libc::SYS_rt_sigtimedwait => return signal::rt_sigtimedwait(frame),
         libc::SYS_rt_sigpending => return signal::rt_sigpending(frame),
         libc::SYS_signalfd | libc::SYS_signalfd4 => return signal::signalfd(frame),
+        libc::SYS_tkill => sent::note(frame.args[0] as i32),
+        libc::SYS_tgkill | libc::SYS_rt_tgsigqueueinfo => sent::note(frame.args[1] as i32),
         libc::SYS_sigaltstack => return altstack::sigaltstack(frame),
         libc::SYS_madvise => return memory::madvise(frame),
         libc::SYS_mlock | libc::SYS_mlock2 | libc::SYS_mlockall => return memory::mlock(frame),
