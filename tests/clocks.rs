@@ -79,7 +79,7 @@ fn guest(arg: Option<&str>, seconds: f64) -> Program {
 
 fn reboots(arg: Option<&str>, setting: Setting, up: &[u64]) {
     if !impossible() {
-        lives(Trial::new(guest(arg, 3.0), setting), up, None);
+        lives(Trial::new(guest(arg, 2.0 * up.len() as f64), setting), up, None);
     }
 }
 
@@ -114,7 +114,7 @@ fn several_machines_eager_copy() {
 #[test]
 fn several_machines_mprotect() {
     if !impossible() {
-        let trial = Trial::new(guest(None, 3.0), LAZY_FORK).ckpt("CKPT_TRACKER", "mprotect");
+        let trial = Trial::new(guest(None, 7.0), LAZY_FORK).ckpt("CKPT_TRACKER", "mprotect");
         lives(trial, &[UP, LESS, 0, 0], None);
     }
 }
@@ -124,14 +124,14 @@ fn twenty_kills() {
     if !impossible() {
         let later = (0..20).map(|k| [0, LESS, 0, 0, LESS][k % 5]);
         let up: Vec<u64> = std::iter::once(UP).chain(later).collect();
-        lives(Trial::new(guest(None, 14.0), LAZY_FORK), &up, None);
+        lives(Trial::new(guest(None, 24.0), LAZY_FORK), &up, None);
     }
 }
 
 #[test]
 fn python() {
     if !impossible() {
-        let program = Program::guest("time_reboot.py").seconds(3.0);
+        let program = Program::guest("time_reboot.py").seconds(6.0);
         lives(Trial::new(program, LAZY_FORK), &[UP, 0, LESS, 0], None);
     }
 }
@@ -145,7 +145,7 @@ fn an_ordinary_user() {
     // SAFETY: before anything else runs in this process, which is this test's alone.
     unsafe { std::env::set_var("CKPT_TEST_USER", "nobody") };
     lives(
-        Trial::new(guest(None, 3.0), LAZY_FORK),
+        Trial::new(guest(None, 7.0), LAZY_FORK),
         &[UP, 0, LESS, 0],
         None,
     );
@@ -232,17 +232,17 @@ fn other_kernels(program: Program, setting: Setting, up: [u64; 3]) {
 /// Twice, so that the second finds a vdso that is memory already.
 #[test]
 fn another_kernel_lazy_fork() {
-    other_kernels(guest(Some("spin"), 3.0), LAZY_FORK, [0; 3]);
+    other_kernels(guest(Some("spin"), 6.0), LAZY_FORK, [0; 3]);
 }
 
 #[test]
 fn another_kernel_eager_copy() {
-    other_kernels(guest(None, 3.0), EAGER_COPY, [0; 3]);
+    other_kernels(guest(None, 7.0), EAGER_COPY, [0; 3]);
 }
 
 #[test]
 fn another_kernel_python() {
-    let program = Program::guest("time_reboot.py").seconds(3.0);
+    let program = Program::guest("time_reboot.py").seconds(6.0);
     other_kernels(program, LAZY_FORK, [0; 3]);
 }
 
@@ -250,14 +250,14 @@ fn another_kernel_python() {
 #[test]
 fn another_kernel_and_a_reboot() {
     if !impossible() {
-        other_kernels(guest(Some("spin"), 3.0), LAZY_FORK, [UP, LESS, 0]);
+        other_kernels(guest(Some("spin"), 6.0), LAZY_FORK, [UP, LESS, 0]);
     }
 }
 
 /// A generation with a thread amid the vdso is passed over; with none left that is said.
 #[test]
 fn a_thread_amid_the_vdso() {
-    let mut trial = Trial::new(guest(None, 3.0), LAZY_FORK)
+    let mut trial = Trial::new(guest(None, 7.0), LAZY_FORK)
         .ckpt("CKPT_INTERVAL", "40ms")
         .ckpt("CKPT_TRACKER", "full");
     let mut started = trial.start();
