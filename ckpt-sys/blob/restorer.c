@@ -200,6 +200,10 @@ static void play(struct restorer_args *a)
         if (fd_arg)
             v[fd_arg - 1] = fd;
         long r;
+        if (op->flags & OP_COPY) {
+            __asm__ volatile("cld\n\trep movsb" : "+D"(v[0]), "+S"(v[1]), "+c"(v[2]) : : "memory");
+            continue;
+        }
         if (op->flags & OP_READ_FULL) {
             while (v[2]) {
                 r = sc(op->nr, v[0], v[1], v[2], v[3], 0, 0);

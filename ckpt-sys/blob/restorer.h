@@ -21,6 +21,7 @@ enum {
     OP_READ_FULL = 4,     /* pread64: repeat until all bytes are there */
     OP_FIXED_RESULT = 8,  /* the result must be arg[0] (mmap at a fixed place) */
     OP_READV_FULL = 16,   /* preadv: the same; its vector is used up */
+    OP_COPY = 32,         /* no call: arg[2] bytes from arg[1] to arg[0] */
     OP_FD_ARG_SHIFT = 8,  /* bits 8-10: 1 + index of the argument that is replaced
                              by the current descriptor; 0 = none */
 };

@@ -15,6 +15,7 @@ pub const OP_MAY_FAIL: u32 = 2;
 pub const OP_READ_FULL: u32 = 4;
 pub const OP_FIXED_RESULT: u32 = 8;
 pub const OP_READV_FULL: u32 = 16;
+pub const OP_COPY: u32 = 32;
 
 /// Flag bits for "argument `index` is the current descriptor".
 pub const fn op_fd_arg(index: u32) -> u32 {

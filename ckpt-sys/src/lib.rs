@@ -5,6 +5,7 @@
 //! * [`tls`]: the per-thread block of the agent, in the initial-exec TLS model
 //!   so that a signal handler may touch it.
 //! * [`callsite`]: the call-site net's slots, stages and restart stub.
+//! * [`clock`]: clock_gettime with an offset, for the entry points of a vdso.
 //! * [`context`], [`thread`]: context capture, threads without glibc, sigreturn.
 //! * [`blob`]: the restorer that replaces a process's memory.
 //!
@@ -13,6 +14,7 @@
 
 pub mod blob;
 pub mod callsite;
+pub mod clock;
 pub mod context;
 pub mod raw;
 pub mod thread;

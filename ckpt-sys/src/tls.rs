@@ -68,10 +68,21 @@ pub struct ThreadBlock {
     /// The frame of the call that was last looked at while pages were write-protected; of
     /// interest as long as it lies above the stack pointer.
     pub call_frame: u64,
+    /// Absolute times of this thread's latest calls on the kernel's clock, where the program
+    /// gave them on its own (`agent::hooks::clock`), and how many there have been.
+    pub kernel_times: [[i64; 2]; KERNEL_TIMES],
+    pub kernel_times_made: u64,
+    /// A function that reads the clock was to be stopped, and comes back to `ckpt_clock_return`
+    /// (`agent::clock`): where its return address lies, and what it was; 0 when there is none.
+    pub clock_slot: u64,
+    pub clock_return: u64,
 }
 
+/// Signal handlers may wait in the midst of a wait: so many calls of a thread keep their times.
+pub const KERNEL_TIMES: usize = 6;
+
 /// Size reserved in assembly; checked against the struct below.
-const BLOCK_SIZE: usize = 192;
+const BLOCK_SIZE: usize = 320;
 const _: () = assert!(size_of::<ThreadBlock>() <= BLOCK_SIZE);
 
 global_asm!(
@@ -81,8 +92,8 @@ global_asm!(
     .globl ckpt_thread_block
     .hidden ckpt_thread_block
     .type ckpt_thread_block, @object
-    .size ckpt_thread_block, 192
-ckpt_thread_block: .zero 192
+    .size ckpt_thread_block, 320
+ckpt_thread_block: .zero 320
     .text
 "#
 );

@@ -8,9 +8,9 @@ mod needs;
 use crate::agent::collect::identity;
 use crate::agent::resume::Payload;
 use crate::agent::{log, restore, settings, start, stop};
-use crate::config::Config;
+use crate::config::{Config, Resume};
 use crate::store::start::{Recovery, Start};
-use crate::store::{self, JobKey};
+use crate::store::{self, Found, Job, JobKey, RawFs};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -53,6 +53,7 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
             "cannot restore job {name}: {reason}; to restore the memory alone: CKPT_RESTORE_EXCLUDE='*', to start afresh: CKPT_RESUME=never"
         )),
     };
+    let found = restorable(&job, found, config, &name);
     let age_s = identity::realtime_ns().saturating_sub(found.record.time_ns) / 1_000_000_000;
     let generation = found.record.generation;
     log::line(format_args!(
@@ -70,12 +71,6 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
             "generation {generation} of job {name} has no member"
         ))
     };
-    // Before anything is done to a file.
-    if let Err(error) = restore::check::machine(&member.image.manifest) {
-        start::give_up(format_args!(
-            "cannot restore job {name}, generation {generation}: {error}"
-        ));
-    }
     let left = files::left(&job, &found.record, config);
     let needs = needs::Needs::of(&member.image.manifest, config);
     let went = left.and_then(|left| {
@@ -123,4 +118,38 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
             "cannot restore job {name}, generation {generation}: {error}"
         )),
     }
+}
+
+/// The generation found, if its memory can be restored on this machine; where that is the
+/// generation's own fault, an older one. Before anything is done to a file.
+fn restorable(job: &Job<RawFs>, found: Found<RawFs>, config: &Config, name: &str) -> Found<RawFs> {
+    let generation = found.record.generation;
+    let check = |found: &Found<RawFs>| match found.members.first() {
+        Some(member) => restore::check::machine(&member.image.manifest)
+            .and_then(|()| restore::handlers::check(member)),
+        None => Ok(()),
+    };
+    let error = match check(&found) {
+        Ok(()) => return found,
+        Err(error) => error,
+    };
+    if error.is_of_the_generation() && config.resume == Resume::Auto {
+        let older = job.generations().into_iter().rev();
+        for record in older.filter(|r| r.generation < generation) {
+            if files::can_reach(job, record, config)
+                && let Ok(found) = job.open_generation(record, config.verify)
+                && check(&found).is_ok()
+            {
+                let message = format_args!(
+                    "generation {generation}: {error}; falling back to an older checkpoint"
+                );
+                log::complain(message);
+                log::line(message);
+                return found;
+            }
+        }
+    }
+    start::give_up(format_args!(
+        "cannot restore job {name}, generation {generation}: {error}"
+    ))
 }

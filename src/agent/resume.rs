@@ -10,6 +10,7 @@ use crate::agent::callsites::restart::{self, Clock};
 use crate::agent::checkpoint::files;
 use crate::agent::checkpoint::increments::prepare_restored;
 use crate::agent::checkpoint::mapped::{self, Mapping};
+use crate::agent::clock::{self, Clocks};
 use crate::agent::collect::process;
 use crate::agent::collect::signals::{put_back, put_back_own};
 use crate::agent::collect::threads::{SCHED_ATTR_SIZE, SCHED_FLAG_RESET_ON_FORK, SchedAttr};
@@ -153,6 +154,8 @@ pub struct Payload {
     pub kept: Option<Kept>,
     /// Rollback: the areas with their flags, which need not be read again.
     pub flags: Vec<VmaState>,
+    /// How the clocks go on.
+    pub clocks: Clocks,
 }
 
 impl Payload {
@@ -251,9 +254,10 @@ pub unsafe extern "C" fn resume_thread(
             syscall!(libc::SYS_prctl, libc::PR_SET_TSC, tsc, 0, 0, 0);
         }
         put_back_pending((*record).tid);
+        let stopped_ns = stop::STOPPED_AT_NS.load(Ordering::SeqCst);
+        hooks::clock::put_off(stop::now_ns().wrapping_sub(stopped_ns) as i64);
         if interrupted != 0 {
             let pending = &*(interrupted as *const restart::Interrupted);
-            let stopped_ns = stop::STOPPED_AT_NS.load(Ordering::SeqCst);
             restart::finish(uc, pending, Clock::StoodStill { stopped_ns });
         }
         if AGENT.ids_translated.load(Ordering::SeqCst) {
@@ -303,7 +307,9 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
                 let fd = payload.watching.take().map(OwnFd::from_raw);
                 let kept = payload.kept.take();
                 let flags = std::mem::take(&mut payload.flags);
-                if let Some(settings) = settings::restored(payload) {
+                // Where memory is not what the image has, the next one must be complete.
+                let known = !payload.clocks.replaced;
+                if let Some(settings) = settings::restored(payload).filter(|_| known) {
                     mprotect::while_resuming(resuming(restorer), args.scratch, || {
                         let kept = kept.as_ref();
                         prepare_restored(&settings, payload.generation, fd, kept, flags);
@@ -431,6 +437,7 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
     let pairs: Vec<(i32, i32)> = threads.iter().map(|t| (t.tid, t.new_tid)).collect();
     let translated = real_pid != pid || pairs.iter().any(|(old, new)| old != new);
     AGENT.ids_translated.store(translated, Ordering::SeqCst);
+    clock::adopt(&payload.clocks);
     // SAFETY: every other thread waits at the barrier.
     unsafe {
         heap::in_agent_heap(|| {

@@ -14,6 +14,7 @@ pub use world::{StopError, Stopped, emergency_release, release, reset_after_rest
 
 use crate::agent::callsites;
 use crate::agent::callsites::restart::{self, Clock};
+use crate::agent::clock;
 use crate::agent::collect::signals;
 use crate::agent::hooks;
 use crate::agent::refusal::{self, Kind};
@@ -31,8 +32,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 #[derive(Debug)]
 pub struct Slot {
     pub tid: AtomicU32,
-    /// [`NEW`], [`PARKED`] or [`GONE`].
+    /// [`NEW`], [`PARKED`], [`GONE`] or [`AGAIN`].
     pub state: AtomicU32,
+    /// How often it was [`AGAIN`].
+    pub tries: u32,
     pub ucontext: u64,
     /// The restart record of an interrupted call, on the thread's own stack.
     pub interrupted: u64,
@@ -67,6 +70,15 @@ pub const DRAIN_MAX: usize = 256;
 pub const NEW: u32 = 0;
 pub const PARKED: u32 = 1;
 pub const GONE: u32 = 2;
+/// Amid a function that reads a clock, and it is not known where that will return to: it goes on, to
+/// be stopped a moment later.
+pub const AGAIN: u32 = 3;
+
+/// So often. A program that does nothing but read the clock is mostly found there.
+const MOST_TRIES: u32 = 60;
+
+/// The part of [`StopControl::parked`] that counts; above it is how often one was [`AGAIN`].
+const PARKED_MASK: u32 = 0xff_ffff;
 
 /// The stop in progress. Written by the helper, read by the handler.
 struct StopControl {
@@ -200,6 +212,15 @@ unsafe extern "C" fn on_reserved_signal(
     }
 }
 
+/// Where the code that `uc` is a frame of goes on.
+///
+/// # Safety
+/// `uc` is a frame.
+unsafe fn rip(uc: *const libc::ucontext_t) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { (*uc).uc_mcontext.gregs[libc::REG_RIP as usize] as u64 }
+}
+
 /// A stop request was put off by a hook: raise it again, now that the hook is over.
 ///
 /// # Safety
@@ -259,6 +280,18 @@ unsafe fn park(value: u64, uc: *mut libc::ucontext_t) {
         return;
     }
     // SAFETY: the frame of this very handler.
+    if clock::amid(unsafe { rip(uc) }) && slot.tries < MOST_TRIES {
+        // SAFETY: the same frame.
+        if unsafe { clock::put_off(uc, value) } {
+            return;
+        }
+        slot.tries += 1;
+        slot.state.store(AGAIN, Ordering::Release);
+        STOP.parked.fetch_add(PARKED_MASK + 1, Ordering::SeqCst);
+        wake_helper();
+        return;
+    }
+    // SAFETY: the frame of this very handler.
     let interrupted = unsafe { restart::prepare(uc) };
     if !interrupted.is_something() {
         // SAFETY: the same frame.
@@ -270,19 +303,8 @@ unsafe fn park(value: u64, uc: *mut libc::ucontext_t) {
     report(slot);
     slot.state.store(PARKED, Ordering::Release);
     let parked = STOP.parked.fetch_add(1, Ordering::SeqCst) + 1;
-    if parked >= STOP.wanted.load(Ordering::SeqCst) {
-        // SAFETY: a futex word of ours.
-        unsafe {
-            syscall!(
-                libc::SYS_futex,
-                &STOP.parked,
-                FUTEX_WAKE_PRIVATE,
-                1,
-                0,
-                0,
-                0
-            )
-        };
+    if parked & PARKED_MASK >= STOP.wanted.load(Ordering::SeqCst) {
+        wake_helper();
     }
     loop {
         let word = STOP.word.load(Ordering::Acquire);
@@ -311,6 +333,22 @@ unsafe fn park(value: u64, uc: *mut libc::ucontext_t) {
         restart::finish(uc, &interrupted, Clock::Runs);
         go_on(uc);
     }
+}
+
+/// The count of parked threads has changed.
+fn wake_helper() {
+    // SAFETY: a futex word of ours.
+    unsafe {
+        syscall!(
+            libc::SYS_futex,
+            &STOP.parked,
+            FUTEX_WAKE_PRIVATE,
+            1,
+            0,
+            0,
+            0
+        )
+    };
 }
 
 /// Pages may be protected since the stop: the thread gets what it needs to run into them.

@@ -187,7 +187,7 @@ fn kernel(found: &mut Findings, set_tid: &probe::Probe, trackers: &Trackers) {
         "ARCH_MAP_VDSO_64",
         &probe::map_vdso(),
         Bad,
-        "the vdso can be placed",
+        "the vdso can be placed, another kernel's led to it",
         "no restore: the kernel lacks CONFIG_CHECKPOINT_RESTORE",
     );
     match probe::sealed_system_mappings() {

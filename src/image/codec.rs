@@ -11,7 +11,7 @@
 use super::PAGE;
 use super::pack::Packed;
 use super::places::Places;
-use super::state::{Base, Manifest, Privileges};
+use super::state::{Base, ClockState, Manifest, Privileges};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// No manifest or record is larger.
@@ -47,6 +47,11 @@ const PLACES_VERSION: u32 = 1;
 /// What the process may do: [`Privileges`]. It must be understood: nothing of it may be lost.
 const TAG_PRIVILEGES: u32 = 6;
 const PRIVILEGES_VERSION: u32 = 1;
+
+/// [`ClockState`]. A program that does not know it restores such an image where the vdso is
+/// the same, and its clocks jump.
+const TAG_CLOCK: u32 = OPTIONAL | 7;
+const CLOCK_VERSION: u32 = 1;
 
 /// Runs of pages as the distance from the end of the run before, and the length, in pages.
 fn gaps(runs: &[(u64, u64)]) -> Vec<(u64, u64)> {
@@ -154,6 +159,10 @@ pub fn encode_region(manifest: &Manifest, packed: Option<&Packed>) -> Result<Vec
         let payload = encode(&manifest.privileges)?;
         push_section(&mut region, TAG_PRIVILEGES, PRIVILEGES_VERSION, &payload);
     }
+    if manifest.clock != ClockState::default() {
+        let payload = encode(&manifest.clock)?;
+        push_section(&mut region, TAG_CLOCK, CLOCK_VERSION, &payload);
+    }
     if let Some(packed) = packed {
         push_section(&mut region, TAG_PACKED, PACKED_VERSION, &encode(packed)?);
     }
@@ -215,6 +224,7 @@ struct Sections<'r> {
     guarded: Option<&'r [u8]>,
     places: Option<&'r [u8]>,
     privileges: Option<&'r [u8]>,
+    clock: Option<&'r [u8]>,
 }
 
 impl<'r> Sections<'r> {
@@ -244,6 +254,7 @@ impl<'r> Sections<'r> {
                 (TAG_GUARDED, GUARDED_VERSION) => &mut sections.guarded,
                 (TAG_PLACES, PLACES_VERSION) => &mut sections.places,
                 (TAG_PRIVILEGES, PRIVILEGES_VERSION) => &mut sections.privileges,
+                (TAG_CLOCK, CLOCK_VERSION) => &mut sections.clock,
                 _ if tag & OPTIONAL != 0 => continue,
                 _ => return Err(CodecError::Unknown { tag, version }),
             };
@@ -258,6 +269,7 @@ impl<'r> Sections<'r> {
         let mut manifest: Manifest = decode(self.manifest.ok_or(CodecError::Missing)?)?;
         let guarded = self.guarded.map(decode::<Vec<(u64, u64)>>).transpose()?;
         manifest.memory.guarded = runs(&guarded.unwrap_or_default())?;
+        manifest.clock = self.clock.map(decode).transpose()?.unwrap_or_default();
         manifest.privileges = self.privileges.map(decode).transpose()?.unwrap_or_default();
         let packed = self.rest(&mut manifest)?;
         Ok((manifest, packed))
@@ -302,6 +314,24 @@ mod tests {
         manifest.privileges.credentials = b"Uid=0\n".to_vec();
         manifest.privileges.threads = vec![Default::default(); 3];
         manifest.privileges.threads[2].keepcaps = true;
+        let region = encode_manifest(&manifest).unwrap();
+        assert_eq!(decode_manifest(&region).unwrap(), manifest);
+    }
+
+    #[test]
+    fn clocks_round_trip_and_may_be_missing() {
+        let mut manifest = Manifest::default();
+        assert_eq!(
+            decode_manifest(&encode_manifest(&manifest).unwrap()).unwrap(),
+            manifest
+        );
+        manifest.clock = ClockState {
+            vdso_at: 0x7fff_0000_1000,
+            vdso: vec![7; 8192],
+            offsets: vec![1 << 60, 0, 3],
+            net: true,
+            ..ClockState::default()
+        };
         let region = encode_manifest(&manifest).unwrap();
         assert_eq!(decode_manifest(&region).unwrap(), manifest);
     }

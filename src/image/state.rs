@@ -19,6 +19,9 @@ pub struct Manifest {
     pub descriptors: DescriptorTable,
     /// Addresses inside the image that the restorer calls.
     pub entry: EntryPoints,
+    /// In a section of its own (`codec`); empty in images of older programs.
+    #[serde(skip)]
+    pub clock: ClockState,
     /// Microseconds of each phase of the stop, in order: park, collect,
     /// snapshot (fork or copy), release.
     pub stop_phases_us: [u64; 4],
@@ -47,6 +50,30 @@ pub struct Switches {
     pub no_tsc: bool,
 }
 
+/// The clocks that count from the machine's start, and the vdso by which they are read.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockState {
+    /// The vdso as the program knows it: where, and its bytes.
+    pub vdso_at: u64,
+    pub vdso: Vec<u8>,
+    /// It is ordinary memory whose functions lead to the kernel's own vdso.
+    pub led: bool,
+    /// A `clock_gettime` in the image that adds the offsets.
+    pub gettime: u64,
+    /// What the program's signal handlers return to.
+    pub sigreturn: u64,
+    /// What the kernel's clocks showed with all threads stopped, and by how much the program's
+    /// are ahead of them (`agent::clock::Clock`).
+    pub kernel: Vec<u64>,
+    pub offsets: Vec<u64>,
+    /// /proc/self/timens_offsets.
+    pub namespace: Vec<u8>,
+    /// A thread was stopped amid a function that reads a clock.
+    pub amid: bool,
+    /// System calls can be seen, so that times in them can be translated.
+    pub net: bool,
+}
+
 /// What must be the same where the image is restored.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Identity {
@@ -61,7 +88,7 @@ pub struct Identity {
     pub hostname: String,
     pub boot_id: String,
     pub kernel: String,
-    /// Digest of the vdso's code (`agent::collect::identity::vdso_digest`).
+    /// Digest of the kernel's own vdso (`agent::collect::identity::vdso_digest`).
     pub vdso: u64,
     /// CLOCK_REALTIME and CLOCK_MONOTONIC at the stop.
     pub realtime_ns: u64,

@@ -43,6 +43,16 @@ enum Says {
 /// Splits the newest generation of the only job in the store into `links` increments on a
 /// full image.
 pub fn split(store: &Path, links: u64, seed: u64) -> anyhow::Result<String> {
+    split_altered(store, links, seed, &|_| ())
+}
+
+/// The same, with something else in its manifest.
+pub fn split_altered(
+    store: &Path,
+    links: u64,
+    seed: u64,
+    alter: &dyn Fn(&mut Manifest),
+) -> anyhow::Result<String> {
     let mut random = Random(seed);
     let jobs: Vec<_> = fs::read_dir(store.join("jobs"))?.collect::<Result<_, _>>()?;
     let dir = jobs.first().context("no job")?.path();
@@ -54,7 +64,8 @@ pub fn split(store: &Path, links: u64, seed: u64) -> anyhow::Result<String> {
     }
     let found = job.open_generation(&record, true)?;
     let member = found.members.first().context("no member")?;
-    let manifest = member.image.manifest.clone();
+    let mut manifest = member.image.manifest.clone();
+    alter(&mut manifest);
     let files: Vec<File> = member
         .chain()
         .map(|(file, _)| Ok(File::from(file.as_fd().try_clone_to_owned()?)))

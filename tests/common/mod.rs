@@ -58,6 +58,8 @@ pub struct Program {
     pub status: i32,
     /// Only guests write `begin` into `$GUEST_LOG`.
     pub counts_its_beginnings: bool,
+    /// Seconds that the machine seems to have been up for before it was; needs root.
+    pub ahead: u64,
 }
 
 impl Program {
@@ -72,6 +74,7 @@ impl Program {
             files: Vec::new(),
             status: 73,
             counts_its_beginnings: true,
+            ahead: 0,
         };
         let source = build::guests_dir().join(name);
         match source.extension().and_then(|e| e.to_str()) {
@@ -103,6 +106,7 @@ impl Program {
             files: Vec::new(),
             status: 0,
             counts_its_beginnings: false,
+            ahead: 0,
         }
     }
 

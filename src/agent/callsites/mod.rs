@@ -401,8 +401,8 @@ pub fn slot_data_of(rip: usize) -> Option<usize> {
     None
 }
 
-/// A thread on its way from stage 1's look at the table to a call that may change files is
-/// sent to stage 1 again: the table it looked at may be over when it goes on. There %r11
+/// A thread on its way from stage 1's look at the table to a call that may change files, or
+/// waits until a time, is sent to stage 1 again: the table it looked at may be over when it goes on. There %r11
 /// is the slot's data to the end and %rax the number, or about to be, so nothing is lost. At the
 /// `syscall` itself (also one that the kernel restarts) both are made so. Anywhere else
 /// nothing is done. Async-signal-safe.
@@ -420,7 +420,7 @@ pub unsafe fn rewind(uc: *mut libc::ucontext_t) {
             regs[libc::REG_RIP as usize] = callsite::stage1() as i64;
             return;
         }
-        if !hooks::files::may_modify(regs[libc::REG_RAX as usize]) {
+        if !hooks::looks_again(regs[libc::REG_RAX as usize]) {
             return;
         }
         if let Some(data) = slot_data_of(rip.wrapping_add(2)) {

@@ -19,6 +19,7 @@
 
 use super::entry::{self, FOREVER, SOCKET_CALLS, Timeout};
 use super::{now_ns, site_after, sockets};
+use crate::agent::hooks;
 use crate::agent::state::RESERVED_BIT;
 use ckpt_sys::callsite::{self, RestartMode, RestartRecord};
 use ckpt_sys::{syscall, tls::thread_block};
@@ -472,6 +473,10 @@ unsafe fn put_off_deadline(record: &mut RestartRecord, args: &mut [u64; 6], by_n
         }
         _ => return,
     };
+    // One that a hook has translated has been moved where it lies.
+    if hooks::clock::is_kernel_time(record.args[index]) {
+        return;
+    }
     let at = record.args[index] as *const i64;
     if !entry::readable(at.cast()) {
         return;

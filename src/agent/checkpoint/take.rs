@@ -14,7 +14,7 @@ use crate::agent::snapshot::{self, Frame, Method, Outcome, SnapshotError, fork, 
 use crate::agent::state::AGENT;
 use crate::agent::stop::{self, Stopped, now_ns};
 use crate::agent::track::Dirty;
-use crate::agent::{children, hooks, request, resume, rollback};
+use crate::agent::{children, clock, hooks, request, resume, rollback};
 use crate::config::SnapshotChoice;
 use crate::image::state::{EntryPoints, FileKind, Manifest, Privileges};
 use crate::image::writer::ImageSink;
@@ -384,6 +384,7 @@ fn collect(
             resume_thread: resume::resume_thread as *const () as u64,
             agent: &raw const AGENT as u64,
         },
+        clock: clock::collect(stopped.rips()),
         ..Manifest::default()
     };
     let outputs = keep::scan(&manifest, first);

@@ -1,6 +1,6 @@
 //! Where and when an image was taken: host, kernel, boot, times, user.
 
-use crate::agent::procfs::read_file;
+use crate::agent::procfs::{hex, read_file};
 use crate::image::state::Identity;
 use ckpt_sys::syscall;
 
@@ -14,25 +14,45 @@ pub fn kernel() -> String {
     format!("{release} {}", text(b"/proc/sys/kernel/version"))
 }
 
-/// Digest of the vdso's code: libc caches its entry points, so an image fits only
-/// where the vdso is the same.
-pub fn vdso_digest() -> u64 {
+/// Where the kernel's vdso is: start of its code, start of its data before that, end.
+pub fn vdso_layout() -> Option<(u64, u64, u64)> {
     let maps = read_file(b"/proc/thread-self/maps").unwrap_or_default();
+    let mut data = 0;
     for line in maps.split(|&b| b == b'\n') {
-        if !line.ends_with(b"[vdso]") {
+        let is_code = line.ends_with(b"[vdso]");
+        if !is_code && !line.windows(5).any(|w| w == b"[vvar") {
             continue;
         }
-        let dash = line.iter().position(|&b| b == b'-').unwrap_or(0);
-        let start = crate::agent::procfs::hex(&line[..dash]).unwrap_or(0);
-        let end = crate::agent::procfs::hex(&line[dash + 1..]).unwrap_or(0);
-        if start < end {
+        let dash = line.iter().position(|&b| b == b'-')?;
+        let start = hex(&line[..dash])?;
+        let end = hex(&line[dash + 1..])?;
+        if is_code {
+            return Some((start, if data == 0 { start } else { data }, end));
+        }
+        if data == 0 {
+            data = start;
+        }
+    }
+    None
+}
+
+/// Digest of the vdso's code: another one cannot be entered where the old one was
+/// (`agent::vdso`).
+pub fn vdso_digest() -> u64 {
+    match vdso_layout() {
+        Some((start, _, end)) if start < end => {
             // SAFETY: the kernel's own mapping, readable, never changed.
             let code =
                 unsafe { std::slice::from_raw_parts(start as *const u8, (end - start) as usize) };
-            return xxhash_rust::xxh3::xxh3_64(code);
+            xxhash_rust::xxh3::xxh3_64(code)
         }
+        _ => 0,
     }
-    0
+}
+
+/// Tells this boot of this machine from all others.
+pub fn boot_id() -> String {
+    text(b"/proc/sys/kernel/random/boot_id")
 }
 
 fn clock(id: i32) -> u64 {
@@ -63,7 +83,7 @@ pub fn collect() -> Identity {
         uid,
         gid,
         hostname: text(b"/proc/sys/kernel/hostname"),
-        boot_id: text(b"/proc/sys/kernel/random/boot_id"),
+        boot_id: boot_id(),
         kernel: kernel(),
         vdso: vdso_digest(),
         realtime_ns: clock(libc::CLOCK_REALTIME),

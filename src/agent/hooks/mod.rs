@@ -9,6 +9,7 @@
 //! | [`signal`], [`sigaction`], [`foreign`], [`frames`], [`altstack`], [`masks`] | the reserved signal stays invisible |
 //! | [`memory`], [`ranges`], [`maps`] | ranges mapped from our image after a lazy restore |
 //! | [`ids`] | old pid and tids after a restore with new ones |
+//! | [`clock`] | times of clocks that go on after a reboot |
 //! | [`senders`] | who sent a signal, after such a restore |
 //! | [`sent`] | which threads were sent one |
 //! | [`files`] | what modifies files, names and attributes |
@@ -21,6 +22,7 @@
 //! number), and only its thread id is translated ([`ids`]).
 
 pub mod altstack;
+pub mod clock;
 pub mod files;
 pub mod foreign;
 pub mod frame;
@@ -107,6 +109,9 @@ fn table_of_others() -> [u8; 512] {
     if fault::active() {
         mark(touch::NUMBERS);
     }
+    if clock_ahead() {
+        mark(clock::NUMBERS);
+    }
     if AGENT.ids_translated.load(Relaxed) {
         mark(ids::calls::NUMBERS);
         mark(ids::locks::NUMBERS);
@@ -115,6 +120,16 @@ fn table_of_others() -> [u8; 512] {
         }
     }
     table
+}
+
+/// Are the program's clocks ahead of the kernel's?
+fn clock_ahead() -> bool {
+    crate::agent::clock::active()
+}
+
+/// Must a thread that is stopped on its way to this call look at the table again?
+pub fn looks_again(nr: i64) -> bool {
+    files::may_modify(nr) || clock::looks_again(nr)
 }
 
 /// Handles a call of the table. The frame is a system call that the program is about
@@ -169,10 +184,16 @@ fn handle(frame: &mut CallFrame) -> Verdict {
     if process::hide_writer(frame) {
         return Verdict::Done;
     }
-    if AGENT.ids_translated.load(Relaxed)
-        && let Some(verdict) = ids::calls::dispatch(frame)
-            .or_else(|| ids::paths::dispatch(frame))
-            .or_else(|| ids::locks::dispatch(frame))
+    let ids = AGENT.ids_translated.load(Relaxed);
+    // Locks are taken here, by the program's own clock.
+    if let Some(verdict) = ids.then(|| ids::locks::dispatch(frame)).flatten() {
+        return verdict;
+    }
+    if let Some(verdict) = clock::dispatch(frame) {
+        return verdict;
+    }
+    if ids
+        && let Some(verdict) = ids::calls::dispatch(frame).or_else(|| ids::paths::dispatch(frame))
     {
         return verdict;
     }
@@ -205,7 +226,7 @@ pub struct Restored<'a> {
 /// In the restored process before the program's threads run.
 pub unsafe fn after_restore(restored: &Restored) {
     use crate::agent::{callsites::HOOKED, refusal};
-    use ckpt_sys::callsite::hook_byte;
+    use ckpt_sys::callsite::{MAY_CHANGE_FILES, hook_byte};
     use ckpt_sys::syscall;
     // SAFETY: no pointers.
     let (pgid, sid) = unsafe {
@@ -252,6 +273,14 @@ pub unsafe fn after_restore(restored: &Restored) {
         if let Some(byte) = hook_byte(nr) {
             files::no_shortcut(nr);
             byte.fetch_or(HOOKED, Relaxed);
+        }
+    }
+    if clock_ahead() {
+        // A hook that was left without a translation is entered again.
+        for &nr in clock::WAITS {
+            if let Some(byte) = hook_byte(nr as usize) {
+                byte.fetch_or(MAY_CHANGE_FILES, Relaxed);
+            }
         }
     }
 }

@@ -49,6 +49,11 @@ fn obstacle(job: &Job<RawFs>, record: &GenerationRecord, config: &Config) -> Opt
     checked.err().map(|error| error.to_string())
 }
 
+/// Can the files be brought to this generation, or are they left alone?
+pub fn can_reach(job: &Job<RawFs>, record: &GenerationRecord, config: &Config) -> bool {
+    leaves_all_files(config) || obstacle(job, record, config).is_none()
+}
+
 /// The generation found, or, where only its files have no table, an older one that has.
 pub fn choose(
     job: &Job<RawFs>,

@@ -130,6 +130,13 @@ pub fn current_map() -> Vec<(u64, u64)> {
         .collect()
 }
 
+/// A place that nothing has, neither in this process (the area included) nor in the image.
+pub fn free_place(taken: &[(u64, u64)], len: u64) -> Option<u64> {
+    let mut busy = taken.to_vec();
+    busy.extend(current_map());
+    hole(&busy, len)
+}
+
 /// The highest place below the lowest mapping area, or any other, with room and margin.
 fn hole(busy: &[(u64, u64)], len: u64) -> Option<u64> {
     let mut candidate = 0x1000_0000_0000;

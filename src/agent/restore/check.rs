@@ -1,6 +1,7 @@
 //! May this image be restored here? Asked before anything is changed (DESIGN: another
 //! build, missing CPU features, another user: one line, exit 125, nothing lost).
 
+use super::clocks;
 use crate::agent::collect::credentials::Difference;
 use crate::agent::collect::{cpu, credentials, objects, process};
 use crate::agent::settings;
@@ -50,9 +51,24 @@ pub enum CheckError {
     )]
     Mdwe(i32),
     #[error(
-        "the checkpoint was taken under another kernel ({then}; this is {here}), whose vdso differs: boot that kernel, or start afresh with CKPT_RESUME=never"
+        "the checkpoint was taken under another kernel ({then}; this is {here}), and its vdso cannot be led to this one's: {why}; boot that kernel, or start afresh with CKPT_RESUME=never"
     )]
-    Vdso { then: String, here: String },
+    Vdso {
+        then: String,
+        here: String,
+        why: String,
+    },
+    #[error(
+        "a thread was just reading the clock, and kernel or clock are others now: it cannot go on there"
+    )]
+    Amid,
+}
+
+impl CheckError {
+    /// Is this generation the obstacle, so that an older one may do?
+    pub fn is_of_the_generation(&self) -> bool {
+        matches!(self, CheckError::Amid)
+    }
 }
 
 fn shown(path: &[u8]) -> String {
@@ -83,13 +99,7 @@ pub fn machine(manifest: &Manifest) -> Result<(), CheckError> {
         });
     }
     privileges(&manifest.privileges)?;
-    let here = crate::agent::collect::identity::vdso_digest();
-    if identity.vdso != here {
-        return Err(CheckError::Vdso {
-            then: identity.kernel.clone(),
-            here: crate::agent::collect::identity::kernel(),
-        });
-    }
+    clocks::decide(manifest)?;
     Ok(())
 }
 

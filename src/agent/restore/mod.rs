@@ -9,7 +9,9 @@ pub mod ahead;
 pub mod alone;
 pub mod area;
 pub mod check;
+pub mod clocks;
 pub mod descriptors;
+pub mod handlers;
 pub mod layout;
 pub mod method;
 pub mod proxy;
@@ -24,7 +26,7 @@ use crate::agent::region::{self, Region};
 use crate::agent::resume::{HelperArgs, Payload, ThreadRecord};
 use crate::agent::rollback::check::Protected;
 use crate::agent::stop::rseq_area;
-use crate::agent::{hooks, log, procfs};
+use crate::agent::{clock, hooks, log, procfs};
 use crate::config::RestoreMethod;
 use crate::image::chain::{ChainError, Sourced};
 use crate::image::codec;
@@ -62,6 +64,10 @@ pub enum RestoreError {
     Shared { name: String, error: std::io::Error },
     #[error("encode the state for the restored process: {0}")]
     Payload(String),
+    #[error("find free address space for the vdso")]
+    NoPlace,
+    #[error("lead the vdso to this kernel's: {0}")]
+    Vdso(#[from] crate::agent::vdso::VdsoError),
     #[error("permit the vector features that the image uses: errno {0}")]
     Features(i32),
 }
@@ -215,16 +221,29 @@ pub fn restore(
     }
 
     payload.take_from(&manifest);
+    let clocks = clocks::decide(&manifest)?;
+    if let Some(why) = clocks.lead {
+        log::line(format_args!("{why}"));
+    }
+    let ahead = clocks.offsets[clock::Clock::Monotonic as usize];
+    if ahead != 0 {
+        log::line(format_args!(
+            "the program's clock goes on, {}.{:03} s ahead of this machine's",
+            ahead / 1_000_000_000,
+            ahead / 1_000_000 % 1000
+        ));
+    }
     let taken: Vec<(u64, u64)> = manifest
         .memory
         .vmas
         .iter()
         .map(|vma| (vma.start, vma.end))
         .chain([(manifest.memory.vvar_start, manifest.memory.vdso_end)])
+        .chain([clocks::taken(&manifest)])
         .collect();
     let watching = watching_at.map(|at| keep[at]);
     let stay = inside.as_mut().and_then(|inside| {
-        let mut pages = inside.pages.take()?;
+        let mut pages = inside.pages.take().filter(|_| clocks.lead.is_none())?;
         // A copy: the descriptor itself goes on to the next life.
         let copy = watching.map(|fd| sys::dup_above(fd, 0)).transpose().ok()?;
         let moved = pages.tracker.moved(copy.map(procfs::OwnFd::from_raw));
@@ -309,9 +328,21 @@ pub fn restore(
         + nthreads as u64 * (size_of::<RestorerThread>() + size_of::<ThreadRecord>() + 128) as u64
         + payload_room
         + kept as u64
+        + manifest.clock.vdso.len() as u64
         + (256 << 10);
     let known = stay.as_ref().map(|stay| &stay.mapped[..]);
     let mut area = Area::map(scratch, &taken, known).map_err(RestoreError::Area)?;
+    let here = clocks::here();
+    let vvar_start = match clocks.lead {
+        Some(_) if here.len > 0 => {
+            area::free_place(&taken, here.len).ok_or(RestoreError::NoPlace)?
+        }
+        Some(_) => 0,
+        None => manifest.memory.vvar_start,
+    };
+    let (led, content) = clocks::lead(&manifest, &clocks, &here, vvar_start)?;
+    payload.clocks = led;
+    let led_content = content.map(|content| area.put(&content));
     let blob = area.put(RESTORER);
     let shared_fd = |k: usize| shared_fds[k];
     let writable = |path: &[u8]| can_write(path);
@@ -322,6 +353,9 @@ pub fn restore(
     tape::memory(
         &mut tape, &manifest, &contents, &options, &mut area, &shared_fd, &writable,
     );
+    if let Some(content) = led_content {
+        clocks::place(&mut tape, &manifest, content);
+    }
     for work in &late {
         tape::late(&mut tape, work, &mut area);
     }
@@ -434,7 +468,7 @@ pub fn restore(
         thread_stacks: stacks_at,
         use_set_tid: same as u32,
         message_fd: 2,
-        vvar_start: manifest.memory.vvar_start,
+        vvar_start,
         helper_stack,
         helper_tls,
         helper_entry: manifest.entry.after_restore,

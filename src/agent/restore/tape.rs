@@ -12,7 +12,8 @@ use crate::agent::collect::memory::PAGE;
 use crate::image::chain::Sourced;
 use crate::image::state::{Manifest, SharedKind, VmaKind, VmaState, vma_flag};
 use ckpt_sys::blob::{
-    OP_FIXED_RESULT, OP_KEEP_FD, OP_MAY_FAIL, OP_READ_FULL, OP_READV_FULL, TapeOp, op_fd_arg,
+    OP_COPY, OP_FIXED_RESULT, OP_KEEP_FD, OP_MAY_FAIL, OP_READ_FULL, OP_READV_FULL, TapeOp,
+    op_fd_arg,
 };
 
 /// Images of a chain that may be mapped at once (`hooks::ranges` knows so many).
@@ -190,6 +191,14 @@ impl Tape {
             offset,
         ];
         self.op(libc::SYS_mmap, OP_FIXED_RESULT | op_fd_arg(4), arg);
+    }
+
+    /// New memory in place of what is there: `len` bytes from `content`, which lies in the area.
+    pub fn replace(&mut self, start: u64, len: u64, content: u64, prot: i32) {
+        let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        self.mmap(start, len, PROT_READ | PROT_WRITE, anonymous, -1, 0);
+        self.op(0, OP_COPY, [start, content, len, 0, 0, 0]);
+        self.op(libc::SYS_mprotect, 0, [start, len, prot as u64, 0, 0, 0]);
     }
 
     fn close_file(&mut self) {

@@ -141,6 +141,7 @@ fn prepare(settings: &Settings, claimed: &Claimed, wanted: &Wanted) -> Result<Re
     }
     let manifest = &member.image.manifest;
     machine::machine(manifest).map_err(|error| damaged(&error))?;
+    restore::handlers::check(&member).map_err(|error| damaged(&error))?;
     machine::files(manifest).map_err(|error| damaged(&error))?;
     let (array, count) = wanted.regions;
     let regions = check::read_regions(array, count).map_err(no_region)?;

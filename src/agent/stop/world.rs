@@ -2,9 +2,10 @@
 //! them. Helper thread. What a thread itself does is [`super`]'s.
 
 use super::{
-    FUTEX_WAIT_PRIVATE, GONE, NEW, PARKED, STOP, STOP_TAG, STOPPED_AT_NS, Slot, now_ns, send,
-    wake_parked,
+    AGAIN, FUTEX_WAIT_PRIVATE, GONE, NEW, NUMBER_MASK, PARKED, PARKED_MASK, STOP, STOP_TAG,
+    STOPPED_AT_NS, Slot, now_ns, send, wake_parked,
 };
+use crate::agent::clock;
 use crate::agent::procfs::{self, TaskList};
 use crate::agent::request;
 use crate::agent::state::AGENT;
@@ -42,6 +43,14 @@ impl Stopped {
             .iter()
             .filter(|slot| slot.state.load(Ordering::Acquire) == PARKED)
     }
+
+    /// Where they go on.
+    pub fn rips(&self) -> impl Iterator<Item = u64> {
+        self.threads().map(|slot| {
+            // SAFETY: the frame of a thread that is parked in its handler, or captured.
+            unsafe { super::rip(slot.ucontext as *const libc::ucontext_t) }
+        })
+    }
 }
 
 /// How long a thread in this state may take to park before the stop is given up, ns.
@@ -63,6 +72,8 @@ fn empty_slot() -> Slot {
 /// Stops every thread but the caller and `inserted` (which waits for the helper
 /// with its context captured, its slot filled in).
 pub fn stop_all(inserted: Option<Slot>) -> Result<Stopped, StopError> {
+    // The handlers want to know where it is.
+    clock::kernel_vdso();
     STOPPED_AT_NS.store(now_ns(), Ordering::SeqCst);
     // SAFETY: gettid has no arguments.
     let own_tid = unsafe { syscall!(libc::SYS_gettid) } as i32;
@@ -106,7 +117,7 @@ pub fn stop_all(inserted: Option<Slot>) -> Result<Stopped, StopError> {
             let slot = &mut stopped.slots[stopped.used];
             slot.tid.store(tid as u32, Ordering::SeqCst);
             slot.state.store(NEW, Ordering::SeqCst);
-            let value = STOP_TAG << 48 | (number as u64) << 24 | stopped.used as u64;
+            let value = request_of(number, stopped.used);
             // SAFETY: a thread of this process, or one that has just gone.
             match check(unsafe { send(tid, value) }) {
                 Ok(_) => {
@@ -144,6 +155,30 @@ pub fn stop_all(inserted: Option<Slot>) -> Result<Stopped, StopError> {
     }
 }
 
+/// What the signal says: of which stop it is, and which slot is the thread's.
+fn request_of(number: u32, slot: usize) -> u64 {
+    STOP_TAG << 48 | u64::from(number) << 24 | slot as u64
+}
+
+/// Stops those again that could not be stopped where they were.
+fn send_again(stopped: &Stopped) -> Result<(), StopError> {
+    let number = STOP.word.load(Ordering::SeqCst) & NUMBER_MASK;
+    for (index, slot) in stopped.slots[..stopped.used].iter().enumerate() {
+        if slot.state.load(Ordering::Acquire) != AGAIN {
+            continue;
+        }
+        let tid = slot.tid.load(Ordering::Relaxed) as i32;
+        slot.state.store(NEW, Ordering::SeqCst);
+        // SAFETY: as in `stop_all`.
+        match check(unsafe { send(tid, request_of(number, index)) }) {
+            // One that has ended is noticed as any other.
+            Ok(_) | Err(libc::ESRCH) => {}
+            Err(errno) => return Err(StopError::Signal { tid, errno }),
+        }
+    }
+    Ok(())
+}
+
 /// A thread that has called `ckpt_checkpoint` since this stop began waits for the helper
 /// with all signals blocked, and is captured already: it counts as parked.
 fn adopt_caller(stopped: &mut Stopped) {
@@ -174,15 +209,21 @@ fn is_dead_leader(tid: i32) -> bool {
 
 fn wait_parked(stopped: &mut Stopped) -> Result<(), StopError> {
     let started = now_ns();
+    let mut again = 0;
     loop {
         adopt_caller(stopped);
+        let word = STOP.parked.load(Ordering::SeqCst);
+        if word & !PARKED_MASK != again {
+            again = word & !PARKED_MASK;
+            send_again(stopped)?;
+        }
         let gone = stopped.slots[..stopped.used]
             .iter()
             .filter(|slot| slot.state.load(Ordering::Relaxed) == GONE)
             .count() as u32;
         let wanted = stopped.used as u32 - gone;
         STOP.wanted.store(wanted, Ordering::SeqCst);
-        let parked = STOP.parked.load(Ordering::SeqCst);
+        let parked = word & PARKED_MASK;
         if parked >= wanted {
             return Ok(());
         }
@@ -196,7 +237,7 @@ fn wait_parked(stopped: &mut Stopped) -> Result<(), StopError> {
                 libc::SYS_futex,
                 &STOP.parked,
                 FUTEX_WAIT_PRIVATE,
-                parked,
+                word,
                 &timeout,
                 0,
                 0

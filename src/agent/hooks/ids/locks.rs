@@ -22,6 +22,7 @@ use super::super::maps::Maps;
 use super::super::user;
 use super::{own_tid, to_real};
 use crate::agent::callsites;
+use crate::agent::clock::{self, Clock};
 use crate::agent::state::AGENT;
 use ckpt_sys::syscall;
 use libc::c_int;
@@ -165,9 +166,15 @@ const ALL_BITS: u64 = 0xffff_ffff;
 
 /// Sleeps for a slice of time while the word has this value.
 fn sleep(word: &AtomicU32, scope: c_int, value: u32, slice: u64, bits: u64) -> i64 {
-    let end = now_ns(libc::CLOCK_MONOTONIC) + slice;
+    // Where it is possible a duration: the clock may be another one behind a restore.
+    let (op, begin) = if bits as u32 == u32::MAX {
+        (libc::FUTEX_WAIT | scope, 0)
+    } else {
+        let now = clock::kernel()[Clock::Monotonic as usize];
+        (libc::FUTEX_WAIT_BITSET | scope, now)
+    };
+    let end = begin + slice;
     let time = [end / 1_000_000_000, end % 1_000_000_000];
-    let op = libc::FUTEX_WAIT_BITSET | scope;
     // SAFETY: a word of the program's and a time of ours.
     unsafe { syscall!(libc::SYS_futex, word, op, value, &raw const time, 0, bits) as i64 }
 }
@@ -177,8 +184,8 @@ fn slice_of(wait: Wait) -> Option<u64> {
     match wait {
         Wait::Never => None,
         Wait::Forever => Some(SLICE_NS),
-        Wait::Until(deadline, clock) => {
-            let left = deadline.saturating_sub(now_ns(clock));
+        Wait::Until(deadline, id) => {
+            let left = deadline.saturating_sub(now_ns(id));
             (left > 0).then(|| left.min(SLICE_NS))
         }
     }
@@ -204,11 +211,19 @@ fn nanoseconds(time: u64) -> Result<Option<u64>, i32> {
         return Ok(None);
     }
     let [seconds, rest] = user::read::<[u64; 2]>(time)?;
+    // One that was given to the kernel in the life before.
+    let more = match super::super::clock::is_kernel_time(time) {
+        true => clock::offset(Clock::Monotonic),
+        false => 0,
+    };
     if seconds > i64::MAX as u64 || rest >= 1_000_000_000 {
         return Err(libc::EINVAL);
     }
     Ok(Some(
-        seconds.saturating_mul(1_000_000_000).saturating_add(rest),
+        seconds
+            .saturating_mul(1_000_000_000)
+            .saturating_add(rest)
+            .saturating_add(more),
     ))
 }
 
@@ -242,11 +257,12 @@ enum Wait {
     Until(u64, c_int),
 }
 
-fn now_ns(clock: c_int) -> u64 {
+/// As the program sees it: a deadline of its own stays right over restores.
+fn now_ns(id: c_int) -> u64 {
     let mut time = [0u64; 2];
     // SAFETY: the kernel fills two words.
-    unsafe { syscall!(libc::SYS_clock_gettime, clock, &raw mut time) };
-    time[0] * 1_000_000_000 + time[1]
+    unsafe { syscall!(libc::SYS_clock_gettime, id, &raw mut time) };
+    time[0] * 1_000_000_000 + time[1] + clock::of(id).map_or(0, clock::offset)
 }
 
 fn lock(word: &AtomicU32, me: u32, scope: c_int, wait: Wait) -> Result<(), i32> {
