@@ -42,7 +42,7 @@ const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
 const FEATURE_WP_ASYNC: u64 = 1 << 15;
 
 /// Opens a descriptor with the features that are needed.
-fn open() -> Result<OwnFd, TrackError> {
+pub fn open() -> Result<OwnFd, TrackError> {
     let fail = |call| move |errno| TrackError::Call { call, errno };
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | UFFD_USER_MODE_ONLY;
     // SAFETY: no pointers.
@@ -54,6 +54,18 @@ fn open() -> Result<OwnFd, TrackError> {
     check(unsafe { syscall!(libc::SYS_ioctl, fd.raw(), UFFDIO_API, &mut api) })
         .map_err(fail("userfaultfd with WP_ASYNC"))?;
     Ok(fd)
+}
+
+/// Registers a range with a descriptor of [`open`].
+pub fn register(fd: &OwnFd, (start, end): Range) -> Result<(), i32> {
+    let mut arg = [start, end - start, REGISTER_MODE_WP, 0];
+    let register = || {
+        // SAFETY: struct uffdio_register is four words.
+        check(unsafe { syscall!(libc::SYS_ioctl, fd.raw(), UFFDIO_REGISTER, &mut arg) })
+    };
+    moving::registering(register)
+        .unwrap_or(Err(libc::EAGAIN))
+        .map(|_| ())
 }
 
 /// Asks for blank pages, and for all pages of mappings that are not registered.
@@ -150,15 +162,8 @@ impl Uffd {
         Ok(uffd)
     }
 
-    pub fn register_range(&self, (start, end): Range) -> Result<(), i32> {
-        let mut arg = [start, end - start, REGISTER_MODE_WP, 0];
-        let register = || {
-            // SAFETY: struct uffdio_register is four words.
-            check(unsafe { syscall!(libc::SYS_ioctl, self.fd.raw(), UFFDIO_REGISTER, &mut arg) })
-        };
-        moving::registering(register)
-            .unwrap_or(Err(libc::EAGAIN))
-            .map(|_| ())
+    pub fn register_range(&self, range: Range) -> Result<(), i32> {
+        register(&self.fd, range)
     }
 
     /// Registers the pieces that `found` (ascending) touches. Those that cannot be stay
