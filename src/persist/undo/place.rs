@@ -270,7 +270,7 @@ impl Undoer<'_, '_> {
         let (stat, number) = known.unwrap_or_else(|| {
             let stat = Stat {
                 // Open to those who could read the file.
-                mode: libc::S_IFDIR | 0o700 | (like.mode & 0o044) / 4 * 5,
+                mode: libc::S_IFDIR | 0o700 | ((like.mode & 0o044) / 4 * 5),
                 uid: like.uid,
                 gid: like.gid,
                 nlink: 2,
