@@ -11,7 +11,7 @@
 use super::PAGE;
 use super::pack::Packed;
 use super::places::Places;
-use super::state::{Base, Manifest};
+use super::state::{Base, Manifest, Privileges};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// No manifest or record is larger.
@@ -43,6 +43,10 @@ const GUARDED_VERSION: u32 = 1;
 /// Where the pages lie, once more and in few bytes: [`Places`].
 const TAG_PLACES: u32 = OPTIONAL | 5;
 const PLACES_VERSION: u32 = 1;
+
+/// What the process may do: [`Privileges`]. It must be understood: nothing of it may be lost.
+const TAG_PRIVILEGES: u32 = 6;
+const PRIVILEGES_VERSION: u32 = 1;
 
 /// Runs of pages as the distance from the end of the run before, and the length, in pages.
 fn gaps(runs: &[(u64, u64)]) -> Vec<(u64, u64)> {
@@ -146,6 +150,10 @@ pub fn encode_region(manifest: &Manifest, packed: Option<&Packed>) -> Result<Vec
         let payload = encode(&gaps(&manifest.memory.guarded))?;
         push_section(&mut region, TAG_GUARDED, GUARDED_VERSION, &payload);
     }
+    if manifest.privileges != Privileges::default() {
+        let payload = encode(&manifest.privileges)?;
+        push_section(&mut region, TAG_PRIVILEGES, PRIVILEGES_VERSION, &payload);
+    }
     if let Some(packed) = packed {
         push_section(&mut region, TAG_PACKED, PACKED_VERSION, &encode(packed)?);
     }
@@ -206,6 +214,7 @@ struct Sections<'r> {
     packed: Option<&'r [u8]>,
     guarded: Option<&'r [u8]>,
     places: Option<&'r [u8]>,
+    privileges: Option<&'r [u8]>,
 }
 
 impl<'r> Sections<'r> {
@@ -234,6 +243,7 @@ impl<'r> Sections<'r> {
                 (TAG_PACKED, PACKED_VERSION) => &mut sections.packed,
                 (TAG_GUARDED, GUARDED_VERSION) => &mut sections.guarded,
                 (TAG_PLACES, PLACES_VERSION) => &mut sections.places,
+                (TAG_PRIVILEGES, PRIVILEGES_VERSION) => &mut sections.privileges,
                 _ if tag & OPTIONAL != 0 => continue,
                 _ => return Err(CodecError::Unknown { tag, version }),
             };
@@ -248,6 +258,7 @@ impl<'r> Sections<'r> {
         let mut manifest: Manifest = decode(self.manifest.ok_or(CodecError::Missing)?)?;
         let guarded = self.guarded.map(decode::<Vec<(u64, u64)>>).transpose()?;
         manifest.memory.guarded = runs(&guarded.unwrap_or_default())?;
+        manifest.privileges = self.privileges.map(decode).transpose()?.unwrap_or_default();
         let packed = self.rest(&mut manifest)?;
         Ok((manifest, packed))
     }
@@ -283,6 +294,16 @@ mod tests {
         let payload = encode(&vec![(u64::MAX, 2u64)]).unwrap();
         push_section(&mut damaged, TAG_GUARDED, GUARDED_VERSION, &payload);
         assert_eq!(decode_manifest(&damaged), Err(CodecError::Section));
+    }
+
+    #[test]
+    fn privileges_round_trip() {
+        let mut manifest = Manifest::default();
+        manifest.privileges.credentials = b"Uid=0\n".to_vec();
+        manifest.privileges.threads = vec![Default::default(); 3];
+        manifest.privileges.threads[2].keepcaps = true;
+        let region = encode_manifest(&manifest).unwrap();
+        assert_eq!(decode_manifest(&region).unwrap(), manifest);
     }
 
     #[test]

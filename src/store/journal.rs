@@ -26,8 +26,6 @@ const VERSION: u16 = 1;
 const MOST: u64 = 64 << 20;
 /// Dead records that are worth a rewrite.
 const REWRITE_AT: usize = 256;
-/// Refusals that survive a rewrite.
-const REFUSALS_KEPT: usize = 16;
 
 /// What happened to a job.
 #[expect(clippy::large_enum_variant, reason = "most are of the largest kind")]
@@ -209,11 +207,16 @@ impl Journal {
         self.records.iter().map(number).max().unwrap_or(0)
     }
 
+    /// Why there is no newer generation than the latest, if that was ever noted.
     pub fn last_refusal(&self) -> Option<&Refused> {
-        self.records.iter().rev().find_map(|record| match record {
-            Record::Refused(refused) => Some(refused),
+        let last = self
+            .records
+            .iter()
+            .rfind(|record| matches!(record, Record::Refused(_) | Record::Committed(_)));
+        match last {
+            Some(Record::Refused(refused)) => Some(refused),
             _ => None,
-        })
+        }
     }
 
     /// Appends a record; with `sync` it is durable when this returns `Ok`. After an
@@ -306,12 +309,7 @@ impl Journal {
             };
             kept.push(Record::Removed(gone));
         }
-        let refusals = self
-            .records
-            .iter()
-            .filter(|r| matches!(r, Record::Refused(_)));
-        let skip = refusals.clone().count().saturating_sub(REFUSALS_KEPT);
-        kept.extend(refusals.skip(skip).cloned());
+        kept.extend(self.last_refusal().cloned().map(Record::Refused));
 
         let mut bytes = Vec::new();
         for record in &kept {
@@ -443,6 +441,13 @@ mod tests {
         assert_eq!(numbers(&again), [1, 2, 3]);
         assert_eq!(again.last_refusal(), Some(&refused));
         assert!(!again.is_damaged());
+        journal.rewrite(&RawFs, &dir.0).unwrap();
+        let mut again = Journal::read(&RawFs, &dir.0).unwrap();
+        assert_eq!(again.last_refusal(), Some(&refused));
+        again.append(&RawFs, &dir.0, committed(4), false).unwrap();
+        assert_eq!(again.last_refusal(), None);
+        again.rewrite(&RawFs, &dir.0).unwrap();
+        assert_eq!(again.last_refusal(), None);
     }
 
     #[test]

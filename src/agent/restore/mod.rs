@@ -24,11 +24,11 @@ use crate::agent::region::{self, Region};
 use crate::agent::resume::{HelperArgs, Payload, ThreadRecord};
 use crate::agent::rollback::check::Protected;
 use crate::agent::stop::rseq_area;
-use crate::agent::{log, procfs};
+use crate::agent::{hooks, log, procfs};
 use crate::config::RestoreMethod;
 use crate::image::chain::{ChainError, Sourced};
 use crate::image::codec;
-use crate::image::state::{Extent, FileKind, Manifest, SharedObject};
+use crate::image::state::{Extent, FileKind, Manifest, SharedObject, VmaKind};
 use crate::store::RawFs;
 use crate::store::find::FoundMember;
 use crate::store::working_set::WorkingSet;
@@ -89,6 +89,17 @@ pub struct Inside {
     pub watching: Option<OwnedFd>,
 }
 
+/// Mapped files that stay where somebody else has moved them.
+fn follow_moved(manifest: &mut Manifest, files: &FilesBack) {
+    for vma in &mut manifest.memory.vmas {
+        if let VmaKind::FileShared { path, .. } = &mut vma.kind
+            && let Some((_, now)) = files.moved.iter().find(|(old, _)| old == path)
+        {
+            path.clone_from(now);
+        }
+    }
+}
+
 /// Restores a member. Returns only with an error, and then this process is
 /// as good as before (or a child of it that must exit with 125).
 ///
@@ -111,10 +122,24 @@ pub fn restore(
     let mut inside = options.inside;
     // From inside that was done before there was no way back; `check::machine` was asked
     // before the files went back.
+    follow_moved(&mut manifest, &options.files);
+    let mut mapped = Vec::new();
     if inside.is_none() {
         check::files(&manifest)?;
+        mapped = check::hold_mapped(&manifest)?;
     }
     raise_nofile(&manifest);
+    if inside.is_some() {
+        // SAFETY: no pointers.
+        unsafe {
+            // The clocks of the vdso need it; each thread gets its own switch in the end.
+            syscall!(libc::SYS_prctl, libc::PR_SET_TSC, libc::PR_TSC_ENABLE);
+            // What is mapped on the way is not to be locked; what was locked is mapped anew.
+            if hooks::memory::locked_in_future() != 0 {
+                syscall!(libc::SYS_munlockall);
+            }
+        }
+    }
     // From inside, the threads' old ids are free unless somebody else has taken one.
     let mut same = true;
     if inside.is_none() {
@@ -153,6 +178,9 @@ pub fn restore(
         keep.push(fd.into_raw_fd());
         keep.len() - 1
     });
+    let mapped_at = keep.len();
+    let (mapped_paths, mapped): (Vec<_>, Vec<_>) = mapped.into_iter().unzip();
+    keep.extend(mapped.into_iter().map(IntoRawFd::into_raw_fd));
     let late = restore_descriptors(
         &manifest,
         &mut keep,
@@ -160,6 +188,9 @@ pub fn restore(
         &options.files,
         inside.is_some(),
     )?;
+    // The restorer's tape closes them.
+    let mapped_fds = keep.split_off(mapped_at);
+    let held: Vec<_> = mapped_paths.into_iter().zip(mapped_fds).collect();
     let image_fd = keep[0];
     let image_fds: Vec<i32> = place
         .iter()
@@ -207,6 +238,7 @@ pub fn restore(
             // From here on memory means what is to be made.
             manifest.memory.vmas.clone_from(&stay.areas);
             payload.watching = watching;
+            payload.kept = Some(stay.kept.clone());
             &stay.pieces
         }
         None => &pieces,
@@ -232,15 +264,24 @@ pub fn restore(
         image_fds.iter().filter(|&&fd| fd >= 0).count(),
         pieces.len(),
     ));
-    let options = tape::Options {
+    let mut options = tape::Options {
         lazy,
         cold: lazy && choice.cold,
-        collapse: !manifest.process.thp_disable && huge_pages_allowed(),
-        noexec: is_noexec(image_fd),
-        max_maps: read_number(b"/proc/sys/vm/max_map_count").unwrap_or(65530),
-        huge_pages: huge_pages(),
+        collapse: false,
+        noexec: false,
+        max_maps: 65530,
+        huge_pages: (0, 0),
         image_fds,
+        held,
     };
+    // Where all memory stays mapped nobody wants to know.
+    if !manifest.memory.vmas.is_empty() {
+        options.collapse = !manifest.process.thp_disable && huge_pages_allowed();
+        options.noexec = is_noexec(image_fd);
+        let limit = read_number(b"/proc/sys/vm/max_map_count");
+        options.max_maps = limit.unwrap_or(options.max_maps);
+        options.huge_pages = huge_pages();
+    }
     if !options.cold {
         payload.flags = areas.unwrap_or_default();
     }
@@ -269,7 +310,8 @@ pub fn restore(
         + payload_room
         + kept as u64
         + (256 << 10);
-    let mut area = Area::map(scratch, &taken).map_err(RestoreError::Area)?;
+    let known = stay.as_ref().map(|stay| &stay.mapped[..]);
+    let mut area = Area::map(scratch, &taken, known).map_err(RestoreError::Area)?;
     let blob = area.put(RESTORER);
     let shared_fd = |k: usize| shared_fds[k];
     let writable = |path: &[u8]| can_write(path);
@@ -301,7 +343,14 @@ pub fn restore(
 
     let anew = payload.starter != 0 || inside.is_some();
     let records = manifest.threads.iter();
-    let records: Vec<_> = records.map(|t| ThreadRecord::of(t, anew)).collect();
+    let switches = |k: usize| {
+        let all = &manifest.privileges.threads;
+        all.get(k).copied().unwrap_or_default()
+    };
+    let records: Vec<_> = records
+        .enumerate()
+        .map(|(k, t)| ThreadRecord::of(t, switches(k), anew))
+        .collect();
     let records = area.put_slice(&records);
     let pid = manifest.process.pid;
     let threads: Vec<RestorerThread> = manifest
