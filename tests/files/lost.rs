@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 fn trial(args: &[&str], foreign: &str) -> Trial {
-    let mut program = Program::guest("files_lost").seconds(1.2);
+    let mut program = Program::guest("files_lost").seconds(2.5);
     for arg in args {
         program = program.arg(arg);
     }

@@ -3,7 +3,7 @@
 //! been done at all.
 
 use crate::tree::{Tree, differences, snapshot};
-use crate::{Game, NUMBERS, ONE, Place, seed};
+use crate::{Game, ONE, Place, seed};
 use ckpt::config::Foreign;
 use ckpt::persist::sys::{self, CPath};
 use ckpt::persist::table::{self, Record};
@@ -43,7 +43,7 @@ fn known_files(game: &Game) -> Vec<PathBuf> {
 }
 
 /// What somebody else does to a file. The directory's times stay: they are nobody's.
-fn vandalise(game: &mut Game, path: &Path, what: u64, k: usize) {
+fn vandalise(path: &Path, what: u64, k: usize) {
     let dir = path.parent().unwrap();
     let before = stat_of(dir);
     let other = dir.join(format!("other-{k}"));
@@ -56,7 +56,6 @@ fn vandalise(game: &mut Game, path: &Path, what: u64, k: usize) {
         _ => std::fs::rename(path, &other).unwrap(),
     }
     sys::set_times(&c_path(dir), before.atime_ns, before.mtime_ns).unwrap();
-    let _ = game;
 }
 
 /// Undoes to the oldest generation, killed now and then.
@@ -107,7 +106,7 @@ fn trace(files: &Path, store: &Path, seed: u64) -> Option<Report> {
         // A file with several names, one of them moved, is another matter.
         if stat_of(&path).nlink == 1 {
             let what = game.rng.below(3);
-            vandalise(&mut game, &path, what, k);
+            vandalise(&path, what, k);
         }
     }
     let present = snapshot(&root.0);
@@ -264,6 +263,5 @@ pub fn killed_at_each_step() {
             steps += 1;
             assert!(steps < 100);
         }
-        let _ = NUMBERS.load(std::sync::atomic::Ordering::Relaxed);
     }
 }

@@ -102,6 +102,12 @@ impl Undoer<'_, '_> {
 
     /// After an inode got this name, has the program made or moved something else there?
     fn is_reused(&self, tables: &[Table], path: &[u8], inode: &Identity) -> bool {
+        let there = CPath::new(&[path]).and_then(|path| sys::lstat(&path));
+        // One of somebody else's that the program has modified counts as well: it is to be
+        // undone first.
+        if there.is_ok_and(|there| self.known.contains(&there.id)) {
+            return true;
+        }
         let mut reused = false;
         for table in tables.iter().rev() {
             let number = u64::from(table.file.seq);
