@@ -71,7 +71,7 @@ pub fn look(recording: &mut Recording, fd: i32) -> Option<Open> {
 pub fn concerns(recording: &Recording, path: &[u8]) -> bool {
     path.first() == Some(&b'/')
         && !path.starts_with(b"/memfd:")
-        && !path.starts_with(b"/secretmem")
+        && path != b"/secretmem (deleted)"
         && !recording.session.is_excluded(path)
 }
 

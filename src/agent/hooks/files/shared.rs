@@ -51,7 +51,6 @@ fn parse(line: &[u8]) -> Option<(Mapping, &[u8])> {
 fn save_file(session: &mut Session, mapping: &Mapping, path: &[u8]) {
     let special = [
         &b"/memfd:"[..],
-        b"/secretmem",
         b"/dev/zero",
         b"/SYSV",
         b"/[",
