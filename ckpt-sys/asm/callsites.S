@@ -400,8 +400,8 @@ ckpt_forward_end:
 # The restart stub: executes an interrupted call again with changed arguments and gives the
 # site its registers back. %rsp -> RestartRecord (callsite.rs), which lies on the thread's stack below
 # all that is in use; %rax = number.
-    .globl ckpt_restart, ckpt_restart_call, ckpt_restart_after
-    .hidden ckpt_restart, ckpt_restart_call, ckpt_restart_after
+    .globl ckpt_restart, ckpt_restart_call, ckpt_restart_after, ckpt_restart_gather, ckpt_restart_end
+    .hidden ckpt_restart, ckpt_restart_call, ckpt_restart_after, ckpt_restart_gather, ckpt_restart_end
     .p2align 5
 ckpt_restart:
     .cfi_startproc
@@ -453,8 +453,11 @@ ckpt_restart_after:
 4:  mov 88(%rsp), %rax                          # ready: the call itself, at its site
     subq $2, 48(%rsp)
     jmp 2b
+5:  cmpl $3, 80(%rsp)
+    je 8f
+    ja 12f
     # Mode 2: this was the rest of a transfer of which `value` bytes were done before.
-5:  test %rax, %rax
+    test %rax, %rax
     js 6f
     add 96(%rsp), %rax
     jmp 2b
@@ -462,6 +465,62 @@ ckpt_restart_after:
     jmp 2b
 7:  mov $-4, %rax                               # -EINTR
     jmp ckpt_restart_after
+    # Mode 3: this was a poll for what is still to be transferred. With something done the
+    # call returns that, whatever ended it.
+ckpt_restart_gather:
+8:  test %rax, %rax
+    js 10f
+    jz 9f
+    mov 96(%rsp), %rdx
+    mov 168(%rsp), %rsi
+    imul %rdx, %rsi
+    add 8(%rsp), %rsi
+    neg %rdx
+    add 160(%rsp), %rdx
+    mov 0(%rsp), %rdi
+    mov 184(%rsp), %r10
+    mov 192(%rsp), %r8
+    mov 200(%rsp), %r9
+    mov 176(%rsp), %rax
+    syscall
+    cmp $-11, %rax                              # -EAGAIN: another thread has taken it
+    je 11f
+    test %rax, %rax
+    jle 10f
+    add %rax, 96(%rsp)
+    mov 96(%rsp), %rax
+    cmp 160(%rsp), %rax
+    jae 2b
+    cmpq $1, 168(%rsp)
+    je 11f
+    mov 208(%rsp), %rcx                         # each message has the whole time
+    mov %rcx, 104(%rsp)
+    mov 216(%rsp), %rcx
+    mov %rcx, 112(%rsp)
+11: lea 120(%rsp), %rdi                         # ppoll writes back what remains of the time
+    mov $1, %esi
+    lea 104(%rsp), %rdx
+    xor %r10d, %r10d
+    mov $8, %r8d
+    xor %r9d, %r9d
+    mov 128(%rsp), %rax
+    jmp ckpt_restart
+9:  mov $-11, %rax
+10: cmpq $0, 96(%rsp)
+    je 2b
+    jmp 6b
+    # Mode 4: this was a connect with the rest of the socket's timeout.
+12: mov %rax, 224(%rsp)
+    mov 0(%rsp), %rdi
+    mov $1, %esi                                # SOL_SOCKET
+    mov $21, %edx                               # SO_SNDTIMEO
+    lea 208(%rsp), %r10
+    mov $16, %r8d
+    mov $54, %eax                               # setsockopt
+    syscall
+    mov 224(%rsp), %rax
+    jmp 2b
+ckpt_restart_end:
     .cfi_endproc
 
 # ------------------------------------------------------------------------------------------

@@ -36,6 +36,8 @@ unsafe extern "C" {
     static ckpt_restart: u8;
     static ckpt_restart_call: u8;
     static ckpt_restart_after: u8;
+    static ckpt_restart_gather: u8;
+    static ckpt_restart_end: u8;
     static ckpt_sigreturn: u8;
     static ckpt_program_sigreturn: u8;
     static ckpt_hook_table: [AtomicU8; 512];
@@ -76,6 +78,10 @@ address_of!(/// The stub's `syscall` instruction.
     restart_call, ckpt_restart_call);
 address_of!(/// Behind the stub's `syscall` instruction.
     restart_after, ckpt_restart_after);
+address_of!(/// From here to the stub's end `%rsp` still points at its record.
+    restart_gather, ckpt_restart_gather);
+address_of!(/// End of the stub.
+    restart_end, ckpt_restart_end);
 address_of!(/// `sa_restorer` for the agent's own handlers.
     sigreturn, ckpt_sigreturn);
 address_of!(/// `sa_restorer` for the program's handlers; counts them in `ThreadBlock::handlers_run`.
@@ -292,7 +298,8 @@ pub struct RestartRecord {
     pub pad: u32,
     /// The call that the site made.
     pub nr: i64,
-    /// Mode `Poll`: the result when the time is over. Mode `Rest`: bytes done before.
+    /// Mode `Poll`: the result when the time is over. Modes `Rest` and `Gather`: bytes (or
+    /// messages) done before.
     pub value: i64,
     /// Own copies that changed arguments point at.
     pub time: [i64; 2],
@@ -304,6 +311,18 @@ pub struct RestartRecord {
     /// kernel writes the rest of an interrupted sleep).
     pub remainder_at: u64,
     pub remainder: [u64; 2],
+    /// Mode `Gather`: so many bytes (or messages) are wanted in all, and one of them is so
+    /// many bytes further on in memory.
+    pub wanted: u64,
+    pub unit: u64,
+    /// The call that transfers without waiting, and its last three arguments.
+    pub transfer: i64,
+    pub tail: [u64; 3],
+    /// The time that each message may take (units of one byte share theirs). Mode
+    /// `Connect`: the socket's timeout as it was.
+    pub whole: [i64; 2],
+    /// The result while the stub makes another call.
+    pub kept: i64,
 }
 
 /// What the stub does with the result of the call it executed.
@@ -315,6 +334,11 @@ pub enum RestartMode {
     Poll = 1,
     /// It was the rest of a transfer: add what was done before.
     Rest = 2,
+    /// It was a poll within a transfer that has a timeout as a whole: transfer what there is,
+    /// and poll again for the rest of the time.
+    Gather = 3,
+    /// The call itself, with the socket's timeout shortened: put that back.
+    Connect = 4,
 }
 
 const _: () = {
@@ -328,5 +352,14 @@ const _: () = {
     assert!(offset_of!(RestartRecord, value) == 96);
     assert!(offset_of!(RestartRecord, remainder_at) == 136);
     assert!(offset_of!(RestartRecord, remainder) == 144);
+    assert!(offset_of!(RestartRecord, time) == 104);
+    assert!(offset_of!(RestartRecord, poll_fd) == 120);
+    assert!(offset_of!(RestartRecord, executes) == 128);
+    assert!(offset_of!(RestartRecord, wanted) == 160);
+    assert!(offset_of!(RestartRecord, unit) == 168);
+    assert!(offset_of!(RestartRecord, transfer) == 176);
+    assert!(offset_of!(RestartRecord, tail) == 184);
+    assert!(offset_of!(RestartRecord, whole) == 208);
+    assert!(offset_of!(RestartRecord, kept) == 224);
     assert!(offset_of!(crate::tls::ThreadBlock, handlers_run) == 32);
 };

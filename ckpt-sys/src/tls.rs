@@ -51,7 +51,7 @@ pub struct ThreadBlock {
     /// Address behind the `syscall` of the site that made the recorded call; 0: no record.
     pub call_after: u64,
     /// What stood, before the recorded call, where the kernel writes the rest of an interrupted
-    /// sleep.
+    /// sleep. Of a `connect`: was the socket being connected already?
     pub remainder: [u64; 2],
     /// By how much, ns, restores have put off the recorded call's absolute deadline.
     pub deadline_shift: i64,

@@ -260,6 +260,9 @@ impl Worker {
 
     fn try_checkpoint(&mut self, trigger: Trigger) -> Result<u64, CheckpointError> {
         self.before_the_stop()?;
+        if let Some(prefetch) = self.prefetch.as_mut() {
+            prefetch.unwatch();
+        }
         let cpu = cpu_time();
         let settings = self.settings;
         let last = self.last_generation;

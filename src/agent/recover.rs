@@ -3,6 +3,7 @@
 //! Constructor, one thread, nothing of the program has run.
 
 pub mod files;
+mod needs;
 
 use crate::agent::collect::identity;
 use crate::agent::resume::Payload;
@@ -76,8 +77,11 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
         ));
     }
     let left = files::left(&job, &found.record, config);
-    let went = left
-        .and_then(|left| files::go_back(&mut job, &found.record, left.as_ref(), config, terminal));
+    let needs = needs::Needs::of(&member.image.manifest, config);
+    let went = left.and_then(|left| {
+        let how = (config, &needs);
+        files::go_back(&mut job, &found.record, left.as_ref(), how, terminal)
+    });
     let files = match went {
         Ok(files) => files,
         Err(reason) => start::give_up(format_args!(

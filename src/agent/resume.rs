@@ -18,7 +18,7 @@ use crate::agent::procfs::OwnFd;
 use crate::agent::region::{self, Region};
 use crate::agent::snapshot::copy;
 use crate::agent::state::AGENT;
-use crate::agent::track::{fault, mprotect};
+use crate::agent::track::{Kept, fault, mprotect};
 use crate::agent::{
     ballast, exit, heap, helper, interface, log, prefetch, request, rollback, settings, side,
     start, starter, state, stop, track,
@@ -149,6 +149,8 @@ pub struct Payload {
     pub asked: Vec<u32>,
     /// Rollback that has left memory mapped: the descriptor by which it is watched.
     pub watching: Option<i32>,
+    /// And what is known of that memory.
+    pub kept: Option<Kept>,
     /// Rollback: the areas with their flags, which need not be read again.
     pub flags: Vec<VmaState>,
 }
@@ -299,10 +301,12 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
                 // First: what this thread changes in the image's memory from here on is
                 // a change since the generation like any other.
                 let fd = payload.watching.take().map(OwnFd::from_raw);
+                let kept = payload.kept.take();
                 let flags = std::mem::take(&mut payload.flags);
                 if let Some(settings) = settings::restored(payload) {
                     mprotect::while_resuming(resuming(restorer), args.scratch, || {
-                        prepare_restored(&settings, payload.generation, fd, flags);
+                        let kept = kept.as_ref();
+                        prepare_restored(&settings, payload.generation, fd, kept, flags);
                     });
                 }
                 rebuild(restorer, payload);

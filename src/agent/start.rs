@@ -32,6 +32,7 @@ unsafe extern "C" {
 /// One line on standard error and the documented exit status.
 pub fn give_up(message: std::fmt::Arguments<'_>) -> ! {
     log::complain(message);
+    log::line(message);
     loop {
         // SAFETY: ends the process before main; nothing of the program has run.
         unsafe { syscall!(libc::SYS_exit_group, OUR_FAILURE) };

@@ -14,6 +14,7 @@ use super::{Context, StoreError};
 use crate::errno::Errno;
 use crate::image::codec::{self, CodecError};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 const NAME: &str = "journal";
@@ -144,33 +145,44 @@ impl Journal {
 
     /// Committed and not removed, ascending.
     pub fn generations(&self) -> Vec<&GenerationRecord> {
-        let mut live: Vec<&GenerationRecord> = Vec::new();
+        let mut live: BTreeMap<u64, &GenerationRecord> = BTreeMap::new();
         for record in &self.records {
             match record {
                 Record::Committed(new) => {
-                    live.retain(|g| g.generation != new.generation);
-                    live.push(new);
+                    live.insert(new.generation, new);
                 }
-                Record::Removed(gone) => live.retain(|g| g.generation != gone.generation),
+                Record::Removed(gone) => {
+                    live.remove(&gone.generation);
+                }
                 Record::Refused(_) | Record::Merged(_) | Record::Returned(_) => {}
             }
         }
-        live.sort_by_key(|g| g.generation);
-        live
+        live.into_values().collect()
+    }
+
+    /// One of them.
+    pub fn generation(&self, number: u64) -> Option<&GenerationRecord> {
+        let about = self.records.iter().rev().find_map(|record| match record {
+            Record::Committed(g) if g.generation == number => Some(Some(g)),
+            Record::Removed(gone) if gone.generation == number => Some(None),
+            _ => None,
+        });
+        about.flatten()
     }
 
     /// The same in the order in which the state came to them: the latest is the last. Where
     /// nobody went back but over what was dropped, it is the order of numbers.
     pub fn order(&self) -> Vec<&GenerationRecord> {
         let mut order = self.generations();
-        let place = |number: u64| {
-            self.records.iter().rposition(|record| match record {
-                Record::Committed(g) => g.generation == number,
-                Record::Returned(r) => r.to == number,
-                _ => false,
-            })
-        };
-        order.sort_by_key(|g| place(g.generation));
+        let mut places = BTreeMap::new();
+        for (place, record) in self.records.iter().enumerate() {
+            match record {
+                Record::Committed(g) => places.insert(g.generation, place),
+                Record::Returned(r) => places.insert(r.to, place),
+                _ => None,
+            };
+        }
+        order.sort_by_key(|g| places.get(&g.generation));
         order
     }
 

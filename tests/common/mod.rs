@@ -372,6 +372,10 @@ impl Trial {
     }
 
     pub fn compare(&mut self, bare: &Life, life: &Life) {
+        let said = std::fs::read_to_string(self.dir.join("run/stderr")).unwrap_or_default();
+        if let Some(line) = said.lines().find(|line| line.contains("NOT TESTED")) {
+            eprintln!("{}: {line}", self.name);
+        }
         if life.status != Some(self.program.status) {
             self.fail("the last life's status is wrong");
         }

@@ -1,7 +1,7 @@
 /* Proves: descriptors of kernel objects come back at their numbers: memfd with seals and
  * contents, eventfd (counter, semaphore), epoll (level, edge-triggered, one-shot, data
- * words, nested), signalfd, timerfd (see time_timers), inotify with watches and with
- * unread events, a pidfd of the process itself. */
+ * words, nested), signalfd, timerfd (see time_timers), inotify with watches (and no
+ * unread events: these are refused), a pidfd of the process itself. */
 #include "guest.h"
 #include <poll.h>
 #include <sys/epoll.h>

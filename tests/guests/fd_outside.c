@@ -5,6 +5,7 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 
 static int socket_of_reader;
@@ -32,7 +33,9 @@ int main(void)
     CHECK(getenv("GUEST_PORT") != NULL);
     signal(SIGPIPE, SIG_IGN);
     socket_of_reader = connect_out();
-    int fd = connect_out();
+    int fd = connect_out(), poller = epoll_create1(EPOLL_CLOEXEC);
+    struct epoll_event wanted = {.events = EPOLLIN | EPOLLRDHUP, .data.fd = fd};
+    CHECK(epoll_ctl(poller, EPOLL_CTL_ADD, fd, &wanted) == 0);
     pthread_t thread = guest_thread(reader, NULL);
     int reset = 0;
     ROUNDS(round)
@@ -44,6 +47,9 @@ int main(void)
             recv(fd, &got, sizeof got, MSG_WAITALL) != sizeof got) {
             CHECK(errno == ECONNRESET || errno == EPIPE);
             reset = 1;
+            struct epoll_event ready;
+            CHECK(epoll_wait(poller, &ready, 1, 1000) == 1 && (ready.events & (EPOLLHUP | EPOLLERR | EPOLLIN)));
+            CHECK_EQ(ready.data.fd, fd);
             struct pollfd p = {fd, POLLIN, 0};
             CHECK(poll(&p, 1, 1000) == 1 && (p.revents & (POLLHUP | POLLERR | POLLIN)));
         } else

@@ -64,6 +64,9 @@
                  errno);                                                       \
     } while (0)
 
+/* What this machine or user does not offer: the test shows it. */
+#define NOT_TESTED(what) (void)!write(2, "*** NOT TESTED: " what "\n", sizeof "*** NOT TESTED: " what)
+
 /* Appends a line to $GUEST_LOG by one write. */
 static inline void guest_note(const char *line)
 {

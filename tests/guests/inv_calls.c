@@ -2,11 +2,18 @@
  * sits in a thread of its own and is called again and again with a time limit (or until
  * another thread lets it go) while checkpoints are taken; result, errno and elapsed
  * time must be what they are bare. No EINTR, no early return, no restarted limit.
+ *
+ * A limit that a stop restarts ends one limit after the last stop. So a watch notes when
+ * generations are committed, and a call into which several fell tells: it may be late by as
+ * much as the machine is, but not by the time that it had waited before the last stop. Each
+ * kind goes on until enough of its calls could tell, and GUEST_CHECKPOINTS (100) were taken.
  * GUEST_NO_ELAPSED=1: killed and resumed, elapsed times mean nothing, results do. */
 #include "guest.h"
+#include "ckpt.h"
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <pty.h>
 #include <semaphore.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -16,11 +23,13 @@
 #include <sys/sem.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <linux/futex.h>
 
-#define LIMIT_MS 150
-#define LATE_MS 1500 /* a loaded machine is late; a restarted limit would be later still over 100 checkpoints */
+#define LIMIT_MS 400
+#define TELLING 4      /* calls of each kind that must tell whether the limit was restarted */
+#define PATIENCE_S 100 /* for all of that */
 
 static int never[2], stream[2], epoll_fd, udp, tcp, sem_id, msg_id;
 static const struct timespec limit = {0, LIMIT_MS * 1000000L};
@@ -295,6 +304,194 @@ static void do_interrupted_sleep(void)
     guest_join(helper);
 }
 
+/* Stream sockets that gather: one limit for all that is to come. */
+static void do_recv_all(void)
+{
+    static int ends[2];
+    char bytes[8];
+    if (!ends[0]) {
+        CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
+        struct timeval t = {0, LIMIT_MS * 1000};
+        CHECK(setsockopt(ends[0], SOL_SOCKET, SO_RCVTIMEO, &t, sizeof t) == 0);
+    }
+    CHECK_EQ(write(ends[1], "abc", 3), 3);
+    CHECK_EQ(recv(ends[0], bytes, 8, MSG_WAITALL), 3);
+    CHECK(memcmp(bytes, "abc", 3) == 0);
+}
+static void receive_messages(int sent)
+{
+    static __thread int ends[2];
+    char text[2][8];
+    struct iovec at[2] = {{text[0], 8}, {text[1], 8}};
+    struct mmsghdr all[2] = {{.msg_hdr = {.msg_iov = at, .msg_iovlen = 1}},
+                             {.msg_hdr = {.msg_iov = at + 1, .msg_iovlen = 1}}};
+    if (!ends[0]) {
+        CHECK(socketpair(AF_UNIX, SOCK_DGRAM, 0, ends) == 0);
+        struct timeval t = {0, LIMIT_MS * 1000};
+        CHECK(setsockopt(ends[0], SOL_SOCKET, SO_RCVTIMEO, &t, sizeof t) == 0);
+    }
+    if (sent)
+        CHECK_EQ(send(ends[1], "x", 1, 0), 1);
+    CHECK_EQ(recvmmsg(ends[0], all, 2, 0, NULL), sent ? 1 : -1);
+    CHECK(sent || errno == EAGAIN);
+}
+static void do_recvmmsg(void) { receive_messages(0); }
+static void do_recvmmsg_part(void) { receive_messages(1); }
+/* Nobody accepts: the queue of connections stays full. */
+static void do_connect_unix(void)
+{
+    static struct sockaddr_un at = {.sun_family = AF_UNIX};
+    static int fd;
+    if (!fd) {
+        int listener = socket(AF_UNIX, SOCK_STREAM, 0), first = socket(AF_UNIX, SOCK_STREAM, 0);
+        snprintf(at.sun_path, sizeof at.sun_path, "queue");
+        unlink("queue");
+        CHECK(bind(listener, (struct sockaddr *)&at, sizeof at) == 0 && listen(listener, 0) == 0);
+        CHECK(connect(first, (struct sockaddr *)&at, sizeof at) == 0);
+        fd = socket(AF_UNIX, SOCK_STREAM, 0);
+        struct timeval t = {0, LIMIT_MS * 1000};
+        CHECK(setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof t) == 0);
+    }
+    CHECK_EQ(connect(fd, (struct sockaddr *)&at, sizeof at), -1);
+    CHECK_EQ(errno, EAGAIN);
+}
+/* A listener whose queue is full does not answer. */
+static void do_connect_tcp(void)
+{
+    static struct sockaddr_in at;
+    static int listener, filler[4];
+    if (!listener) {
+        socklen_t len = sizeof at;
+        listener = socket(AF_INET, SOCK_STREAM, 0);
+        at = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        CHECK(bind(listener, (struct sockaddr *)&at, sizeof at) == 0 && listen(listener, 0) == 0);
+        CHECK(getsockname(listener, (struct sockaddr *)&at, &len) == 0);
+        for (int i = 0; i < 4; i++) {
+            filler[i] = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+            connect(filler[i], (struct sockaddr *)&at, sizeof at);
+        }
+        guest_sleep_ms(50);
+    }
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    struct timeval t = {0, LIMIT_MS * 1000};
+    CHECK(setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof t) == 0);
+    CHECK_EQ(connect(fd, (struct sockaddr *)&at, sizeof at), -1);
+    CHECK_EQ(errno, EINPROGRESS);
+    close(fd);
+}
+/* Terminals: a limit of its own (VTIME), a line, a number of characters. */
+static struct tty {
+    int master, slave;
+    struct termios mode;
+} timed, lined, counted;
+static void open_tty(struct tty *tty, int canonical, int min, int time)
+{
+    CHECK(openpty(&tty->master, &tty->slave, NULL, NULL, NULL) == 0);
+    CHECK(tcgetattr(tty->slave, &tty->mode) == 0);
+    if (!canonical) {
+        cfmakeraw(&tty->mode);
+        tty->mode.c_cc[VMIN] = min;
+        tty->mode.c_cc[VTIME] = time;
+    }
+    tty->mode.c_lflag &= ~ECHO; /* what is echoed stays unread, and is refused */
+    CHECK(tcsetattr(tty->slave, TCSANOW, &tty->mode) == 0);
+}
+static void do_tty_time(void)
+{
+    char byte;
+    CHECK_EQ(read(timed.slave, &byte, 1), 0);
+}
+static void help_line(void) { CHECK(write(lined.master, "hello\n", 6) == 6); }
+static void do_tty_line(void)
+{
+    pthread_t helper;
+    char line[16];
+    with_help(help_line, &helper);
+    CHECK_EQ(read(lined.slave, line, sizeof line), 6);
+    CHECK(memcmp(line, "hello\n", 6) == 0);
+    guest_join(helper);
+}
+static void help_rest(void) { CHECK(write(counted.master, "bc", 2) == 2); }
+static void do_tty_count(void)
+{
+    pthread_t helper;
+    char line[16];
+    CHECK(write(counted.master, "a", 1) == 1);
+    with_help(help_rest, &helper);
+    CHECK_EQ(read(counted.slave, line, sizeof line), 3);
+    CHECK(memcmp(line, "abc", 3) == 0);
+    guest_join(helper);
+}
+static int ofd_held = -1, ofd_fd = -1;
+static void help_ofd(void)
+{
+    struct flock lock = {.l_type = F_UNLCK};
+    CHECK(fcntl(ofd_held, F_OFD_SETLK, &lock) == 0);
+}
+static void do_setlkw(void)
+{
+    pthread_t helper;
+    struct flock lock = {.l_type = F_WRLCK};
+    CHECK(fcntl(ofd_held, F_OFD_SETLK, &lock) == 0);
+    with_help(help_ofd, &helper);
+    CHECK_EQ(fcntl(ofd_fd, F_OFD_SETLKW, &lock), 0);
+    guest_join(helper);
+    lock.l_type = F_UNLCK;
+    CHECK_EQ(fcntl(ofd_fd, F_OFD_SETLK, &lock), 0);
+}
+static int full_id;
+struct large {
+    long type;
+    char text[4096];
+};
+static void help_receive(void)
+{
+    struct large message;
+    CHECK_EQ(msgrcv(full_id, &message, sizeof message.text, 0, 0), sizeof message.text);
+}
+static void do_msgsnd(void)
+{
+    pthread_t helper;
+    struct large message = {.type = 1};
+    while (msgsnd(full_id, &message, sizeof message.text, IPC_NOWAIT) == 0)
+        ;
+    CHECK_EQ(errno, EAGAIN);
+    with_help(help_receive, &helper);
+    CHECK_EQ(msgsnd(full_id, &message, sizeof message.text, 0), 0);
+    guest_join(helper);
+}
+static void help_fifo(void)
+{
+    int fd = open("fifo", O_WRONLY);
+    CHECK(fd >= 0);
+    close(fd);
+}
+static void do_open_fifo(void)
+{
+    pthread_t helper;
+    char byte;
+    with_help(help_fifo, &helper);
+    int fd = open("fifo", O_RDONLY);
+    CHECK(fd >= 0);
+    guest_join(helper);
+    CHECK_EQ(read(fd, &byte, 1), 0);
+    close(fd);
+}
+static void do_futex_waitv(void)
+{
+    struct {
+        uint64_t value, address;
+        uint32_t flags, reserved;
+    } one = {1, 0, 2 /* 32 bits */ | 128 /* private */, 0};
+    static uint32_t word = 1;
+    one.address = (uintptr_t)&word;
+    struct timespec t = deadline(CLOCK_MONOTONIC);
+    if (syscall(449 /* futex_waitv */, &one, 1, 0, &t, CLOCK_MONOTONIC) == -1 && errno == ENOSYS)
+        do_futex();
+    else
+        CHECK_EQ(errno, ETIMEDOUT);
+}
+
 #define CALL(name) {do_##name, #name}
 static struct call {
     void (*run)(void);
@@ -305,22 +502,73 @@ static struct call {
     CALL(sigtimedwait), CALL(sem_timedwait), CALL(cond_timedwait), CALL(mutex_timedlock), CALL(futex),
     CALL(futex_bitset), CALL(recv_timeout), CALL(recvmsg_timeout), CALL(accept_timeout), CALL(send_timeout),
     CALL(semtimedop), CALL(timerfd), CALL(read_pipe), CALL(read_eventfd), CALL(flock),
-    CALL(msgrcv), CALL(sem_wait), CALL(pause), CALL(interrupted_sleep),
+    CALL(msgrcv), CALL(sem_wait), CALL(pause), CALL(interrupted_sleep), CALL(recv_all), CALL(recvmmsg),
+    CALL(recvmmsg_part), CALL(connect_unix), CALL(connect_tcp), CALL(tty_time), CALL(tty_line), CALL(tty_count),
+    CALL(setlkw), CALL(msgsnd), CALL(open_fifo), CALL(futex_waitv),
 };
 enum { CALLS = sizeof calls / sizeof *calls };
+
+/* When generations were committed, as far as the watch saw. */
+enum { SEEN = 1 << 16 };
+static double committed[SEEN];
+static _Atomic int seen;
+static _Atomic int over;
+static void *watch(void *unused)
+{
+    long last = ckpt_generation();
+    while (!over) {
+        long now = ckpt_generation();
+        if (now != last && seen < SEEN) {
+            committed[seen] = guest_now();
+            seen++;
+        }
+        last = now;
+        usleep(500);
+    }
+    return unused;
+}
+
+/* How long the call had waited when it was last stopped, at least, in ms; 0 if too few
+ * generations fell into it to say. Between two commits there is a stop. */
+static double last_stop(double start)
+{
+    double end = start + LIMIT_MS / 1e3, found[2] = {0, 0};
+    for (int i = seen - 1; i >= 0 && committed[i] > start; i--)
+        if (committed[i] < end) {
+            if (found[0] != 0) {
+                found[1] = committed[i];
+                break;
+            }
+            found[0] = committed[i];
+        }
+    return found[1] == 0 ? 0 : (found[1] - start) * 1000;
+}
 
 static void *caller(void *argument)
 {
     struct call *call = argument;
-    int loose = getenv("GUEST_NO_ELAPSED") != NULL;
-    for (long i = 0, n = guest_rounds() * 10 / LIMIT_MS + 1; i < n; i++) {
+    const char *wanted = getenv("GUEST_CHECKPOINTS");
+    int loose = getenv("GUEST_NO_ELAPSED") != NULL, judged = !loose && wanted != NULL && ckpt_generation() >= 0;
+    int telling = 0, restarted = 0;
+    double begun = guest_now();
+    for (long i = 0, n = guest_rounds() * 10 / LIMIT_MS + 1;
+         i < n || (judged && (telling < TELLING || ckpt_generation() < atol(wanted))); i++) {
         double start = guest_now();
         errno = 0;
         call->run();
-        double ms = (guest_now() - start) * 1000;
-        if (!loose && (ms < LIMIT_MS - 3 || ms > LIMIT_MS + LATE_MS))
+        double ms = (guest_now() - start) * 1000, waited = last_stop(start);
+        if (!loose && ms < LIMIT_MS - 3)
             FAIL("%s took %.1f ms, not %d", call->name, ms, LIMIT_MS);
+        if (waited > LIMIT_MS / 4) {
+            telling++;
+            restarted += ms > LIMIT_MS + waited - 5;
+        }
+        if (judged && start - begun > PATIENCE_S)
+            FAIL("%s: %d calls of %ld tell, %ld checkpoints", call->name, telling, i, ckpt_generation());
     }
+    /* A machine that is late once in a while is no restart; a restart is one each time. */
+    if (judged && restarted > telling / 4)
+        FAIL("%s: %d of %d limits were restarted", call->name, restarted, telling);
     return NULL;
 }
 
@@ -354,11 +602,23 @@ int main(void)
     sem_id = semget(IPC_PRIVATE, 1, 0600);
     msg_id = msgget(IPC_PRIVATE, 0600);
     CHECK(sem_id >= 0 && msg_id >= 0);
-    pthread_t thread[CALLS];
+    full_id = msgget(IPC_PRIVATE, 0600);
+    CHECK(full_id >= 0);
+    ofd_fd = open("lock", O_RDWR | O_CREAT, 0600);
+    ofd_held = open("lock", O_RDWR);
+    CHECK(ofd_fd >= 0 && ofd_held >= 0);
+    CHECK(mkfifo("fifo", 0600) == 0);
+    open_tty(&timed, 0, 0, LIMIT_MS / 100);
+    open_tty(&lined, 1, 0, 0);
+    open_tty(&counted, 0, 3, 0);
+    pthread_t watcher = guest_thread(watch, NULL), thread[CALLS];
     for (int i = 0; i < CALLS; i++)
         thread[i] = guest_thread(caller, &calls[i]);
     for (int i = 0; i < CALLS; i++)
         guest_join(thread[i]);
+    over = 1;
+    guest_join(watcher);
+    msgctl(full_id, IPC_RMID, NULL);
     semctl(sem_id, 0, IPC_RMID);
     msgctl(msg_id, IPC_RMID, NULL);
     printf("calls ok: %d kinds\n", (int)CALLS);

@@ -93,6 +93,8 @@ int main(void)
     unsigned char *huge = mmap(NULL, 4ul << 20, rw, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
     if (huge != MAP_FAILED)
         guest_fill(huge, 4ul << 20, 10);
+    else
+        NOT_TESTED("no huge pages are reserved");
 
     ROUNDS(round)
     {
@@ -118,6 +120,11 @@ int main(void)
         CHECK(guest_holds(advised, 64 * K, 9));
         if (huge != MAP_FAILED)
             CHECK(guest_holds(huge + round % 1024 * K, K - 8, 10 + round % 1024 * K));
+        if (huge != MAP_FAILED) { /* written again and again, after restores too */
+            uint64_t *last = (uint64_t *)(huge + (4ul << 20) - 8);
+            CHECK(*last == (round ? (uint64_t)round : guest_mix(10 + (4ul << 20) - 8)));
+            *last = round + 1;
+        }
     }
     /* Pages that nobody has touched since the mapping. */
     static unsigned char rest[16 * K];

@@ -28,6 +28,9 @@ static int try_all(void)
     lock = (struct flock){.l_type = F_RDLCK, .l_start = 100, .l_len = 1};
     if (fcntl(fd, F_SETLK, &lock) != 0) /* the parent has a read lock here */
         return 4;
+    lock = (struct flock){.l_type = F_WRLCK, .l_start = 100, .l_len = 200};
+    if (fcntl(fd, F_GETLK, &lock) != 0 || lock.l_type != F_RDLCK || lock.l_start != 100 || lock.l_len != 50)
+        return 6; /* and it is one: nobody else can write there */
     fd = open("locked.ofd", O_RDWR);
     lock = (struct flock){.l_type = F_RDLCK, .l_start = 0, .l_len = 0};
     if (fcntl(fd, F_OFD_SETLK, &lock) == 0)

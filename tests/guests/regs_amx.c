@@ -5,7 +5,7 @@
 /* It still lives as long as it would. */
 __attribute__((noreturn)) static void without(void)
 {
-    fprintf(stderr, "*** NOT TESTED: this processor or kernel permits no AMX\n");
+    NOT_TESTED("this processor or kernel permits no AMX");
     ROUNDS(round);
     printf("no AMX here\n");
     guest_end();

@@ -157,6 +157,8 @@ int main(void)
         n = 4;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"))
         n = 6;
+    else
+        NOT_TESTED("this processor has no AVX-512");
     turns = guest_rounds() * 40;
     pthread_t threads[8];
     for (int i = 1; i < n; i++)

@@ -8,7 +8,7 @@
 // Call numbers keep the kernel's names.
 #![allow(non_upper_case_globals)]
 
-use super::{RECORDED as RECORDED_BIT, now_ns};
+use super::{RECORDED as RECORDED_BIT, now_ns, sockets};
 use crate::agent::hooks::frame::CallFrame;
 use ckpt_sys::{callsite, syscall, tls::thread_block};
 use libc::*;
@@ -17,8 +17,8 @@ use std::sync::atomic::Ordering;
 /// No timeout.
 pub const FOREVER: u64 = u64::MAX;
 
-/// Calls that leave a record; `setsockopt` is among them because socket timeouts make
-/// [`SOCKET_CALLS`] join.
+/// Calls that leave a record; `setsockopt` and `ioctl` are among them because timeouts of
+/// sockets and terminals make [`SOCKET_CALLS`] join.
 pub const RECORDED: &[i64] = &[
     SYS_nanosleep,
     SYS_clock_nanosleep,
@@ -40,6 +40,7 @@ pub const RECORDED: &[i64] = &[
     SYS_io_getevents,
     SYS_io_pgetevents,
     SYS_setsockopt,
+    SYS_ioctl,
 ];
 
 const SYS_io_pgetevents: i64 = 333;
@@ -50,12 +51,14 @@ pub const SOCKET_CALLS: &[i64] = &[
     SYS_readv,
     SYS_recvfrom,
     SYS_recvmsg,
+    SYS_recvmmsg,
     SYS_accept,
     SYS_accept4,
     SYS_write,
     SYS_writev,
     SYS_sendto,
     SYS_sendmsg,
+    SYS_sendmmsg,
     SYS_connect,
 ];
 
@@ -157,6 +160,9 @@ pub fn note(frame: &CallFrame) {
     if frame.rax == SYS_setsockopt {
         return note_socket_timeout(frame);
     }
+    if frame.rax == SYS_ioctl {
+        return note_terminal_timeout(frame);
+    }
     let Some(timeout) = timeout_of(frame.rax, &frame.args) else {
         return;
     };
@@ -164,6 +170,7 @@ pub fn note(frame: &CallFrame) {
     let remainder = match remainder(frame.rax, &frame.args) {
         // SAFETY: both words can be read.
         Some(at) if readable(at) => unsafe { [at.read_unaligned(), at.add(1).read_unaligned()] },
+        _ if frame.rax == SYS_connect => [sockets::is_connecting(frame.args[0] as i32).into(), 0],
         _ => [0; 2],
     };
     // No need to look at the clock when there is nothing to count down.
@@ -202,7 +209,35 @@ fn note_socket_timeout(frame: &CallFrame) {
     if !is_timeout {
         return;
     }
-    for &nr in SOCKET_CALLS {
+    record(SOCKET_CALLS);
+}
+
+/// From the first terminal on that is to read with a timeout, `read` leaves records too.
+fn note_terminal_timeout(frame: &CallFrame) {
+    const SETS: [u64; 6] = [TCSETS, TCSETSW, TCSETSF, TCSETS2, TCSETSW2, TCSETSF2];
+    if !SETS.contains(&frame.args[1]) {
+        return;
+    }
+    let mut mode = sockets::Mode([0; 60]);
+    let at = frame.args[2] as *const u64;
+    // Three words hold all that is looked at.
+    if !readable(at) || !readable(at.wrapping_add(1)) {
+        return;
+    }
+    for (index, word) in mode.0.chunks_exact_mut(8).take(3).enumerate() {
+        // SAFETY: found readable.
+        word.copy_from_slice(&unsafe { at.add(index).read_unaligned() }.to_ne_bytes());
+    }
+    if mode
+        .raw()
+        .is_some_and(|(least, time)| least == 0 && time != 0)
+    {
+        record(&[SYS_read]);
+    }
+}
+
+fn record(calls: &[i64]) {
+    for &nr in calls {
         if let Some(byte) = callsite::hook_byte(nr as usize) {
             byte.fetch_or(RECORDED_BIT, Ordering::Relaxed);
         }

@@ -28,6 +28,7 @@ pub mod object;
 pub mod patch;
 pub mod prepared;
 pub mod restart;
+mod sockets;
 pub mod summary;
 
 use crate::agent::hooks;

@@ -18,7 +18,7 @@
 #![allow(non_upper_case_globals)]
 
 use super::entry::{self, FOREVER, SOCKET_CALLS, Timeout};
-use super::{now_ns, site_after};
+use super::{now_ns, site_after, sockets};
 use crate::agent::state::RESERVED_BIT;
 use ckpt_sys::callsite::{self, RestartMode, RestartRecord};
 use ckpt_sys::{syscall, tls::thread_block};
@@ -33,6 +33,8 @@ use std::cell::UnsafeCell;
 pub struct Interrupted {
     record: UnsafeCell<RestartRecord>,
     what: What,
+    /// CLOCK_MONOTONIC when that was found.
+    found_ns: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +46,8 @@ enum What {
     Call = 1,
     /// A transfer that ended short; the record's `value` bytes are done.
     Transfer = 2,
+    /// The stub's poll within a transfer; the record's `time` is what was left of it.
+    Gather = 3,
 }
 
 /// A blocked call as /proc/self/task/T/syscall showed it before the stop signal was
@@ -75,8 +79,15 @@ impl Interrupted {
                 executes: 0,
                 remainder_at: 0,
                 remainder: [0; 2],
+                wanted: 0,
+                unit: 1,
+                transfer: 0,
+                tail: [0; 3],
+                whole: [0; 2],
+                kept: 0,
             }),
             what: What::Nothing,
+            found_ns: 0,
         }
     }
 
@@ -112,7 +123,14 @@ pub unsafe fn prepare(uc: *mut ucontext_t) -> Interrupted {
             // The stub itself was interrupted: its record has the site's registers.
             let old = &*(rsp as *const RestartRecord);
             let ours = old.handlers == block.handlers_run;
-            if result == FAILED_EINTR && ours && old.mode != RestartMode::Rest as u32 {
+            if result == FAILED_EINTR && ours && old.mode == RestartMode::Gather as u32 {
+                *record = *old;
+                found.what = What::Gather;
+                found.found_ns = now_ns();
+            } else if result == FAILED_EINTR && ours && old.mode != RestartMode::Rest as u32 {
+                if old.mode == RestartMode::Connect as u32 {
+                    (record.mode, record.whole) = (old.mode, old.whole);
+                }
                 record.args = old.args;
                 record.nr = old.nr;
                 found.what = What::Call;
@@ -125,15 +143,26 @@ pub unsafe fn prepare(uc: *mut ucontext_t) -> Interrupted {
                     found.what = What::Transfer;
                 }
             }
+            let record = found.record.get_mut();
             (record.back, record.rsp) = (old.back, old.rsp);
         } else if result == FAILED_EINTR {
             if block.call_after == rip && block.call_handlers == block.handlers_run {
                 record.nr = block.call_nr;
                 found.what = What::Call;
             }
+        } else if result == SYS_read
+            && block.call_after == rip + 2
+            && block.call_nr == SYS_read
+            && block.call_handlers == block.handlers_run
+            && sockets::terminal_timeout(SYS_read, record.args[0] as i32).is_some()
+        {
+            // The kernel is about to repeat it, with the whole of the terminal's timeout.
+            record.nr = SYS_read;
+            record.back = rip + 2;
+            found.what = What::Call;
         } else if result > 0
             && let Some(nr) = site_after(rip as usize)
-            && ends_short(nr, &record.args, result)
+            && sockets::ends_short(nr, &record.args, result)
         {
             record.nr = nr;
             record.value = result;
@@ -202,8 +231,11 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, clock: Cloc
         let record = &mut *interrupted.record.get();
         if interrupted.what == What::Nothing {
             // The thread may be on its way from the entry record to the call: its
-            // timeout begins with the call.
-            if (*block).call_start_ns != 0 {
+            // timeout begins with the call. Not so in the stub, on its way to the call's
+            // repetition: what it had waited before counts.
+            let rip = (*uc).uc_mcontext.gregs[REG_RIP as usize] as usize;
+            let repeats = (callsite::restart()..callsite::restart_end()).contains(&rip);
+            if (*block).call_start_ns != 0 && !repeats {
                 (*block).call_start_ns = super::now_ns();
             }
             return;
@@ -232,17 +264,32 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, clock: Cloc
         let mut args = record.args;
         let mut executes = record.nr;
         match interrupted.what {
+            What::Gather => {
+                let since = until.saturating_sub(interrupted.found_ns);
+                sockets::wait_on(record, since);
+                executes = SYS_ppoll;
+            }
+            What::Transfer if sockets::has_a_limit(record) => {
+                // A timeout that was set before an exec left no record of the call.
+                let known = (*block).call_after == record.back && (*block).call_start_ns != 0;
+                sockets::gather(record, if known { spent } else { 0 });
+                executes = SYS_ppoll;
+            }
             What::Transfer => {
                 record.mode = RestartMode::Rest as u32;
                 args[1] += record.value as u64;
-                args[2] -= record.value as u64;
+                args[2] = sockets::rest(record);
             }
             _ if SOCKET_CALLS.contains(&record.nr) => {
-                if !wait_for_socket(record, spent) {
-                    (*block).call_after = 0;
-                    return;
+                let connecting = (*block).remainder[0] != 0;
+                match sockets::wait(record, spent, connecting) {
+                    sockets::Way::Poll => executes = SYS_ppoll,
+                    sockets::Way::Again => {}
+                    sockets::Way::Nothing => {
+                        (*block).call_after = 0;
+                        return;
+                    }
                 }
-                executes = SYS_ppoll;
             }
             _ => {
                 record.mode = RestartMode::Plain as u32;
@@ -266,7 +313,8 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, clock: Cloc
         } else {
             record_place(uc as usize, stack, record)
         };
-        if executes == SYS_ppoll && record.mode == RestartMode::Poll as u32 {
+        let polls = [RestartMode::Poll as u32, RestartMode::Gather as u32];
+        if executes == SYS_ppoll && polls.contains(&record.mode) {
             args = [at + POLL_FD, 1, at + TIME, 0, 8, 0].map(|word| word as u64);
         } else if let Some(index) = args.iter().position(|&arg| arg == OWN_TIME) {
             args[index] = (at + TIME) as u64;
@@ -455,100 +503,6 @@ fn time_argument(record: &RestartRecord, index: usize) -> u64 {
         }
     }
     OWN_TIME
-}
-
-/// Prepares the wait for the rest of a socket's timeout. The call follows when the socket
-/// is ready; for `connect` too, since Linux answers the second call on a socket that
-/// is being connected with the outcome of the first. False: no timeout, not our doing.
-///
-/// # Safety
-/// In the interrupted thread.
-unsafe fn wait_for_socket(record: &mut RestartRecord, spent: u64) -> bool {
-    let reads = matches!(
-        record.nr,
-        SYS_read | SYS_readv | SYS_recvfrom | SYS_recvmsg | SYS_accept | SYS_accept4
-    );
-    let option = if reads { SO_RCVTIMEO } else { SO_SNDTIMEO };
-    // SAFETY: getsockopt writes into `time`.
-    let Some(whole) = (unsafe { socket_timeout(record.args[0] as i32, option) }) else {
-        return false;
-    };
-    let left = whole.saturating_sub(spent);
-    record.mode = RestartMode::Poll as u32;
-    record.value = match record.nr {
-        SYS_connect => -i64::from(EINPROGRESS),
-        _ => -i64::from(EAGAIN),
-    };
-    record.time = [(left / 1_000_000_000) as i64, (left % 1_000_000_000) as i64];
-    record.poll_fd = record.args[0] as i32;
-    record.poll_events = (if reads { POLLIN } else { POLLOUT }) as u32;
-    true
-}
-
-/// A socket's timeout in nanoseconds, if it is one and has one.
-///
-/// # Safety
-/// Any descriptor number will do.
-unsafe fn socket_timeout(fd: i32, option: i32) -> Option<u64> {
-    let mut time = [0_u64; 2];
-    let mut len = 16_u32;
-    // SAFETY: the kernel writes at most `len` bytes into `time`.
-    let done = unsafe {
-        syscall!(
-            SYS_getsockopt,
-            fd,
-            SOL_SOCKET,
-            option,
-            time.as_mut_ptr(),
-            &raw mut len
-        )
-    };
-    let whole = time[0] * 1_000_000_000 + time[1] * 1000;
-    (done == 0 && whole != 0).then_some(whole)
-}
-
-/// Did a transfer that would have gone on end short because of a signal? True for
-/// blocking pipes, stream sockets and terminals without a timeout: these return early for no
-/// other reason.
-///
-/// # Safety
-/// In the thread that made the call.
-unsafe fn ends_short(nr: i64, args: &[u64; 6], done: i64) -> bool {
-    let waits_for_all = match nr {
-        SYS_write => true,
-        SYS_sendto => args[3] & MSG_DONTWAIT as u64 == 0,
-        SYS_recvfrom => {
-            args[3] & (MSG_WAITALL | MSG_DONTWAIT | MSG_PEEK) as u64 == MSG_WAITALL as u64
-        }
-        _ => false,
-    };
-    if !waits_for_all || done as u64 >= args[2] {
-        return false;
-    }
-    let fd = args[0] as i32;
-    // SAFETY: the calls write into the locals given, or nothing.
-    unsafe {
-        let mut stat = std::mem::zeroed::<stat>();
-        if syscall!(SYS_fcntl, fd, F_GETFL) & O_NONBLOCK as isize != 0
-            || syscall!(SYS_fstat, fd, &raw mut stat) != 0
-        {
-            return false;
-        }
-        match stat.st_mode & S_IFMT {
-            S_IFIFO => nr == SYS_write,
-            S_IFCHR => nr == SYS_write && syscall!(SYS_ioctl, fd, TIOCGPGRP, &raw mut stat) == 0,
-            S_IFSOCK => {
-                let (mut kind, mut len) = (0_i32, 4_u32);
-                let at = (&raw mut kind, &raw mut len);
-                let known = syscall!(SYS_getsockopt, fd, SOL_SOCKET, SO_TYPE, at.0, at.1) == 0;
-                // At the end of a stream MSG_WAITALL comes back short too: going on returns 0.
-                let reads = nr == SYS_recvfrom;
-                let option = if reads { SO_RCVTIMEO } else { SO_SNDTIMEO };
-                known && kind == SOCK_STREAM && socket_timeout(fd, option).is_none()
-            }
-            _ => false,
-        }
-    }
 }
 
 /// Rule 1: has a signal of the program arrived during the stop that would have ended

@@ -219,7 +219,10 @@ pub unsafe fn after_restore(restored: &Restored) {
     ids::set_groups(restored.pgid, pgid, restored.sid, sid);
     // The map's idea of the device is what the hooks compare with; stat(2) has
     // another one on some file systems.
-    let mut maps = maps::Maps::open().ok();
+    let mut maps = match restored.image_files {
+        [] => None,
+        _ => maps::Maps::open().ok(),
+    };
     let files: Vec<(u64, u64)> = restored
         .image_files
         .iter()

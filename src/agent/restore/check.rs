@@ -3,9 +3,11 @@
 
 use crate::agent::collect::credentials::Difference;
 use crate::agent::collect::{cpu, credentials, objects, process};
-use crate::agent::procfs;
 use crate::agent::settings;
 use crate::image::state::{Manifest, Privileges, VmaKind};
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 
 /// Why the image cannot be trusted here. Each text says what and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +92,7 @@ pub fn machine(manifest: &Manifest) -> Result<(), CheckError> {
     }
     Ok(())
 }
+
 /// Nothing may be wider after the restore than it was, and nothing fail on the way.
 fn privileges(privileges: &Privileges) -> Result<(), CheckError> {
     // The command only looks, and is started otherwise than the program will be.
@@ -111,7 +114,7 @@ fn privileges(privileges: &Privileges) -> Result<(), CheckError> {
     }
 }
 
-/// The files that memory maps, once they are what they were at the checkpoint.
+/// The programs and libraries that memory maps, once they are what they were at the checkpoint.
 pub fn files(manifest: &Manifest) -> Result<(), CheckError> {
     for object in &manifest.identity.objects {
         match objects::identify(&object.path) {
@@ -128,12 +131,26 @@ pub fn files(manifest: &Manifest) -> Result<(), CheckError> {
             Some(_) => {}
         }
     }
+    Ok(())
+}
+
+/// Files that are mapped shared, opened until they are mapped: somebody else may remove one in
+/// the meantime (a JVM those of processes that are dead).
+pub fn hold_mapped(manifest: &Manifest) -> Result<Vec<(Vec<u8>, OwnedFd)>, CheckError> {
+    let mut held: Vec<(Vec<u8>, OwnedFd)> = Vec::new();
     for vma in &manifest.memory.vmas {
-        if let VmaKind::FileShared { path, .. } = &vma.kind
-            && procfs::OwnFd::open(path).is_err()
+        if let VmaKind::FileShared { path, writable, .. } = &vma.kind
+            && held.iter().all(|(known, _)| known != path)
         {
-            return Err(CheckError::Missing { path: shown(path) });
+            let open = |write| {
+                let mut options = std::fs::OpenOptions::new();
+                let at = OsStr::from_bytes(path);
+                options.read(true).write(write).open(at)
+            };
+            let file = open(*writable).or_else(|_| open(false));
+            let file = file.map_err(|_| CheckError::Missing { path: shown(path) })?;
+            held.push((path.clone(), file.into()));
         }
     }
-    Ok(())
+    Ok(held)
 }

@@ -368,7 +368,8 @@ pub unsafe fn before_release(uc: *mut ucontext_t) {
         let args = arguments.map(|reg| regs[reg as usize] as u64);
         let rip = regs[REG_RIP as usize] as u64;
         let stub = callsite::restart()..callsite::restart_after();
-        if stub.contains(&(rip as usize)) {
+        let gather = callsite::restart_gather()..callsite::restart_end();
+        if stub.contains(&(rip as usize)) || gather.contains(&(rip as usize)) {
             let record = &*(regs[REG_RSP as usize] as *const RestartRecord);
             call(record.nr, &record.args);
             call(record.executes, &args);
