@@ -403,7 +403,7 @@ pub fn mmap(frame: &CallFrame) {
     }
 }
 
-/// mlock, mlock2.
+/// mlock, mlock2, munlock.
 pub fn mlock(_: &mut CallFrame) -> Verdict {
     note_special_advice();
     Verdict::Forward

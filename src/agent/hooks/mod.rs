@@ -72,6 +72,7 @@ const ADVICE_CALLS: &[libc::c_long] = &[
     libc::SYS_madvise,
     libc::SYS_mlock,
     libc::SYS_mlock2,
+    libc::SYS_munlock,
     libc::SYS_mlockall,
     libc::SYS_munlockall,
     // Trackers split mappings, which the kernel then does not move in one.
@@ -174,7 +175,7 @@ fn handle(frame: &mut CallFrame) -> Verdict {
         libc::SYS_tgkill | libc::SYS_rt_tgsigqueueinfo => sent::note(frame.args[1] as i32),
         libc::SYS_sigaltstack => return altstack::sigaltstack(frame),
         libc::SYS_madvise => return memory::madvise(frame),
-        libc::SYS_mlock | libc::SYS_mlock2 => return memory::mlock(frame),
+        libc::SYS_mlock | libc::SYS_mlock2 | libc::SYS_munlock => return memory::mlock(frame),
         libc::SYS_mlockall | libc::SYS_munlockall => return memory::mlockall(frame),
         libc::SYS_mmap => memory::mmap(frame),
         libc::SYS_mremap => return memory::mremap(frame),

@@ -105,7 +105,11 @@ pub fn machine(manifest: &Manifest) -> Result<(), CheckError> {
 
 /// Nothing may be wider after the restore than it was, and nothing fail on the way.
 fn privileges(privileges: &Privileges) -> Result<(), CheckError> {
-    let now = settings::get().map_or(&[][..], |settings| &settings.credentials);
+    // The command only looks, and is started otherwise than the program will be.
+    let Some(settings) = settings::get() else {
+        return Ok(());
+    };
+    let now = &settings.credentials;
     let then = &privileges.credentials;
     if !then.is_empty()
         && let Some(Difference { what, then, now }) = credentials::restart_difference(then, now)

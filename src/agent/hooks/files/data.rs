@@ -71,6 +71,7 @@ pub fn look(recording: &mut Recording, fd: i32) -> Option<Open> {
 pub fn concerns(recording: &Recording, path: &[u8]) -> bool {
     path.first() == Some(&b'/')
         && !path.starts_with(b"/memfd:")
+        && path != b"/secretmem (deleted)"
         && !recording.session.is_excluded(path)
 }
 
