@@ -7,6 +7,8 @@
 #[path = "files/choices.rs"]
 mod choices;
 mod common;
+#[path = "files/lost.rs"]
+mod lost;
 #[path = "files/outputs.rs"]
 mod outputs;
 

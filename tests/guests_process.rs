@@ -7,6 +7,8 @@ guest_tests! {
     proc_identity = "proc_identity";
     proc_environment = "proc_environment" ["a-long-word-to-be-written-over"];
     proc_locks = "proc_locks";
+    proc_privileges = "proc_privileges";
+    mem_lockall = "mem_lockall";
     cpp_iostream = "cpp_iostream";
     rust_guest = "rust_guest";
     py_threads = "py_threads.py", 1.5 s;
@@ -15,76 +17,248 @@ guest_tests! {
 }
 
 mod refusals {
+    use crate::common::run::Started;
     use crate::common::*;
+    use std::process::Command;
     use std::time::{Duration, Instant};
 
-    /// While the reason is there nothing is committed; `comes_back`: when it is gone
-    /// something is, and the program can be killed and resumed.
-    fn refused(guest: &str, comes_back: bool) {
-        let mut trial = Trial::new(Program::guest(guest).seconds(1.2), LAZY_FORK);
-        let bare = trial.bare();
-        let mut started = trial.start();
-        let limit = Instant::now() + Duration::from_secs(30);
-        while trial.notes("reason there") == 0 {
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    /// What `ckpt status` says of everything in the trial's store.
+    fn status(trial: &Trial, json: bool) -> String {
+        let mut command = Command::new(build::command());
+        command.env("CKPT_DIR", trial.dir.join("store"));
+        command.args(if json {
+            &["--json", "status"][..]
+        } else {
+            &["status"]
+        });
+        let output = command.output().expect("ckpt status");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn log(trial: &Trial) -> String {
+        std::fs::read_to_string(trial.dir.join("ckpt.log")).unwrap_or_default()
+    }
+
+    /// Until the guest says that its reason is there; false where there can be none.
+    fn comes_to_its_reason(trial: &mut Trial, started: &mut Started, times: usize) -> bool {
+        let limit = Instant::now() + LIMIT;
+        while trial.notes("reason there") < times {
             if trial.notes("no reason") > 0 {
-                eprintln!("*** NOT TESTED: {guest}: this kernel does not offer it to this user");
-                return;
+                let what = trial.program.args.join(" ");
+                eprintln!("*** NOT TESTED: {what}: this kernel does not offer it to this user");
+                return false;
             }
             if started.has_ended() || Instant::now() > limit {
                 trial.fail("the guest did not come to its reason");
             }
             std::thread::sleep(Duration::from_millis(2));
         }
+        true
+    }
+
+    /// While the reason is there nothing is committed; `comes_back`: when it is gone
+    /// something is, and the program can be killed and resumed.
+    fn refused(program: Program, reason: &str, comes_back: bool) {
+        let mut trial = Trial::new(program.seconds(1.2), LAZY_FORK);
+        let bare = trial.bare();
+        let mut started = trial.start();
+        let limit = Instant::now() + LIMIT;
+        if !comes_to_its_reason(&mut trial, &mut started, 1) {
+            started.kill(true);
+            return;
+        }
         // One that began before the reason was there may still be published.
         std::thread::sleep(Duration::from_millis(100));
         let before = trial.generation();
+        let mut shown = false;
         while trial.notes("reason goes") == 0 && Instant::now() < limit && !started.has_ended() {
             if trial.generation() != before && trial.notes("reason goes") == 0 {
                 trial.fail("a checkpoint was taken in spite of the reason");
             }
+            shown = shown || status(&trial, false).contains(reason);
             std::thread::sleep(Duration::from_millis(5));
         }
-        let log = std::fs::read_to_string(trial.dir.join("ckpt.log")).unwrap_or_default();
-        if !log.contains("checkpoint refused") {
-            trial.fail("the log does not say that the checkpoint was refused, and why");
+        let refusals: Vec<String> = log(&trial)
+            .lines()
+            .filter(|line| line.contains("checkpoint refused"))
+            .map(str::to_owned)
+            .collect();
+        if !refusals.iter().any(|line| line.contains(reason)) {
+            trial.fail(&format!("the log does not say {reason:?}: {refusals:?}"));
+        }
+        if !shown {
+            trial.fail("`ckpt status` did not show the reason");
         }
         if comes_back {
             if trial.await_generation(&mut started, before).is_none() {
                 trial.fail("no checkpoint succeeded after the reason was gone");
             }
             started.kill(true);
+            if status(&trial, false).contains(reason) {
+                trial.fail("`ckpt status` shows a reason that has been gone since");
+            }
             trial.kill_and_resume(1);
             let life = trial.finish();
             trial.compare(&bare, &life);
         } else {
-            let life = started.end(Duration::from_secs(30));
+            let life = started.end(LIMIT);
             trial.compare(&bare, &life);
         }
     }
 
+    /// Killed while checkpoints are refused: the reason outlives the program, and the
+    /// generation from before is what the next life goes on from.
+    fn killed(program: Program, reason: &str) {
+        let mut trial = Trial::new(program.seconds(1.2), LAZY_FORK);
+        let bare = trial.bare();
+        for life in 1..=2 {
+            let mut started = trial.start();
+            if !comes_to_its_reason(&mut trial, &mut started, life) {
+                started.kill(true);
+                return;
+            }
+            let limit = Instant::now() + LIMIT;
+            while log(&trial).matches(reason).count() < life && Instant::now() < limit {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            started.kill(true);
+            if trial.notes("reason goes") != 0 {
+                trial.fail("the kill came too late");
+            }
+            for json in [false, true] {
+                let said = status(&trial, json);
+                if !said.contains(reason) {
+                    trial.fail(&format!("after the kill `ckpt status` says {said}"));
+                }
+            }
+        }
+        if trial.generation() == 0 {
+            trial.fail("there was no generation before the reason: this proves nothing");
+        }
+        let life = trial.finish();
+        trial.compare(&bare, &life);
+    }
+
+    fn facility(kind: &str) -> Program {
+        Program::guest("ref_facility").arg(kind)
+    }
+
+    /// For each kind of reason: refused in words, and the generation before it stays good.
+    macro_rules! facilities {
+        ($($name:ident: $kind:literal, $reason:literal, $back:literal;)*) => { $(
+            mod $name {
+                #[test]
+                fn is_refused() {
+                    super::refused(super::facility($kind), $reason, $back);
+                }
+                #[test]
+                fn keeps_the_last_good_generation() {
+                    super::killed(super::facility($kind), $reason);
+                }
+            }
+        )* };
+    }
+
+    facilities! {
+        perf: "perf", "[perf_event]", true;
+        bpf: "bpf", "bpf-map", true;
+        secret_memory: "secret", "secretmem", true;
+        protection_keys: "keys", "memory protection keys", false;
+        ldt: "ldt", "LDT", false;
+        landlock: "landlock", "landlock", false;
+        user_dispatch: "dispatch", "PR_SET_SYSCALL_USER_DISPATCH", false;
+        // Capabilities that were dropped were there again after a restore.
+        capabilities: "capabilities", "changed its effective capabilities", true;
+        capabilities_of_a_thread: "thread", "changed its effective capabilities", true;
+        securebits: "securebits", "changed its securebits", false;
+        user: "user", "changed its user ids", true;
+        not_readable: "dumpable", "PR_SET_DUMPABLE", true;
+    }
+
+    /// A program that had locked itself in was outside again after a restore. (What it does to
+    /// files in there cannot be put back, so there is no going back to before.)
+    #[test]
+    fn chroot() {
+        refused(facility("chroot"), "changed its root directory", true);
+    }
+
     #[test]
     fn child() {
-        refused("ref_child", true);
+        refused(Program::guest("ref_child"), "has a child process", true);
     }
 
     #[test]
     fn io_uring() {
-        refused("ref_iouring", true);
+        refused(Program::guest("ref_iouring"), "io_uring", true);
     }
 
     #[test]
     fn aio() {
-        refused("ref_aio", true);
+        refused(Program::guest("ref_aio"), "aio", true);
     }
 
     #[test]
     fn message_queue() {
-        refused("ref_mqueue", true);
+        refused(Program::guest("ref_mqueue"), "message queue", true);
     }
 
     #[test]
     fn seccomp() {
-        refused("ref_seccomp", false);
+        refused(Program::guest("ref_seccomp"), "seccomp", false);
+    }
+}
+
+mod privileges {
+    use crate::common::*;
+    use std::os::unix::process::CommandExt;
+
+    /// Another group, fewer capabilities, other groups: a restart with these ends with one
+    /// line and 125, and the checkpoint is still there for the right start. Only root can
+    /// become somebody else.
+    #[test]
+    fn a_restart_as_somebody_else_is_refused() {
+        // SAFETY: no arguments.
+        if unsafe { libc::geteuid() } != 0 || user::ordinary().is_some() {
+            eprintln!("*** NOT TESTED: only root can start a program as somebody else");
+            return;
+        }
+        const CAP_SYS_TIME: libc::c_ulong = 25;
+        // SAFETY: each is one system call between fork and exec.
+        let starts: [(&str, fn() -> libc::c_int); 3] = unsafe {
+            [
+                ("belongs to uid 0 gid 0, this is uid 0 gid 1", || {
+                    libc::setgid(1)
+                }),
+                ("process with other groups", || libc::setgroups(1, &7)),
+                ("process with other capabilities", || {
+                    libc::prctl(libc::PR_CAPBSET_DROP, CAP_SYS_TIME, 0, 0, 0)
+                }),
+            ]
+        };
+        let mut trial = Trial::new(Program::guest("mem_heap").seconds(1.2), LAZY_FORK);
+        let bare = trial.bare();
+        trial.kill_and_resume(1);
+        for (line, other) in starts {
+            let mut command = trial.prepare();
+            // SAFETY: only system calls between fork and exec.
+            unsafe {
+                command.pre_exec(move || match other() {
+                    0 => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                })
+            };
+            let said = command.stderr(std::process::Stdio::piped());
+            let said = said.output().expect("the program starts");
+            let text = String::from_utf8_lossy(&said.stderr).into_owned();
+            if said.status.code() != Some(125) || text.lines().count() != 1 || !text.contains(line)
+            {
+                trial.fail(&format!("{line}: {:?}, {text:?}", said.status));
+            }
+        }
+        let life = trial.finish();
+        trial.compare(&bare, &life);
     }
 }
 
@@ -136,6 +310,15 @@ mod inserted {
             }
             held = line == "held";
         }
+    }
+
+    /// A program that had pinned itself to one CPU before the helper was born had all of them
+    /// after the restore.
+    #[test]
+    fn stays_on_its_cpu() {
+        let mut trial = Trial::new(Program::guest("ins_pinned").seconds(1.5), LAZY_FORK);
+        trial.ckpt.remove("CKPT_INTERVAL");
+        trial.survives(3);
     }
 
     /// Nothing is written by a program that never asks.

@@ -10,6 +10,8 @@ mod player;
 mod stories;
 #[path = "persist/tree.rs"]
 mod tree;
+#[path = "persist/vandals.rs"]
+mod vandals;
 
 use ckpt::persist::undo::{self, Options, UndoError};
 use ckpt::persist::{exclude, table};
@@ -584,4 +586,24 @@ fn files_on_tmpfs() {
         return;
     }
     play(shm, shm, "tmpfs", 10_000, true);
+}
+
+#[test]
+fn somebody_else_removes_replaces_and_moves() {
+    let tmp = std::env::temp_dir();
+    vandals::play(&tmp, &tmp, 150);
+}
+
+#[test]
+fn somebody_else_and_a_store_elsewhere() {
+    let tmp = std::env::temp_dir();
+    if let Some(shm) = elsewhere() {
+        vandals::play(&tmp, shm, 100);
+    }
+}
+
+/// A file that is made again in a directory that is made again, killed at each step.
+#[test]
+fn making_again_is_killed_at_each_step() {
+    vandals::killed_at_each_step();
 }

@@ -10,6 +10,7 @@ mod table;
 
 use common::{EAGER_COPY, LAZY_FORK, Setting, Trial};
 use std::panic::AssertUnwindSafe;
+use std::time::Duration;
 use table::ROWS;
 
 fn row(name: &str) -> &'static table::Row {
@@ -49,6 +50,43 @@ real_programs! {
     gzip bzip2 openssl gnuplot ghostscript factor iostream rust fortran
     java_threads node_workers ruby_threads python_asyncio perl_alarms bash_traps octave r_language php guile
     ocaml
+}
+
+/// A JVM that starts removes the files in /tmp/hsperfdata_USER of those that are dead, also of
+/// those that are to be resumed.
+#[test]
+fn java_side_by_side() {
+    let one = |setting| {
+        let mut trial = trial(row("java"), setting);
+        let bare = trial.bare();
+        let mut started = trial.start();
+        for _ in 0..2 {
+            let known = trial.generation();
+            if trial.await_generation(&mut started, known).is_none() {
+                trial.fail("it ended by itself, or was refused");
+            }
+        }
+        (trial, bare, started)
+    };
+    let (mut a, a_bare, a_started) = one(LAZY_FORK);
+    let (mut b, b_bare, b_started) = one(EAGER_COPY);
+    a.note(a_started.kill(true).describe());
+    b.note(b_started.kill(true).describe());
+    let third = std::process::Command::new("java").arg("-version").output();
+    assert!(third.expect("java").status.success());
+    let (a_started, b_started) = (a.start(), b.start());
+    let lives = [a_started, b_started].map(|life| life.end(Duration::from_secs(120)));
+    for (trial, bare, life) in [(&mut a, &a_bare, &lives[0]), (&mut b, &b_bare, &lives[1])] {
+        trial.compare(bare, life);
+        let log = std::fs::read_to_string(trial.dir.join("ckpt.log")).expect("the log");
+        let said = |text: &str| {
+            log.lines()
+                .any(|l| l.contains("/hsperfdata_") && l.contains(text))
+        };
+        if !said("was removed by somebody else: made again as it was") {
+            trial.fail("its file was not removed, or not made again");
+        }
+    }
 }
 
 /// Servers: their state is what a client finds after a kill and a resume.

@@ -58,6 +58,18 @@ fn return_value_absent_and_protected_variables_invalid() {
     ends_with(trial("roll_errors", &[], LAZY_FORK), "errors ok\n");
 }
 
+/// The header in C++; 800 "which checkpoint?", explicit id and the latest, from inside.
+#[test]
+fn from_cpp() {
+    let bare = Command::new(build::guest("roll_cpp")).arg("bare").output();
+    let bare = bare.expect("the guest");
+    assert_eq!(String::from_utf8_lossy(&bare.stdout), "not loaded\n");
+    let said = "4 times, 88 destroyed\n";
+    for setting in [LAZY_FORK, EAGER_COPY] {
+        ends_with(trial("roll_cpp", &[], setting), said);
+    }
+}
+
 /// 810-820 "table modified?" Yes: contents, names, modes; excluded files are left alone.
 /// 860-865 "open file table modified?" Yes: descriptors closed, opened, moved, positions.
 #[test]
@@ -71,6 +83,19 @@ fn files_and_open_file_table_modified() {
 #[test]
 fn connections_to_the_outside_stay() {
     ends_with(trial("roll_fds", &[], LAZY_FORK), "");
+}
+
+/// 850, for what is the kernel's: areas that grow down, CPUs, memory to come that is locked,
+/// what threads have forbidden themselves. None of it went back.
+#[test]
+fn attributes_go_back() {
+    for setting in [LAZY_FORK, EAGER_COPY] {
+        ends_with(trial("roll_attributes", &[], setting), "back 3 times\n");
+    }
+    ends_with(
+        trial("roll_attributes", &["mdwe"], LAZY_FORK),
+        "no way back\n",
+    );
 }
 
 /// 850, timers: setitimer, timer_create with a signal and a thread, timerfd; changed, stopped,
@@ -128,6 +153,16 @@ mod threads {
             trial("roll_threads", &["64", "3"], LAZY_FORK),
             "64 threads, 4 times\n",
         );
+    }
+
+    /// Mutexes of every type, timed and kernel waits, a join: each of them once or often.
+    #[test]
+    fn in_every_other_wait() {
+        for (tracker, threads) in [("uffd", "64"), ("mprotect", "19"), ("full", "8")] {
+            let trial = trial("roll_waits", &[threads, "3"], LAZY_FORK);
+            let said = format!("{threads} waits, 3 times\n");
+            ends_with(trial.ckpt("CKPT_TRACKER", tracker), &said);
+        }
     }
 
     /// Called by a thread that is not the first, which waits at a barrier.

@@ -15,6 +15,7 @@ mod tell;
 
 use crate::agent::collect::descriptors::Known;
 use crate::agent::collect::memory::PAGE;
+use crate::agent::collect::process;
 use crate::agent::helper::Life;
 use crate::agent::hooks::files::outside;
 use crate::agent::merge::Merger;
@@ -56,6 +57,8 @@ pub enum CheckpointError {
 fn refused(error: impl std::fmt::Display) -> CheckpointError {
     CheckpointError::Refused(error.to_string())
 }
+
+const UNREADABLE: &str = "the program forbids this user to read its memory (PR_SET_DUMPABLE 0)";
 
 fn store_error(error: impl std::fmt::Display) -> CheckpointError {
     CheckpointError::Store(error.to_string())
@@ -103,6 +106,8 @@ pub struct Worker {
     /// When to look whether the program has ended by itself.
     look_ns: u64,
     last_generation: Option<u64>,
+    /// The refusal that the log tells of.
+    told: Option<String>,
     report: report::Report,
     /// The `ckpt_checkpoint` that the latest image holds as taken; only compared.
     included: *const request::InsertedCall,
@@ -157,6 +162,7 @@ impl Worker {
             postponed: 0,
             look_ns: now_ns(),
             last_generation: None,
+            told: None,
             report: report::Report::default(),
             included: std::ptr::null(),
             increments: increments::take_restored()
@@ -246,11 +252,17 @@ impl Worker {
         if let Some(reason) = refusal::noted_reason() {
             return Err(CheckpointError::Refused(reason.into()));
         }
+        if !process::may_be_read() {
+            return Err(CheckpointError::Refused(UNREADABLE.into()));
+        }
         children::none_alive().map_err(CheckpointError::Postponed)
     }
 
     fn try_checkpoint(&mut self, trigger: Trigger) -> Result<u64, CheckpointError> {
         self.before_the_stop()?;
+        if let Some(prefetch) = self.prefetch.as_mut() {
+            prefetch.unwatch();
+        }
         let cpu = cpu_time();
         let settings = self.settings;
         let last = self.last_generation;

@@ -164,6 +164,8 @@ pub unsafe fn take_over(region: *mut Region) {
         }
         syscall!(libc::SYS_close_range, from, u32::MAX, 0);
         syscall!(libc::SYS_prctl, libc::PR_SET_NAME, c"ckpt-helper".as_ptr());
+        // Who bore it may have forbidden that to himself; the vdso's clocks need it.
+        syscall!(libc::SYS_prctl, libc::PR_SET_TSC, libc::PR_TSC_ENABLE);
         (*region).started.store(1, Ordering::Release);
         let word = &raw const (*region).started;
         syscall!(libc::SYS_futex, word, FUTEX_WAKE_PRIVATE, i32::MAX, 0, 0, 0);

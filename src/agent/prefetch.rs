@@ -4,49 +4,33 @@
 //! Of images that were not in memory, what the program touched after the restart before
 //! (`store::working_set`) comes first, then all the rest if there is memory for it. Until
 //! then the mappings are advised MADV_RANDOM: a page fault reads one page and not what lies
-//! around it. A while after the restart the page tables tell what was touched.
+//! around it. [`fetch`] does that, [`record`] finds out what is touched.
 //!
 //! Helper thread, between its other work; [`prepare`] before the program's threads run.
+
+pub mod fetch;
+pub mod record;
 
 use crate::agent::log;
 use crate::agent::resume::Payload;
 use crate::agent::stop::now_ns;
-use crate::agent::track::pagemap::{PageMap, Query, is};
-use crate::image::PAGE;
 use crate::image::state::vma_flag;
-use crate::store::working_set::WorkingSet;
 use crate::store::{Job, RawFs};
 use ckpt_sys::syscall;
+use fetch::{BULK_AFTER_NS, Fetch};
+use record::Record;
 use std::sync::atomic::{AtomicPtr, Ordering};
-
-/// Bytes asked for at a time.
-const STEP: u64 = 1 << 20;
-/// The bulk waits until the program has had its first pages, and then leaves room in the
-/// disk's queue for more of them: a page fault stands behind what was asked for before it.
-const BULK_AFTER_NS: u64 = 200_000_000;
-const BULK_PAUSE_NS: u64 = 2_000_000;
-/// The working set is what was touched so soon after a restart.
-const SOON_NS: u64 = 2_000_000_000;
 
 /// What is still to be done.
 #[derive(Debug)]
 pub struct Prefetch {
-    /// Ranges to be fetched, in order; the first one from `at` on.
-    queue: Vec<(u64, u64)>,
-    at: usize,
-    /// From this range on it is not known to be wanted.
-    bulk: usize,
-    due_ns: u64,
+    fetch: Fetch,
+    record: Record,
     /// Mappings of images: start, end, `vma_flag`s.
     mapped: Vec<(u64, u64, u32)>,
     /// The mappings are advised MADV_RANDOM.
     advised: bool,
-    generation: u64,
-    record_ns: u64,
     began_ns: u64,
-    bytes: u64,
-    /// Page faults of the program that waited for a disk, as of the latest look.
-    waited: i64,
 }
 
 static PREPARED: AtomicPtr<Prefetch> = AtomicPtr::new(std::ptr::null_mut());
@@ -57,18 +41,18 @@ pub fn prepare(payload: &Payload) {
         return;
     }
     let now = now_ns();
+    let ranges = payload.mapped.iter().map(|range| (range.0, range.1));
+    let mut record = Record::new(payload.generation, ranges.collect(), payload.cold, now);
+    if payload.limits.is_empty() {
+        // A rollback: what is mapped was touched before it.
+        record.leave_out();
+    }
     let prefetch = Prefetch {
-        queue: payload.prefetch.clone(),
-        at: 0,
-        bulk: payload.touched as usize,
-        due_ns: 0,
+        fetch: Fetch::new(payload.prefetch.clone(), payload.touched as usize, now),
+        record,
         mapped: payload.mapped.clone(),
         advised: payload.cold,
-        generation: payload.generation,
-        record_ns: now + SOON_NS,
         began_ns: now,
-        bytes: payload.prefetch.iter().map(|range| range.1 - range.0).sum(),
-        waited: 0,
     };
     PREPARED.store(Box::into_raw(Box::new(prefetch)), Ordering::SeqCst);
 }
@@ -91,54 +75,40 @@ fn advise(start: u64, end: u64, advice: i32) {
     unsafe { syscall!(libc::SYS_madvise, start, end - start, advice) };
 }
 
-/// Page faults of this process that had to wait for a disk.
-fn major_faults() -> i64 {
+/// Page faults of this process: all, and those that had to wait for a disk.
+fn faults() -> (i64, i64) {
     // SAFETY: all-zero is a valid rusage; the kernel fills it.
     unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
         syscall!(libc::SYS_getrusage, libc::RUSAGE_SELF, &mut usage);
-        usage.ru_majflt
+        (usage.ru_minflt + usage.ru_majflt, usage.ru_majflt)
     }
 }
 
 impl Prefetch {
     /// When [`Prefetch::slice`] wants to be called.
     pub fn due(&self) -> u64 {
-        if self.at < self.queue.len() || self.advised {
-            self.due_ns
-        } else {
-            self.record_ns
+        match self.fetch.due() {
+            Some(due) => due.min(self.record.due()),
+            None if self.advised => 0,
+            None => self.record.due(),
         }
     }
 
     /// Works for a moment; false: all is done.
     pub fn slice(&mut self, job: Option<&Job<RawFs>>) -> bool {
         let now = now_ns();
-        if self.at >= self.bulk && now < self.began_ns + BULK_AFTER_NS {
-            self.due_ns = self.began_ns + BULK_AFTER_NS;
-            return true;
+        if now >= self.record.due() {
+            self.record.look(now);
         }
-        let mut left = STEP;
-        while let Some((start, end)) = self.queue.get_mut(self.at)
-            && left > 0
-        {
-            let until = (*end).min(*start + left);
-            advise(*start, until, libc::MADV_WILLNEED);
-            left -= until - *start;
-            *start = until;
-            if until == *end {
-                self.at += 1;
+        if self.fetch.due().is_some_and(|due| now >= due) {
+            if self.fetch.is_bulk() && now >= self.began_ns + BULK_AFTER_NS {
+                // From now on the kernel maps what was fetched around each page touched.
+                self.record.unwatch();
             }
+            self.fetch.slice(now);
         }
-        if self.at < self.queue.len() {
-            // A program that waits for the disk anyway is served best by having all of it soon.
-            let waited = major_faults();
-            let waits = std::mem::replace(&mut self.waited, waited) != waited;
-            let pause = self.at >= self.bulk && !waits;
-            self.due_ns = if pause { now + BULK_PAUSE_NS } else { 0 };
-            return true;
-        }
-        if self.advised {
+        if self.fetch.due().is_none() && self.advised {
             self.advised = false;
             for &(start, end, flags) in &self.mapped {
                 if flags & (vma_flag::RANDOM | vma_flag::SEQUENTIAL) == 0 {
@@ -147,48 +117,21 @@ impl Prefetch {
             }
             log::line(format_args!(
                 "fetched ahead: {} KiB in {} ms",
-                self.bytes >> 10,
+                self.fetch.bytes >> 10,
                 (now_ns() - self.began_ns) / 1_000_000
             ));
         }
-        if now_ns() < self.record_ns {
-            return true;
-        }
-        if let (Some(job), Some(set)) = (job, self.look())
+        if let Some(set) = self.record.finished()
+            && let Some(job) = job
             && let Err(error) = set.write(&RawFs, &job.dir)
         {
             log::line(format_args!("{error}"));
         }
-        false
+        self.due() != u64::MAX
     }
 
-    /// What of the mappings is in the page tables.
-    fn look(&self) -> Option<WorkingSet> {
-        let mut map = PageMap::open().ok()?;
-        let query = Query {
-            any: is::PRESENT | is::SWAPPED,
-            tell: is::FILE,
-            ..Query::default()
-        };
-        let mut set = WorkingSet {
-            generation: self.generation,
-            ..WorkingSet::default()
-        };
-        for &(start, end, _) in &self.mapped {
-            map.scan(start, end, query, |from, to, categories| {
-                let (page, pages) = (from / PAGE, (to - from) / PAGE);
-                set.touched += pages;
-                if categories & is::FILE == 0 {
-                    set.written += pages;
-                }
-                match set.runs.last_mut() {
-                    Some(last) if last.0 + last.1 == page => last.1 += pages,
-                    _ => set.runs.push((page, pages)),
-                }
-            })
-            .ok()?;
-        }
-        set.shorten();
-        Some(set)
+    /// Before a checkpoint or a rollback: the tracker registers the mappings itself.
+    pub fn unwatch(&mut self) {
+        self.record.unwatch();
     }
 }

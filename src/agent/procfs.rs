@@ -174,6 +174,10 @@ pub fn task_file(tid: i32, leaf: &str) -> Result<Vec<u8>, i32> {
     read_file(&task_path(tid, leaf))
 }
 
+/// Room for a list of few threads, and of many: memory that is not touched costs nothing.
+const TASK_BUFFER: usize = 4 << 10;
+const MANY_BUFFER: usize = 64 << 10;
+
 /// The ids under /proc/self/task, by getdents64 into a buffer that is kept.
 pub struct TaskList {
     buf: Vec<u8>,
@@ -184,7 +188,7 @@ impl TaskList {
     #[allow(clippy::new_without_default)]
     pub fn new() -> TaskList {
         TaskList {
-            buf: vec![0; 64 << 10],
+            buf: vec![0; TASK_BUFFER],
             ids: Vec::new(),
         }
     }
@@ -203,6 +207,10 @@ impl TaskList {
 
     /// Reads the list anew; returns how many there are.
     pub fn read(&mut self) -> Result<usize, i32> {
+        // An entry has 24 bytes at least. A list of many is best read by one call.
+        if self.ids.len() > TASK_BUFFER / 64 && self.buf.len() < MANY_BUFFER {
+            self.buf.resize(MANY_BUFFER, 0);
+        }
         self.ids.clear();
         let dir = OwnFd::open_with(b"/proc/self/task", libc::O_RDONLY | libc::O_DIRECTORY)?;
         let (buf, ids) = (&mut self.buf, &mut self.ids);

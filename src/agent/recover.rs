@@ -3,6 +3,7 @@
 //! Constructor, one thread, nothing of the program has run.
 
 pub mod files;
+mod needs;
 
 use crate::agent::collect::identity;
 use crate::agent::resume::Payload;
@@ -76,8 +77,11 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
         ));
     }
     let left = files::left(&job, &found.record, config);
-    let went = left
-        .and_then(|left| files::go_back(&mut job, &found.record, left.as_ref(), config, terminal));
+    let needs = needs::Needs::of(&member.image.manifest, config);
+    let went = left.and_then(|left| {
+        let how = (config, &needs);
+        files::go_back(&mut job, &found.record, left.as_ref(), how, terminal)
+    });
     let files = match went {
         Ok(files) => files,
         Err(reason) => start::give_up(format_args!(
@@ -97,6 +101,12 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
             .unwrap_or_default(),
         limits: settings::get()
             .map(|s| s.limits.clone())
+            .unwrap_or_default(),
+        credentials: settings::get()
+            .map(|s| s.credentials.clone())
+            .unwrap_or_default(),
+        affinity: settings::get()
+            .map(|s| s.affinity.clone())
             .unwrap_or_default(),
         started_ns: stop::now_ns(),
         ..Payload::default()

@@ -41,6 +41,12 @@ pub enum Kind {
     SecretMemory = 1 << 7,
     /// arch_prctl(ARCH_REQ_XCOMP_PERM): AMX permission, to be asked for again.
     TileRegisters = 1 << 8,
+    /// setuid, capset and the like: for the kernel threads have credentials of their own.
+    Credentials = 1 << 9,
+    /// prctl(PR_SET_KEEPCAPS, PR_SET_TSC), which a thread alone can tell of itself.
+    ThreadSwitches = 1 << 10,
+    /// prctl(PR_SET_SECUREBITS), likewise.
+    SecureBits = 1 << 11,
 }
 
 /// A facility was used.

@@ -10,6 +10,7 @@ use crate::agent::callsites::restart::{self, Clock};
 use crate::agent::checkpoint::files;
 use crate::agent::checkpoint::increments::prepare_restored;
 use crate::agent::checkpoint::mapped::{self, Mapping};
+use crate::agent::collect::process;
 use crate::agent::collect::signals::{put_back, put_back_own};
 use crate::agent::collect::threads::{SCHED_ATTR_SIZE, SCHED_FLAG_RESET_ON_FORK, SchedAttr};
 use crate::agent::hooks;
@@ -17,15 +18,15 @@ use crate::agent::procfs::OwnFd;
 use crate::agent::region::{self, Region};
 use crate::agent::snapshot::copy;
 use crate::agent::state::AGENT;
-use crate::agent::track::{fault, mprotect};
+use crate::agent::track::{Kept, fault, mprotect};
 use crate::agent::{
     ballast, exit, heap, helper, interface, log, prefetch, request, rollback, settings, side,
     start, starter, state, stop, track,
 };
 use crate::image::codec;
 use crate::image::state::{
-    Manifest, PendingSignal, PosixTimer, ProcessState, SchedState, ThreadState, TimerState,
-    VmaState,
+    Manifest, PendingSignal, PosixTimer, ProcessState, SchedState, Switches, ThreadState,
+    TimerState, VmaState,
 };
 use crate::persist::table;
 use ckpt_sys::blob::{RestorerArgs, RestorerThread};
@@ -57,13 +58,14 @@ pub struct ThreadRecord {
     name: [u8; 16],
     timer_slack_ns: u64,
     pdeathsig: i32,
+    switches: Switches,
     /// The process has a death signal that is not the image's.
     anew: bool,
 }
 
 impl ThreadRecord {
     /// `anew`: the process is a starter's child, or goes back inside.
-    pub fn of(thread: &ThreadState, anew: bool) -> ThreadRecord {
+    pub fn of(thread: &ThreadState, switches: Switches, anew: bool) -> ThreadRecord {
         let mut name = [0u8; 16];
         let n = thread.name.len().min(15);
         name[..n].copy_from_slice(&thread.name[..n]);
@@ -72,6 +74,7 @@ impl ThreadRecord {
             name,
             timer_slack_ns: thread.timer_slack_ns,
             pdeathsig: thread.pdeathsig,
+            switches,
             anew,
         }
     }
@@ -102,6 +105,7 @@ pub struct Payload {
     pub pending: Vec<PendingSignal>,
     pub timers: TimerState,
     pub process: ProcessState,
+    pub mdwe: u32,
     /// Ranges that are mappings of image files (start, end, `vma_flag`s), and which
     /// files those are.
     pub mapped: Vec<(u64, u64, u32)>,
@@ -125,6 +129,10 @@ pub struct Payload {
     pub inherited: Vec<(i32, u64, u64)>,
     /// Resource limits of the new start; empty: the process is not a new one.
     pub limits: Vec<(u32, u64, u64)>,
+    /// What the new start may do; empty: as for the limits.
+    pub credentials: Vec<u8>,
+    /// CPUs of the new start; empty: as for the limits.
+    pub affinity: Vec<u64>,
     /// The process that stands in for this one, or 0.
     pub starter: i32,
     /// CLOCK_MONOTONIC at the constructor's start, for the log.
@@ -141,6 +149,8 @@ pub struct Payload {
     pub asked: Vec<u32>,
     /// Rollback that has left memory mapped: the descriptor by which it is watched.
     pub watching: Option<i32>,
+    /// And what is known of that memory.
+    pub kept: Option<Kept>,
     /// Rollback: the areas with their flags, which need not be read again.
     pub flags: Vec<VmaState>,
 }
@@ -161,6 +171,7 @@ impl Payload {
         self.timers = manifest.timers.clone();
         self.process = manifest.process.clone();
         self.process.auxv.clear();
+        self.mdwe = manifest.privileges.mdwe;
         self.shared = mapped::of(manifest.memory.vmas.iter());
     }
 
@@ -229,6 +240,16 @@ pub unsafe extern "C" fn resume_thread(
         if (*record).pdeathsig != 0 || (*record).anew {
             starter::set_death_signal((*record).pdeathsig);
         }
+        let switches = (*record).switches;
+        if switches != Switches::default() || (*record).anew {
+            let keep = u64::from(switches.keepcaps);
+            syscall!(libc::SYS_prctl, libc::PR_SET_KEEPCAPS, keep, 0, 0, 0);
+            let tsc = match switches.no_tsc {
+                true => libc::PR_TSC_SIGSEGV,
+                false => libc::PR_TSC_ENABLE,
+            };
+            syscall!(libc::SYS_prctl, libc::PR_SET_TSC, tsc, 0, 0, 0);
+        }
         put_back_pending((*record).tid);
         if interrupted != 0 {
             let pending = &*(interrupted as *const restart::Interrupted);
@@ -280,10 +301,12 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
                 // First: what this thread changes in the image's memory from here on is
                 // a change since the generation like any other.
                 let fd = payload.watching.take().map(OwnFd::from_raw);
+                let kept = payload.kept.take();
                 let flags = std::mem::take(&mut payload.flags);
                 if let Some(settings) = settings::restored(payload) {
                     mprotect::while_resuming(resuming(restorer), args.scratch, || {
-                        prepare_restored(&settings, payload.generation, fd, flags);
+                        let kept = kept.as_ref();
+                        prepare_restored(&settings, payload.generation, fd, kept, flags);
                     });
                 }
                 rebuild(restorer, payload);
@@ -450,6 +473,8 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
     for signal in payload.pending.iter().chain(&payload.kept_signals) {
         put_back(signal);
     }
+    // Before its limit may forbid it.
+    lock_future(payload.process.mlockall);
     // What the program had set itself, the rest as the process was started.
     let own = &payload.process.rlimits;
     let given = settings::get().map_or(&[][..], |s| &s.limits);
@@ -468,7 +493,30 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
             0
         )
     };
+    // Last of all: what is executable is so by now. That it can be set was asked before.
+    if payload.mdwe != 0
+        && let Err(errno) = process::set_mdwe(payload.mdwe)
+    {
+        start::give_up(format_args!(
+            "PR_SET_MDWE cannot be set again: errno {errno}"
+        ));
+    }
     set_timers(&payload.timers, &payload.kept_timers, &real);
+}
+
+/// mlockall(MCL_FUTURE): what is mapped from here on. What was locked is locked already.
+fn lock_future(flags: u32) {
+    if flags == 0 {
+        return;
+    }
+    // SAFETY: no pointers.
+    let ret = unsafe { syscall!(libc::SYS_mlockall, u64::from(flags)) };
+    if ret != 0 {
+        log::line(format_args!(
+            "new memory of the program is not locked any more (mlockall): errno {}",
+            -ret
+        ));
+    }
 }
 
 /// The tracker is at work already: what is written here has changed since the checkpoint.
@@ -511,14 +559,13 @@ fn set_sched(tid: i32, sched: &SchedState, always: bool) {
         if always || *sched != SchedState::default() {
             syscall!(libc::SYS_sched_setattr, tid, &attr, 0);
         }
-        if !sched.affinity.is_empty() {
-            let len = sched.affinity.len() * 8;
-            syscall!(
-                libc::SYS_sched_setaffinity,
-                tid,
-                len,
-                sched.affinity.as_ptr()
-            );
+        let mask = match settings::get() {
+            Some(settings) if always && sched.affinity.is_empty() => &settings.affinity,
+            _ => &sched.affinity,
+        };
+        if !mask.is_empty() {
+            let len = mask.len() * 8;
+            syscall!(libc::SYS_sched_setaffinity, tid, len, mask.as_ptr());
         }
     }
 }

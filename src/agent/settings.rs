@@ -22,12 +22,14 @@ pub struct Settings {
     pub store_root: Vec<u8>,
     /// Set after a restore: the directory of the job and the generation restored.
     pub restored: Option<(Vec<u8>, u64)>,
-    /// Uid, gid, groups, seccomp at the start (`collect::process::credentials`).
+    /// Ids, groups, capabilities at the start (`collect::credentials`).
     pub credentials: Vec<u8>,
     /// Descriptors that the process was started with: (fd, dev, ino).
     pub inherited: Vec<(i32, u64, u64)>,
     /// Resource limits that the process was started with: (resource, soft, hard).
     pub limits: Vec<(u32, u64, u64)>,
+    /// CPUs that the process was started with, 64 a word.
+    pub affinity: Vec<u64>,
 }
 
 static SETTINGS: AtomicPtr<Settings> = AtomicPtr::new(std::ptr::null_mut());
@@ -78,12 +80,21 @@ pub fn restored(payload: &Payload) -> Option<Settings> {
         job_key: payload.job_key.clone(),
         store_root: payload.store_root.clone(),
         restored: Some((payload.job_dir.clone(), payload.generation)),
-        credentials: old.credentials.clone(),
+        credentials: if payload.credentials.is_empty() {
+            old.credentials.clone()
+        } else {
+            payload.credentials.clone()
+        },
         inherited: payload.inherited.clone(),
         limits: if payload.limits.is_empty() {
             old.limits.clone()
         } else {
             payload.limits.clone()
+        },
+        affinity: if payload.affinity.is_empty() {
+            old.affinity.clone()
+        } else {
+            payload.affinity.clone()
         },
     })
 }

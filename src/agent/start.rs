@@ -6,8 +6,10 @@
 //! process that loads the library pays for it, so it does as little as it can.
 
 use crate::agent::callsites;
+use crate::agent::collect::credentials::credentials;
 use crate::agent::collect::descriptors::inherited_now;
-use crate::agent::collect::process::{credentials, limits};
+use crate::agent::collect::process::limits;
+use crate::agent::collect::threads::affinity;
 use crate::agent::recover;
 use crate::agent::settings::{self, Settings};
 use crate::agent::state::{self, AGENT};
@@ -30,6 +32,7 @@ unsafe extern "C" {
 /// One line on standard error and the documented exit status.
 pub fn give_up(message: std::fmt::Arguments<'_>) -> ! {
     log::complain(message);
+    log::line(message);
     loop {
         // SAFETY: ends the process before main; nothing of the program has run.
         unsafe { syscall!(libc::SYS_exit_group, OUR_FAILURE) };
@@ -110,6 +113,7 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
         credentials: credentials(pid),
         inherited,
         limits: limits(),
+        affinity: affinity(0),
     };
     // SAFETY: one thread.
     unsafe { settings::publish(Box::new(settings)) };

@@ -16,11 +16,12 @@ use crate::agent::callsites;
 use crate::agent::callsites::restart::{self, Clock};
 use crate::agent::collect::signals;
 use crate::agent::hooks;
+use crate::agent::refusal::{self, Kind};
 use crate::agent::request;
 use crate::agent::rollback;
 use crate::agent::state::{AGENT, RESERVED_SIGNAL, awake};
 use crate::agent::track::{fault, touch};
-use crate::image::state::PendingSignal;
+use crate::image::state::{PendingSignal, Switches};
 use ckpt_sys::raw::check;
 use ckpt_sys::{syscall, tls::thread_block};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -46,6 +47,7 @@ pub struct Slot {
     pub rseq_len: u32,
     pub pdeathsig: i32,
     pub timer_slack_ns: u64,
+    pub switches: Switches,
     pub name: [u8; 16],
     /// rt_sigpending: this thread's and the process's.
     pub pending: u64,
@@ -486,6 +488,13 @@ pub fn report(slot: &mut Slot) {
         syscall!(libc::SYS_prctl, libc::PR_GET_PDEATHSIG, &mut slot.pdeathsig);
         slot.timer_slack_ns = syscall!(libc::SYS_prctl, libc::PR_GET_TIMERSLACK).max(0) as u64;
         syscall!(libc::SYS_rt_sigpending, &mut slot.pending, 8);
+        slot.switches = Switches::default();
+        if refusal::was_noted(Kind::ThreadSwitches) {
+            let mut tsc = 0i32;
+            syscall!(libc::SYS_prctl, libc::PR_GET_TSC, &mut tsc);
+            slot.switches.no_tsc = tsc == libc::PR_TSC_SIGSEGV;
+            slot.switches.keepcaps = syscall!(libc::SYS_prctl, libc::PR_GET_KEEPCAPS) == 1;
+        }
     }
     let rseq = rseq_area(slot.fs_base);
     slot.rseq = rseq.0;

@@ -42,11 +42,13 @@ pub fn compose(chain: &[&MemoryState]) -> Result<Vec<Sourced>, ChainError> {
     let newest = chain.first().ok_or(ChainError::Empty)?;
     let mut found = Vec::new();
     // What no image so far has said anything about.
-    let mut open: Vec<Range> = private(newest).collect();
+    let mut open: Vec<Range> = newest.private().collect();
     for (file, memory) in chain.iter().enumerate() {
         if file > 0 {
             let mut known = Vec::new();
-            cut(&open, private(memory), |_, from, to| known.push((from, to)));
+            cut(&open, memory.private(), |_, from, to| {
+                known.push((from, to))
+            });
             open = known;
         }
         let extents = memory.extents.iter();
@@ -81,14 +83,16 @@ fn end_of(addr: u64, npages: u64) -> u64 {
     addr.saturating_add(npages.saturating_mul(PAGE))
 }
 
-/// Areas whose contents are pages of images. Contents of shared areas stand in the
-/// generation itself.
-fn private(memory: &MemoryState) -> impl Iterator<Item = Range> {
-    let vmas = memory.vmas.iter().filter(|vma| match vma.kind {
-        VmaKind::Anon | VmaKind::Stack | VmaKind::Heap | VmaKind::FilePrivate { .. } => true,
-        VmaKind::FileShared { .. } | VmaKind::Shared { .. } => false,
-    });
-    vmas.map(|vma| (vma.start, vma.end))
+impl MemoryState {
+    /// Areas whose contents are pages of images. Contents of shared areas stand in the
+    /// generation itself.
+    pub fn private(&self) -> impl Iterator<Item = (u64, u64)> {
+        let vmas = self.vmas.iter().filter(|vma| match vma.kind {
+            VmaKind::Anon | VmaKind::Stack | VmaKind::Heap | VmaKind::FilePrivate { .. } => true,
+            VmaKind::FileShared { .. } | VmaKind::Shared { .. } => false,
+        });
+        vmas.map(|vma| (vma.start, vma.end))
+    }
 }
 
 /// Takes `runs` out of `open` (both ascending and disjoint) and returns what is left; each
@@ -221,7 +225,7 @@ mod tests {
             let n = 1 + random.below(6);
             let inside = |m: &MemoryState| {
                 let mut pages = page..page + n;
-                pages.all(|p| private(m).any(|(s, e)| s <= p * PAGE && p * PAGE < e))
+                pages.all(|p| m.private().any(|(s, e)| s <= p * PAGE && p * PAGE < e))
             };
             match random.below(4) {
                 0 if inside(&memory) => {
@@ -259,7 +263,7 @@ mod tests {
                     pages.insert(e.addr + page * PAGE, place);
                 }
             }
-            pages.retain(|&page, _| private(memory).any(|(s, e)| s <= page && page < e));
+            pages.retain(|&page, _| memory.private().any(|(s, e)| s <= page && page < e));
         }
         pages
     }

@@ -10,7 +10,8 @@
 
 use super::PAGE;
 use super::pack::Packed;
-use super::state::{Base, Manifest};
+use super::places::Places;
+use super::state::{Base, Manifest, Privileges};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// No manifest or record is larger.
@@ -38,6 +39,14 @@ const PACKED_VERSION: u32 = 1;
 /// go on where it must not.
 const TAG_GUARDED: u32 = 4;
 const GUARDED_VERSION: u32 = 1;
+
+/// Where the pages lie, once more and in few bytes: [`Places`].
+const TAG_PLACES: u32 = OPTIONAL | 5;
+const PLACES_VERSION: u32 = 1;
+
+/// What the process may do: [`Privileges`]. It must be understood: nothing of it may be lost.
+const TAG_PRIVILEGES: u32 = 6;
+const PRIVILEGES_VERSION: u32 = 1;
 
 /// Runs of pages as the distance from the end of the run before, and the length, in pages.
 fn gaps(runs: &[(u64, u64)]) -> Vec<(u64, u64)> {
@@ -141,8 +150,15 @@ pub fn encode_region(manifest: &Manifest, packed: Option<&Packed>) -> Result<Vec
         let payload = encode(&gaps(&manifest.memory.guarded))?;
         push_section(&mut region, TAG_GUARDED, GUARDED_VERSION, &payload);
     }
+    if manifest.privileges != Privileges::default() {
+        let payload = encode(&manifest.privileges)?;
+        push_section(&mut region, TAG_PRIVILEGES, PRIVILEGES_VERSION, &payload);
+    }
     if let Some(packed) = packed {
         push_section(&mut region, TAG_PACKED, PACKED_VERSION, &encode(packed)?);
+    }
+    if let Some(places) = Places::of(&manifest.memory) {
+        push_section(&mut region, TAG_PLACES, PLACES_VERSION, &encode(&places)?);
     }
     Ok(region)
 }
@@ -162,49 +178,100 @@ pub fn decode_manifest(region: &[u8]) -> Result<Manifest, CodecError> {
 
 /// Decodes a manifest region.
 pub fn decode_region(region: &[u8]) -> Result<(Manifest, Option<Packed>), CodecError> {
-    let mut rest = region;
-    let mut manifest: Option<Manifest> = None;
-    let mut increment: Option<Increment> = None;
-    let mut packed: Option<Packed> = None;
-    let mut guarded: Option<Vec<(u64, u64)>> = None;
-    while !rest.is_empty() {
-        let head = rest
-            .first_chunk::<SECTION_HEAD>()
-            .ok_or(CodecError::Section)?;
-        let tag = u32::from_le_bytes([head[0], head[1], head[2], head[3]]);
-        let version = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
-        let len = u64::from_le_bytes([
-            head[8], head[9], head[10], head[11], head[12], head[13], head[14], head[15],
-        ]);
-        let padded = usize::try_from(len)
-            .ok()
-            .and_then(|len| len.checked_next_multiple_of(8))
-            .filter(|&padded| padded <= rest.len() - SECTION_HEAD)
-            .ok_or(CodecError::Section)?;
-        let payload = &rest[SECTION_HEAD..SECTION_HEAD + len as usize];
-        match (tag, version) {
-            (TAG_MANIFEST, MANIFEST_VERSION) if manifest.is_none() => {
-                manifest = Some(decode(payload)?);
-            }
-            (TAG_INCREMENT, INCREMENT_VERSION) if increment.is_none() => {
-                increment = Some(decode(payload)?);
-            }
-            (TAG_PACKED, PACKED_VERSION) if packed.is_none() => packed = Some(decode(payload)?),
-            (TAG_GUARDED, GUARDED_VERSION) if guarded.is_none() => {
-                guarded = Some(runs(&decode::<Vec<(u64, u64)>>(payload)?)?);
-            }
-            _ if tag & OPTIONAL != 0 => {}
-            _ => return Err(CodecError::Unknown { tag, version }),
-        }
-        rest = &rest[SECTION_HEAD + padded..];
+    Sections::split(region)?.decode()
+}
+
+/// Of an image that another one stands on only `memory` is wanted, and of that no more than
+/// where its pages lie. An image of an earlier version says that in its manifest alone.
+pub fn decode_base(region: &[u8]) -> Result<(Manifest, Option<Packed>), CodecError> {
+    let mut sections = Sections::split(region)?;
+    let Some(places) = sections.places.take() else {
+        let (mut manifest, packed) = sections.decode()?;
+        let places = Places::of(&manifest.memory).map(|places| places.memory());
+        let (base, dropped) = (manifest.memory.base, manifest.memory.dropped);
+        manifest = Manifest::default();
+        manifest.memory = places.transpose()?.unwrap_or_default();
+        (manifest.memory.base, manifest.memory.dropped) = (base, dropped);
+        return Ok((manifest, packed));
+    };
+    if sections.manifest.is_none() {
+        return Err(CodecError::Missing);
     }
-    let mut manifest = manifest.ok_or(CodecError::Missing)?;
-    manifest.memory.guarded = guarded.unwrap_or_default();
-    if let Some(increment) = increment {
-        manifest.memory.dropped = increment.dropped()?;
-        manifest.memory.base = Some(increment.base);
-    }
+    let memory = decode::<Places>(places)?.memory()?;
+    let mut manifest = Manifest {
+        memory,
+        ..Manifest::default()
+    };
+    let packed = sections.rest(&mut manifest)?;
     Ok((manifest, packed))
+}
+
+/// The sections of a region that this program knows, not decoded.
+#[derive(Default)]
+struct Sections<'r> {
+    manifest: Option<&'r [u8]>,
+    increment: Option<&'r [u8]>,
+    packed: Option<&'r [u8]>,
+    guarded: Option<&'r [u8]>,
+    places: Option<&'r [u8]>,
+    privileges: Option<&'r [u8]>,
+}
+
+impl<'r> Sections<'r> {
+    fn split(region: &'r [u8]) -> Result<Sections<'r>, CodecError> {
+        let mut sections = Sections::default();
+        let mut rest = region;
+        while !rest.is_empty() {
+            let head = rest
+                .first_chunk::<SECTION_HEAD>()
+                .ok_or(CodecError::Section)?;
+            let tag = u32::from_le_bytes([head[0], head[1], head[2], head[3]]);
+            let version = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
+            let len = u64::from_le_bytes([
+                head[8], head[9], head[10], head[11], head[12], head[13], head[14], head[15],
+            ]);
+            let padded = usize::try_from(len)
+                .ok()
+                .and_then(|len| len.checked_next_multiple_of(8))
+                .filter(|&padded| padded <= rest.len() - SECTION_HEAD)
+                .ok_or(CodecError::Section)?;
+            let payload = &rest[SECTION_HEAD..SECTION_HEAD + len as usize];
+            rest = &rest[SECTION_HEAD + padded..];
+            let place = match (tag, version) {
+                (TAG_MANIFEST, MANIFEST_VERSION) => &mut sections.manifest,
+                (TAG_INCREMENT, INCREMENT_VERSION) => &mut sections.increment,
+                (TAG_PACKED, PACKED_VERSION) => &mut sections.packed,
+                (TAG_GUARDED, GUARDED_VERSION) => &mut sections.guarded,
+                (TAG_PLACES, PLACES_VERSION) => &mut sections.places,
+                (TAG_PRIVILEGES, PRIVILEGES_VERSION) => &mut sections.privileges,
+                _ if tag & OPTIONAL != 0 => continue,
+                _ => return Err(CodecError::Unknown { tag, version }),
+            };
+            if place.replace(payload).is_some() {
+                return Err(CodecError::Unknown { tag, version });
+            }
+        }
+        Ok(sections)
+    }
+
+    fn decode(self) -> Result<(Manifest, Option<Packed>), CodecError> {
+        let mut manifest: Manifest = decode(self.manifest.ok_or(CodecError::Missing)?)?;
+        let guarded = self.guarded.map(decode::<Vec<(u64, u64)>>).transpose()?;
+        manifest.memory.guarded = runs(&guarded.unwrap_or_default())?;
+        manifest.privileges = self.privileges.map(decode).transpose()?.unwrap_or_default();
+        let packed = self.rest(&mut manifest)?;
+        Ok((manifest, packed))
+    }
+
+    /// What stands in sections of its own in every case.
+    fn rest(self, manifest: &mut Manifest) -> Result<Option<Packed>, CodecError> {
+        if let Some(increment) = self.increment {
+            let increment: Increment = decode(increment)?;
+            manifest.memory.dropped = increment.dropped()?;
+            manifest.memory.base = Some(increment.base);
+        }
+        self.packed.map(decode).transpose()
+    }
 }
 
 #[cfg(test)]
@@ -227,6 +294,16 @@ mod tests {
         let payload = encode(&vec![(u64::MAX, 2u64)]).unwrap();
         push_section(&mut damaged, TAG_GUARDED, GUARDED_VERSION, &payload);
         assert_eq!(decode_manifest(&damaged), Err(CodecError::Section));
+    }
+
+    #[test]
+    fn privileges_round_trip() {
+        let mut manifest = Manifest::default();
+        manifest.privileges.credentials = b"Uid=0\n".to_vec();
+        manifest.privileges.threads = vec![Default::default(); 3];
+        manifest.privileges.threads[2].keepcaps = true;
+        let region = encode_manifest(&manifest).unwrap();
+        assert_eq!(decode_manifest(&region).unwrap(), manifest);
     }
 
     #[test]
@@ -278,6 +355,35 @@ mod tests {
             })
         );
         assert_eq!(decode_manifest(&[]), Err(CodecError::Missing));
+    }
+
+    /// With the section and without, a base says the same.
+    #[test]
+    fn a_base_is_known_by_either_way() {
+        let mut manifest = crate::image::check::tests::sample_manifest(4096);
+        manifest.memory.base = Some(Base {
+            generation: 7,
+            header_crc: 1,
+        });
+        manifest.memory.dropped = vec![(0x10000, 1)];
+        let region = encode_manifest(&manifest).unwrap();
+        let mut sections = Sections::split(&region).unwrap();
+        assert!(sections.places.take().is_some());
+        let mut old = Vec::new();
+        push_section(&mut old, TAG_MANIFEST, 1, sections.manifest.unwrap());
+        push_section(&mut old, TAG_INCREMENT, 1, sections.increment.unwrap());
+        let (new, old) = (decode_base(&region).unwrap(), decode_base(&old).unwrap());
+        assert_eq!(new, old);
+        let (was, is) = (&manifest.memory, &new.0.memory);
+        assert_eq!((is.base, &is.dropped), (was.base, &was.dropped));
+        assert_eq!(is.extents, was.extents);
+        assert_eq!(new.0.threads, []);
+        assert_eq!(decode_manifest(&region).unwrap(), manifest);
+        // It is no manifest by itself.
+        let mut alone = Vec::new();
+        let places = encode(&Places::of(was).unwrap()).unwrap();
+        push_section(&mut alone, TAG_PLACES, 1, &places);
+        assert_eq!(decode_base(&alone), Err(CodecError::Missing));
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub mod check;
 pub mod codec;
 pub mod header;
 pub mod pack;
+pub mod places;
 pub mod reader;
 pub mod state;
 pub mod sums;

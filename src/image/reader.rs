@@ -8,6 +8,7 @@ use super::blocks::{Blocks, Packing};
 use super::check::{CheckError, check_manifest};
 use super::codec::{self, CodecError};
 use super::header::{HEADER_LEN, Header, HeaderError, ParsedHeader};
+use super::pack::Packed;
 use super::state::Manifest;
 use super::sums::{SUM_BLOCK, Sums};
 use crate::errno::{Errno, Io};
@@ -99,19 +100,35 @@ pub struct Image {
 impl Image {
     /// Reads and verifies everything but the page data.
     pub fn read(source: &impl ReadAt) -> Result<Image, ImageError> {
+        Image::read_by(source, codec::decode_region)
+    }
+
+    /// The same of an image that another one stands on: of its manifest there is no more than
+    /// where its pages lie.
+    pub fn read_base(source: &impl ReadAt) -> Result<Image, ImageError> {
+        Image::read_by(source, codec::decode_base)
+    }
+
+    fn read_by(
+        source: &impl ReadAt,
+        decode: impl FnOnce(&[u8]) -> Result<(Manifest, Option<Packed>), CodecError>,
+    ) -> Result<Image, ImageError> {
         let header = Image::read_header(source)?;
         if header.manifest_len > codec::LIMIT as u64 {
             return Err(ImageError::ManifestSize(header.manifest_len));
         }
-        let region = read_region(source, header.manifest_offset, header.manifest_len)?;
+        // The two lie side by side (validated): one read.
+        let len = header.manifest_len.checked_add(header.sums_len);
+        let len = len.ok_or(HeaderError::Layout)?;
+        let mut region = read_region(source, header.manifest_offset, len)?;
+        let table = region.split_off(header.manifest_len as usize);
         if crc32c::crc32c(&region) != header.manifest_crc {
             return Err(ImageError::ManifestChecksum);
         }
-        let table = read_region(source, header.sums_offset, header.sums_len)?;
         if crc32c::crc32c(&table) != header.sums_crc {
             return Err(ImageError::SumsChecksum);
         }
-        let (manifest, packed) = codec::decode_region(&region)?;
+        let (manifest, packed) = decode(&region)?;
         check_manifest(&manifest, &header)?;
         let packing = match packed {
             Some(packed) if header.is_packed() => {
@@ -222,6 +239,7 @@ mod tests {
             let mut bad = good.clone();
             bad[at] ^= 0x41;
             let metadata = Image::read(&bad.as_slice()).is_err();
+            assert_eq!(metadata, Image::read_base(&bad.as_slice()).is_err());
             let is_data = (4096..4096 * 3).contains(&at);
             assert_eq!(metadata, !is_data, "byte {at}");
             assert!(accept(&bad).is_err(), "byte {at}");

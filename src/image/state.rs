@@ -22,6 +22,29 @@ pub struct Manifest {
     /// Microseconds of each phase of the stop, in order: park, collect,
     /// snapshot (fork or copy), release.
     pub stop_phases_us: [u64; 4],
+    /// In a section of its own (`codec`).
+    #[serde(skip)]
+    pub privileges: Privileges,
+}
+
+/// What the process and its threads may do, where that is not the kernel's default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Privileges {
+    /// Ids, groups and capabilities: a new start must have the same (`collect::credentials`).
+    pub credentials: Vec<u8>,
+    /// PR_SET_MDWE.
+    pub mdwe: u32,
+    /// Switches of threads, in the order of `Manifest::threads`; those behind the end are off.
+    pub threads: Vec<Switches>,
+}
+
+/// What a thread has set for itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Switches {
+    /// PR_SET_KEEPCAPS.
+    pub keepcaps: bool,
+    /// PR_SET_TSC: reading the time stamp counter is a SIGSEGV.
+    pub no_tsc: bool,
 }
 
 /// What must be the same where the image is restored.
@@ -76,6 +99,7 @@ pub struct ProcessState {
     pub thp_disable: bool,
     pub personality: u32,
     pub oom_score_adj: i32,
+    /// Not in use: `Privileges::threads`.
     pub keepcaps: bool,
     pub mm: MmFields,
     /// The bytes of /proc/self/auxv.
@@ -169,7 +193,7 @@ pub mod vma_flag {
 pub enum VmaKind {
     /// Private anonymous; absent pages are zero.
     Anon,
-    /// The main thread's stack (grows down).
+    /// Grows down: the main thread's stack, and what was mapped with MAP_GROWSDOWN.
     Stack,
     /// The brk heap.
     Heap,

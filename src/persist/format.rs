@@ -168,7 +168,7 @@ impl Encoder {
 }
 
 /// Reads one payload.
-struct Decoder<'a>(&'a [u8]);
+pub struct Decoder<'a>(pub &'a [u8]);
 
 impl<'a> Decoder<'a> {
     fn take(&mut self, n: usize) -> Option<&'a [u8]> {
@@ -177,24 +177,24 @@ impl<'a> Decoder<'a> {
         Some(head)
     }
 
-    fn u8(&mut self) -> Option<u8> {
+    pub fn u8(&mut self) -> Option<u8> {
         self.take(1)?.first().copied()
     }
 
-    fn u32(&mut self) -> Option<u32> {
+    pub fn u32(&mut self) -> Option<u32> {
         Some(u32::from_le_bytes(self.take(4)?.try_into().ok()?))
     }
 
-    fn u64(&mut self) -> Option<u64> {
+    pub fn u64(&mut self) -> Option<u64> {
         Some(u64::from_le_bytes(self.take(8)?.try_into().ok()?))
     }
 
-    fn text(&mut self) -> Option<Vec<u8>> {
+    pub fn text(&mut self) -> Option<Vec<u8>> {
         let len = self.u32()? as usize;
         self.take(len).map(<[u8]>::to_vec)
     }
 
-    fn id(&mut self) -> Option<Id> {
+    pub fn id(&mut self) -> Option<Id> {
         Some(Id {
             dev: self.u64()?,
             ino: self.u64()?,

@@ -420,11 +420,18 @@ pub(super) fn c_path(path: &Path) -> Sys<CPath> {
     CPath::new(&[path.as_os_str().as_bytes()])
 }
 
+fn all_names(job_dir: &Path) -> Result<Vec<Vec<u8>>, StoreError> {
+    match c_path(job_dir).and_then(|p| sys::list(&p)) {
+        Err(libc::ENOENT) => Ok(Vec::new()),
+        other => on(other, "list", job_dir),
+    }
+}
+
 fn names(job_dir: &Path) -> Result<Vec<(u32, Vec<u8>)>, StoreError> {
-    let names = match c_path(job_dir).and_then(|p| sys::list(&p)) {
-        Err(libc::ENOENT) => Vec::new(),
-        other => on(other, "list", job_dir)?,
-    };
+    Ok(of_tables(all_names(job_dir)?))
+}
+
+fn of_tables(names: Vec<Vec<u8>>) -> Vec<(u32, Vec<u8>)> {
     let number = |name: &[u8]| {
         let digits = name.strip_prefix(b"table-")?;
         let all = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
@@ -432,7 +439,7 @@ fn names(job_dir: &Path) -> Result<Vec<(u32, Vec<u8>)>, StoreError> {
     };
     let numbered = names.into_iter();
     let numbered = numbered.filter_map(|name| Some((number(&name)?, name)));
-    Ok(numbered.collect())
+    numbered.collect()
 }
 
 /// The highest number that a table of the job has; 0: there is none.
@@ -443,13 +450,43 @@ pub fn highest(job_dir: &Path) -> Result<u32, StoreError> {
 
 /// All tables of a job, oldest first. A file that is no table is left out.
 pub fn list(job_dir: &Path) -> Result<Vec<TableFile>, StoreError> {
+    listed(job_dir, names(job_dir)?)
+}
+
+fn listed(job_dir: &Path, names: Vec<(u32, Vec<u8>)>) -> Result<Vec<TableFile>, StoreError> {
     let mut tables = Vec::new();
-    for (_, name) in names(job_dir)? {
+    for (_, name) in names {
         let path = job_dir.join(OsStr::from_bytes(&name));
         tables.extend(on(read_header(&path), "read", &path)?);
     }
     tables.sort_by_key(|t| t.seq);
     Ok(tables)
+}
+
+/// The tables that lead back to a generation, oldest first: [`leading_back`] of all of them,
+/// but the older ones are not looked at where they need not be.
+pub fn list_back(job_dir: &Path, generation: u64) -> Result<Vec<TableFile>, StoreError> {
+    let mut names = names(job_dir)?;
+    names.sort_unstable_by_key(|name| std::cmp::Reverse(name.0));
+    let mut tables = Vec::new();
+    for (number, name) in names {
+        let path = job_dir.join(OsStr::from_bytes(&name));
+        let Some(table) = on(read_header(&path), "read", &path)? else {
+            continue;
+        };
+        // The order is that of the numbers inside.
+        if table.seq != number {
+            break;
+        }
+        let own = table.base == generation;
+        tables.push(table);
+        if own {
+            tables.reverse();
+            return Ok(tables);
+        }
+    }
+    let all = list(job_dir)?;
+    Ok(leading_back(&all, generation).to_vec())
 }
 
 /// Reads a whole table. `Ok(None)`: the file is no table. Records end at the first
@@ -551,11 +588,9 @@ fn remove_parts(job_dir: &Path, seq: u32) -> Result<(), StoreError> {
 }
 
 /// Removes what a kill during the making of a table, or [`remove_for_reuse`], has left.
-pub fn remove_leftovers(job_dir: &Path) -> Result<(), StoreError> {
-    let names = match c_path(job_dir).and_then(|p| sys::list(&p)) {
-        Err(libc::ENOENT) => return Ok(()),
-        other => on(other, "list", job_dir)?,
-    };
+/// Returns the tables that are left, oldest first.
+pub fn remove_leftovers(job_dir: &Path) -> Result<Vec<TableFile>, StoreError> {
+    let names = all_names(job_dir)?;
     for name in &names {
         let new = name.starts_with(b"table-") && name.ends_with(b".new");
         if new || name == SPARE {
@@ -566,15 +601,17 @@ pub fn remove_leftovers(job_dir: &Path) -> Result<(), StoreError> {
     }
     // One that is undone, and whose place another of its base has taken: the files are as
     // they were when that one began, and what this one tells of them is not true any more.
-    for pair in list(job_dir)?.windows(2) {
-        if let [old, new] = pair
-            && old.undone
-            && old.base == new.base
-        {
-            remove(job_dir, old.seq)?;
-        }
+    let mut tables = listed(job_dir, of_tables(names))?;
+    let replaced = tables.windows(2).filter_map(|pair| match pair {
+        [old, new] => (old.undone && old.base == new.base).then_some(old.seq),
+        _ => None,
+    });
+    let replaced: Vec<u32> = replaced.collect();
+    for &seq in &replaced {
+        remove(job_dir, seq)?;
     }
-    Ok(())
+    tables.retain(|table| !replaced.contains(&table.seq));
+    Ok(tables)
 }
 
 #[cfg(test)]

@@ -75,11 +75,13 @@ impl Job<RawFs> {
             Some(place) => at > place,
             None => number > generation,
         };
-        let tables = table::list(&self.dir)?;
         let later = order.iter().enumerate().rev();
         let later = later.filter(|(at, number)| is_later(*at, **number));
-        let lost = later.filter(|(_, g)| !table::outlives(&tables, generation, **g));
-        let lost: Vec<u64> = lost.map(|(_, g)| *g).collect();
+        let mut lost: Vec<u64> = later.map(|(_, g)| *g).collect();
+        if !lost.is_empty() {
+            let tables = table::list(&self.dir)?;
+            lost.retain(|g| !table::outlives(&tables, generation, *g));
+        }
         for &lost in &lost {
             self.forget_generation(lost, time_ns, true)?;
         }

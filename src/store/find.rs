@@ -12,6 +12,7 @@ use crate::errno::Errno;
 use crate::image::chain::{self, ChainError, Sourced};
 use crate::image::state::{Base, MemoryState};
 use crate::image::{Image, ImageError};
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 /// A generation that can be restored as far as the store can tell.
@@ -179,9 +180,10 @@ impl<F: Fs> Job<F> {
     /// The latest last. The journal decides; when it is damaged, so that a committed
     /// generation may be missing from it, complete directories that it does not know
     /// count as well (each was durable before its journal record was written).
-    fn candidates(&self) -> Result<Vec<GenerationRecord>, StoreError> {
+    fn candidates(&self) -> Result<Vec<Cow<'_, GenerationRecord>>, StoreError> {
         let known = self.journal.order();
-        let mut records: Vec<GenerationRecord> = known.into_iter().cloned().collect();
+        let mut records: Vec<Cow<GenerationRecord>> =
+            known.into_iter().map(Cow::Borrowed).collect();
         let lost = self.journal.is_damaged() || self.journal.records().is_empty();
         if lost {
             for (generation, tmp) in self.directories()? {
@@ -193,7 +195,7 @@ impl<F: Fs> Job<F> {
                 if let Ok(record) = GenerationRecord::read(&self.fs, &dir)
                     && record.generation == generation
                 {
-                    records.push(record);
+                    records.push(Cow::Owned(record));
                 }
             }
             records.sort_by_key(|r| r.generation);
@@ -219,7 +221,7 @@ impl<F: Fs> Job<F> {
     ) -> Result<Found<F>, Damage> {
         let mut members = Vec::new();
         for index in 0..record.members.len() {
-            let own = self.open_image(record, index)?;
+            let own = self.open_image(record, index, Wanted::All)?;
             if verify != Verify::None {
                 own.verify(&self.fs, &mut progress)?;
             }
@@ -281,7 +283,7 @@ impl<F: Fs> Job<F> {
             .record_of(generation)
             .ok_or(Damage::NoBase(generation))?;
         let opened = self
-            .open_image(&record, index)
+            .open_image(&record, index, Wanted::Places)
             .map_err(|damage| Damage::of_base(generation, damage))?;
         let fits =
             record.is_image(index, base.header_crc) || opened.image.header.crc == base.header_crc;
@@ -292,33 +294,39 @@ impl<F: Fs> Job<F> {
     }
 
     /// As the journal, or where that is damaged the directory, knows it.
-    fn record_of(&self, generation: u64) -> Option<GenerationRecord> {
-        let known = self.journal.generations();
-        if let Some(record) = known.into_iter().find(|r| r.generation == generation) {
-            return Some(record.clone());
+    fn record_of(&self, generation: u64) -> Option<Cow<'_, GenerationRecord>> {
+        if let Some(record) = self.journal.generation(generation) {
+            return Some(Cow::Borrowed(record));
         }
         let lost = self.journal.is_damaged() || self.journal.records().is_empty();
         let record = GenerationRecord::read(&self.fs, &self.generation_dir(generation));
         record
             .ok()
             .filter(|record| lost && record.generation == generation)
+            .map(Cow::Owned)
     }
 
     /// The image of a member: the complete one when it has been merged.
-    fn open_image(&self, record: &GenerationRecord, index: usize) -> Result<Opened<F>, Damage> {
+    fn open_image(
+        &self,
+        record: &GenerationRecord,
+        index: usize,
+        wanted: Wanted,
+    ) -> Result<Opened<F>, Damage> {
         let dir = self.generation_dir(record.generation);
         let member = record.members.get(index).ok_or(RecordError::Damaged)?;
         let merged = record.merged.as_ref().and_then(|m| m.members.get(index));
         let original = || {
             let path = dir.join(member_name(index));
-            let opened = self.open_file(path, record.generation, false)?;
+            let opened = self.open_file(path, record.generation, false, wanted)?;
             let header = &opened.image.header;
             if (header.crc, header.total_len) != (member.header_crc, member.bytes) {
                 return Err(Damage::OtherImage(opened.path));
             }
             Ok(opened)
         };
-        let complete = || self.open_file(dir.join(full_name(index)), record.generation, true);
+        let complete =
+            || self.open_file(dir.join(full_name(index)), record.generation, true, wanted);
         match merged {
             Some(merged) => {
                 let opened = complete()?;
@@ -346,9 +354,15 @@ impl<F: Fs> Job<F> {
         path: PathBuf,
         generation: u64,
         complete: bool,
+        wanted: Wanted,
     ) -> Result<Opened<F>, Damage> {
         let file = self.fs.open(&path).on("open", &path)?;
-        let image = match Image::read(&FileOf(&self.fs, &file)) {
+        let source = FileOf(&self.fs, &file);
+        let read = match wanted {
+            Wanted::All => Image::read(&source),
+            Wanted::Places => Image::read_base(&source),
+        };
+        let image = match read {
             Ok(image) => image,
             Err(error) => return Err(Damage::Image { path, error }),
         };
@@ -363,6 +377,14 @@ impl<F: Fs> Job<F> {
             complete,
         })
     }
+}
+
+/// What of an image's manifest is wanted.
+#[derive(Clone, Copy)]
+enum Wanted {
+    All,
+    /// Where the pages lie: another one stands on it.
+    Places,
 }
 
 /// An open image, metadata verified.

@@ -14,6 +14,7 @@ use super::{Context, StoreError};
 use crate::errno::Errno;
 use crate::image::codec::{self, CodecError};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 const NAME: &str = "journal";
@@ -25,8 +26,6 @@ const VERSION: u16 = 1;
 const MOST: u64 = 64 << 20;
 /// Dead records that are worth a rewrite.
 const REWRITE_AT: usize = 256;
-/// Refusals that survive a rewrite.
-const REFUSALS_KEPT: usize = 16;
 
 /// What happened to a job.
 #[expect(clippy::large_enum_variant, reason = "most are of the largest kind")]
@@ -146,33 +145,44 @@ impl Journal {
 
     /// Committed and not removed, ascending.
     pub fn generations(&self) -> Vec<&GenerationRecord> {
-        let mut live: Vec<&GenerationRecord> = Vec::new();
+        let mut live: BTreeMap<u64, &GenerationRecord> = BTreeMap::new();
         for record in &self.records {
             match record {
                 Record::Committed(new) => {
-                    live.retain(|g| g.generation != new.generation);
-                    live.push(new);
+                    live.insert(new.generation, new);
                 }
-                Record::Removed(gone) => live.retain(|g| g.generation != gone.generation),
+                Record::Removed(gone) => {
+                    live.remove(&gone.generation);
+                }
                 Record::Refused(_) | Record::Merged(_) | Record::Returned(_) => {}
             }
         }
-        live.sort_by_key(|g| g.generation);
-        live
+        live.into_values().collect()
+    }
+
+    /// One of them.
+    pub fn generation(&self, number: u64) -> Option<&GenerationRecord> {
+        let about = self.records.iter().rev().find_map(|record| match record {
+            Record::Committed(g) if g.generation == number => Some(Some(g)),
+            Record::Removed(gone) if gone.generation == number => Some(None),
+            _ => None,
+        });
+        about.flatten()
     }
 
     /// The same in the order in which the state came to them: the latest is the last. Where
     /// nobody went back but over what was dropped, it is the order of numbers.
     pub fn order(&self) -> Vec<&GenerationRecord> {
         let mut order = self.generations();
-        let place = |number: u64| {
-            self.records.iter().rposition(|record| match record {
-                Record::Committed(g) => g.generation == number,
-                Record::Returned(r) => r.to == number,
-                _ => false,
-            })
-        };
-        order.sort_by_key(|g| place(g.generation));
+        let mut places = BTreeMap::new();
+        for (place, record) in self.records.iter().enumerate() {
+            match record {
+                Record::Committed(g) => places.insert(g.generation, place),
+                Record::Returned(r) => places.insert(r.to, place),
+                _ => None,
+            };
+        }
+        order.sort_by_key(|g| places.get(&g.generation));
         order
     }
 
@@ -197,11 +207,16 @@ impl Journal {
         self.records.iter().map(number).max().unwrap_or(0)
     }
 
+    /// Why there is no newer generation than the latest, if that was ever noted.
     pub fn last_refusal(&self) -> Option<&Refused> {
-        self.records.iter().rev().find_map(|record| match record {
-            Record::Refused(refused) => Some(refused),
+        let last = self
+            .records
+            .iter()
+            .rfind(|record| matches!(record, Record::Refused(_) | Record::Committed(_)));
+        match last {
+            Some(Record::Refused(refused)) => Some(refused),
             _ => None,
-        })
+        }
     }
 
     /// Appends a record; with `sync` it is durable when this returns `Ok`. After an
@@ -294,12 +309,7 @@ impl Journal {
             };
             kept.push(Record::Removed(gone));
         }
-        let refusals = self
-            .records
-            .iter()
-            .filter(|r| matches!(r, Record::Refused(_)));
-        let skip = refusals.clone().count().saturating_sub(REFUSALS_KEPT);
-        kept.extend(refusals.skip(skip).cloned());
+        kept.extend(self.last_refusal().cloned().map(Record::Refused));
 
         let mut bytes = Vec::new();
         for record in &kept {
@@ -431,6 +441,13 @@ mod tests {
         assert_eq!(numbers(&again), [1, 2, 3]);
         assert_eq!(again.last_refusal(), Some(&refused));
         assert!(!again.is_damaged());
+        journal.rewrite(&RawFs, &dir.0).unwrap();
+        let mut again = Journal::read(&RawFs, &dir.0).unwrap();
+        assert_eq!(again.last_refusal(), Some(&refused));
+        again.append(&RawFs, &dir.0, committed(4), false).unwrap();
+        assert_eq!(again.last_refusal(), None);
+        again.rewrite(&RawFs, &dir.0).unwrap();
+        assert_eq!(again.last_refusal(), None);
     }
 
     #[test]

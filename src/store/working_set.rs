@@ -14,18 +14,24 @@ use std::path::Path;
 
 const NAME: &str = "working-set";
 const TMP_NAME: &str = "working-set.tmp";
-const MAGIC: [u8; 8] = *b"CKPTWS\0\x01";
+const MAGIC: [u8; 8] = *b"CKPTWS\0\x02";
 const MOST: u64 = 1 << 20;
 /// Runs that are kept; what lies near to each other is joined until they fit.
 pub const MOST_RUNS: usize = 16 << 10;
+
+/// `(page number, pages)`, ascending, disjoint.
+pub type Runs = Vec<(u64, u64)>;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkingSet {
     /// The generation that was restored.
     pub generation: u64,
-    /// `(page number, pages)`, ascending, disjoint.
-    pub runs: Vec<(u64, u64)>,
-    /// Pages touched, and those of them that were written.
+    /// Pages that the program has touched, and no others: what each look at the page tables
+    /// has found that the ones before had not.
+    pub looks: Vec<Runs>,
+    /// What else was in the page tables at the end: touched, or beside a page that was.
+    pub around: Runs,
+    /// Pages in the page tables at the end, and those of them that were written.
     pub touched: u64,
     pub written: u64,
 }
@@ -34,16 +40,28 @@ impl WorkingSet {
     /// Joins neighbours until there are at most [`MOST_RUNS`].
     pub fn shorten(&mut self) {
         let mut gap = 1;
-        while self.runs.len() > MOST_RUNS {
-            self.runs.dedup_by(|next, last| {
-                let near = next.0 <= last.0 + last.1 + gap;
-                if near {
-                    last.1 = next.0 + next.1 - last.0;
-                }
-                near
-            });
+        while self.runs() > MOST_RUNS {
+            let lists = self.looks.iter_mut().chain([&mut self.around]);
+            for runs in lists {
+                runs.dedup_by(|next, last| {
+                    let near = next.0 <= last.0 + last.1 + gap;
+                    if near {
+                        last.1 = next.0 + next.1 - last.0;
+                    }
+                    near
+                });
+            }
             gap *= 2;
         }
+    }
+
+    /// Runs in all lists.
+    pub fn runs(&self) -> usize {
+        self.lists().map(Vec::len).sum()
+    }
+
+    fn lists(&self) -> impl Iterator<Item = &Runs> {
+        self.looks.iter().chain([&self.around])
     }
 
     pub fn write<F: Fs>(&self, fs: &F, job: &Path) -> Result<(), StoreError> {
@@ -75,14 +93,16 @@ impl WorkingSet {
             return None;
         }
         let set: WorkingSet = codec::decode(payload).ok()?;
-        let mut end = 0u64;
-        for &(page, pages) in &set.runs {
-            if page < end || pages == 0 {
-                return None;
-            }
-            end = page.checked_add(pages).filter(|end| *end < 1 << 52)?;
-        }
-        Some(set)
+        let sound = |runs: &Runs| {
+            let mut end = 0u64;
+            runs.iter().all(|&(page, pages)| {
+                let fits = page >= end && pages > 0;
+                end = page.saturating_add(pages);
+                fits && end < 1 << 52
+            })
+        };
+        let all = set.lists().all(sound);
+        all.then_some(set)
     }
 }
 
@@ -98,7 +118,8 @@ mod tests {
         assert_eq!(WorkingSet::read(&RawFs, &dir.0), None);
         let mut set = WorkingSet {
             generation: 3,
-            runs: vec![(1, 2), (9, 1)],
+            looks: vec![vec![(1, 2), (9, 1)], vec![(4, 1)]],
+            around: vec![(20, 16)],
             touched: 3,
             written: 1,
         };
@@ -113,21 +134,26 @@ mod tests {
             assert_eq!(WorkingSet::parse(&bad), None);
             assert_eq!(WorkingSet::parse(&bytes[..at]), None);
         }
-        set.runs = vec![(5, 2), (6, 1)];
+        set.looks[1] = vec![(5, 2), (6, 1)];
         set.write(&RawFs, &dir.0).unwrap();
         assert_eq!(WorkingSet::read(&RawFs, &dir.0), None);
     }
 
     #[test]
     fn many_runs_are_joined() {
+        let runs: Runs = (0..100_000).map(|k| (k * 4, 1 + k % 2)).collect();
         let mut set = WorkingSet {
-            runs: (0..100_000).map(|k| (k * 4, 1 + k % 2)).collect(),
+            looks: vec![runs.clone(), vec![(7, 1)]],
+            around: runs,
             ..WorkingSet::default()
         };
         set.shorten();
-        assert!(set.runs.len() <= MOST_RUNS);
-        assert!(set.runs.windows(2).all(|w| w[0].0 + w[0].1 < w[1].0));
-        let last = set.runs.last().unwrap();
-        assert_eq!((set.runs[0].0, last.0 + last.1), (0, 399_998));
+        assert!(set.runs() <= MOST_RUNS);
+        for runs in [&set.looks[0], &set.around] {
+            assert!(runs.windows(2).all(|w| w[0].0 + w[0].1 < w[1].0));
+            let last = runs.last().unwrap();
+            assert_eq!((runs[0].0, last.0 + last.1), (0, 399_998));
+        }
+        assert_eq!(set.looks[1], [(7, 1)]);
     }
 }

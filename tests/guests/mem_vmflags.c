@@ -1,6 +1,6 @@
 /* Proves: what madvise, mlock and mmap flags left on a mapping comes back: the
- * VmFlags line of smaps (hg, nh, dc, dd, wf, sr, rr, lo, nr, mg) is the same in every
- * round, and memory under huge pages keeps its content. */
+ * VmFlags line of smaps (hg, nh, dc, dd, wf, sr, rr, lo, nr, mg, gd) is the same in every
+ * round, memory under huge pages keeps its content, and what grows down grows on. */
 #include "guest.h"
 
 #ifndef MADV_WIPEONFORK
@@ -45,7 +45,7 @@ int main(void)
         {MADV_HUGEPAGE, "hugepage"}, {MADV_NOHUGEPAGE, "nohugepage"}, {MADV_DONTFORK, "dontfork"},
         {MADV_DONTDUMP, "dontdump"}, {MADV_WIPEONFORK, "wipeonfork"}, {MADV_SEQUENTIAL, "sequential"},
         {MADV_RANDOM, "random"},     {MADV_MERGEABLE, "mergeable"},   {-1, "noreserve"},
-        {-2, "plain"},               {-3, "growsdown"},
+        {-2, "plain"},               {-4, "locked"},                {-3, "growsdown"},
     };
     enum { N = sizeof kinds / sizeof *kinds };
     unsigned char *at[N];
@@ -55,12 +55,22 @@ int main(void)
         int flags = MAP_PRIVATE | MAP_ANONYMOUS;
         if (kinds[i].advice == -1)
             flags |= MAP_NORESERVE;
+        if (kinds[i].advice == -3) {
+            /* Far from everything: there is room below. */
+            at[i] = (void *)0x210000000000;
+            flags |= MAP_GROWSDOWN;
+            CHECK(mmap(at[i], LEN, PROT_READ | PROT_WRITE, flags | MAP_FIXED, -1, 0) == at[i]);
+            guest_fill(at[i], 65536, i);
+            continue;
+        }
         /* A page of nothing on both sides keeps neighbours from merging. */
         unsigned char *room = guest_map(3 * LEN, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         at[i] = (void *)(((uintptr_t)room + LEN) & ~(LEN - 1));
         if (at[i] < room + 4096)
             at[i] += LEN;
         CHECK(mmap(at[i], LEN, PROT_READ | PROT_WRITE, flags | MAP_FIXED, -1, 0) == at[i]);
+        if (kinds[i].advice == -4 && mlock(at[i], LEN) != 0)
+            fprintf(stderr, "*** NOT TESTED: so much cannot be locked (errno %d)\n", errno);
         if (kinds[i].advice >= 0 && madvise(at[i], LEN, kinds[i].advice) != 0)
             FAIL("madvise %s: errno %d", kinds[i].name, errno);
         guest_fill(at[i], kinds[i].advice == MADV_HUGEPAGE ? LEN : 65536, i);
@@ -69,16 +79,22 @@ int main(void)
     }
     for (int i = 0; i < N; i++)
         flags_of(at[i], first[i], sizeof first[i]);
+    unsigned char *low = at[N - 1];
     ROUNDS(round)
     {
         for (int i = 0; i < N; i++) {
             if (round % 5 == 0) {
-                flags_of(at[i], now, sizeof now);
+                flags_of(i == N - 1 ? low : at[i], now, sizeof now);
                 if (strcmp(now, first[i]) != 0)
                     FAIL("%s: VmFlags \"%s\", were \"%s\"", kinds[i].name, now, first[i]);
             }
             CHECK(guest_holds(at[i], 65536, i));
         }
+        low -= 4096;
+        CHECK(guest_is_zero(low, 4096)); /* grows */
+        guest_fill(low, 4096, (uintptr_t)low);
+        for (unsigned char *page = low; page < at[N - 1]; page += 4096)
+            CHECK(guest_holds(page, 4096, (uintptr_t)page));
         size_t probe = guest_mix(round) % (LEN / 4096) * 4096;
         unsigned char copy[8];
         uint64_t want = guest_mix(probe + 0);

@@ -1,7 +1,7 @@
 /* Proves: what belongs to the process comes back: working directory, umask, resource
  * limits, environment (as the program has changed it), locale, command line, name,
- * executable, and the prctl state: dumpable, no_new_privs, timer slack, death signal, keep
- * capabilities, subreaper, THP switch; personality; rewritten argv. */
+ * executable, and the prctl state: dumpable, no_new_privs, timer slack, death signal,
+ * subreaper, THP switch; personality; rewritten argv (proc_privileges: keep capabilities). */
 #include "guest.h"
 #include <locale.h>
 #include <sys/personality.h>

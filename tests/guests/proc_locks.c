@@ -1,6 +1,6 @@
 /* Proves: file locks (flock, POSIX, open file description) are held again after a restore:
  * a child that tries to take them fails, and the holder is who it was. mlock: the
- * locked amount and the lo flag come back, MCL_FUTURE too where permitted. */
+ * locked amount comes back (mem_lockall: mlockall). */
 #include "guest.h"
 #include <sys/file.h>
 #include <sys/resource.h>

@@ -1,5 +1,5 @@
 /* Rollback against a model: checkpoints under four ids (none of them 0, which is not kept), changes of memory (global, heap,
- * mapped, stack) and of files, and rollbacks with random protected regions, in random
+ * mapped, stack; what is mapped is discarded and mapped anew as well) and of files, and rollbacks with random protected regions, in random
  * order. The model lies in protected memory. Arguments: steps, seed. */
 #include "guest.h"
 
@@ -8,6 +8,7 @@
 #define IDS 4
 #define PARTS 4
 #define PART 16384
+#define MAPPED 2
 #define FILES 4
 #define ROOM 12288
 
@@ -79,6 +80,18 @@ static void change_memory(unsigned char **parts)
     if (at + len > PART)
         len = PART - at;
     unsigned char c = below(256);
+    if (k == MAPPED && below(4) == 0) {
+        /* Pages are discarded, or mapped anew in their old place. */
+        at &= ~4095ul;
+        len = 4096 * (1 + below((PART - at) / 4096));
+        if (below(2))
+            CHECK(madvise(parts[k] + at, len, MADV_DONTNEED) == 0);
+        else
+            CHECK(mmap(parts[k] + at, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) ==
+                  parts[k] + at);
+        memset(m.now.memory[k] + at, 0, len);
+        return;
+    }
     memset(parts[k] + at, c, len);
     memset(m.now.memory[k] + at, c, len);
 }
@@ -170,7 +183,7 @@ int main(int argc, char **argv)
     guest_begin();
     unsigned char stack_part[PART] = {0};
     unsigned char *parts[PARTS] = {global_part, calloc(1, PART), NULL, stack_part};
-    parts[2] = guest_map(PART, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    parts[MAPPED] = guest_map(PART, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     m.steps = argc > 1 ? atol(argv[1]) : 2000;
     m.random = argc > 2 ? strtoul(argv[2], NULL, 10) : 1;
     char dir[4096], excluded[8192];

@@ -40,6 +40,8 @@ pub struct Player {
     root_user: bool,
     /// Copies of files with several names come back as several files (a limitation).
     pub links: bool,
+    /// Nobody knows those of a file that is gone.
+    pub xattrs: bool,
 }
 
 fn cstring(path: &Path) -> CString {
@@ -124,6 +126,7 @@ impl Player {
             held: Vec::new(),
             dirs: Vec::new(),
             links: true,
+            xattrs: true,
             // SAFETY: no arguments.
             root_user: unsafe { libc::geteuid() } == 0,
         }
@@ -201,7 +204,7 @@ impl Player {
             23 if self.links => self.link(),
             24 => self.node(),
             25 => self.attributes(),
-            26 => self.xattr(),
+            26 if self.xattrs => self.xattr(),
             27 => self.hole(),
             28 => self.hold(),
             29 => self.use_held(),

@@ -37,6 +37,9 @@ impl Worker {
 
     /// Returns when it is refused.
     fn roll_back(&mut self, wanted: &Wanted) -> Refused {
+        if let Some(prefetch) = self.prefetch.as_mut() {
+            prefetch.unwatch();
+        }
         let keep = self.settings.config.undo || wanted.which == Which::Left;
         let kept = match keep {
             true => self

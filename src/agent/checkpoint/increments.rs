@@ -17,7 +17,7 @@ use crate::agent::snapshot::{Pages, SnapshotError};
 use crate::agent::state::AGENT;
 use crate::agent::stop::now_ns;
 use crate::agent::track::pagemap::PageMap;
-use crate::agent::track::{self, Change, Dirty, Probe, TrackError, Tracker, blank, full};
+use crate::agent::track::{self, Change, Dirty, Kept, Probe, TrackError, Tracker, blank, full};
 use crate::agent::{callsites, hooks, log, procfs};
 use crate::config::{Compress, SnapshotChoice, TrackerChoice};
 use crate::image::pack;
@@ -251,7 +251,7 @@ impl Increments {
     }
 
     /// The present contents are those of `generation`, as far as the tracker can tell later.
-    fn stand_on(&mut self, store_root: &[u8], generation: u64) {
+    fn stand_on(&mut self, store_root: &[u8], generation: u64, kept: Option<&Kept>) {
         if !self.tracker.increments() {
             return;
         }
@@ -259,7 +259,11 @@ impl Increments {
             return;
         };
         self.content = blank::content(&plan.pieces);
-        match self.tracker.begin(&plan.pieces) {
+        let begun = match kept {
+            Some(kept) => self.tracker.begin_again(&plan.pieces, kept),
+            None => self.tracker.begin(&plan.pieces),
+        };
+        match begun {
             Ok(()) => self.base = Some(generation),
             Err(error) => log::line(format_args!("tracker: {error}")),
         }
@@ -573,15 +577,17 @@ static RESTORED: AtomicPtr<Increments> = AtomicPtr::new(std::ptr::null_mut());
 /// In the restored helper, before it changes anything but a few words of the library's own
 /// data: what is written from now on has changed since `generation`.
 ///
-/// After a rollback `fd` is the tracker's descriptor of the life before, and `flags` are the
-/// areas with their VmFlags.
+/// After a rollback `fd` is the tracker's descriptor of the life before, `kept` what is known
+/// of the memory that it watches, and `flags` are the areas with their VmFlags.
 pub fn prepare_restored(
     settings: &Settings,
     generation: u64,
     fd: Option<OwnFd>,
+    kept: Option<&Kept>,
     flags: Vec<VmaState>,
 ) {
     let live = Live::cold();
+    let kept = kept.filter(|_| fd.is_some());
     let mut increments = Box::new(Increments::with(settings.config.tracker, fd, live));
     if !flags.is_empty() {
         increments.known = Plan::with_flags(flags);
@@ -589,18 +595,15 @@ pub fn prepare_restored(
     }
     let unseen = hooks::memory::unseen_number();
     increments.unseen_of.push((generation, unseen));
-    increments.stand_on(&settings.store_root, generation);
+    increments.stand_on(&settings.store_root, generation, kept);
     RESTORED.store(Box::into_raw(increments), Ordering::SeqCst);
 }
 
-/// Takes what [`prepare_restored`] has left, once. The program runs by now: what could wait
-/// until then is done here.
+/// Takes what [`prepare_restored`] has left, once.
 pub fn take_restored() -> Option<Increments> {
     let left = RESTORED.swap(std::ptr::null_mut(), Ordering::SeqCst);
     // SAFETY: made by Box::into_raw in this very thread, taken once.
-    let mut increments = (!left.is_null()).then(|| *unsafe { Box::from_raw(left) })?;
-    increments.live.warm();
-    Some(increments)
+    (!left.is_null()).then(|| *unsafe { Box::from_raw(left) })
 }
 
 #[cfg(test)]

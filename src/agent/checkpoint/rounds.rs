@@ -15,6 +15,9 @@ fn retry_delay(tried: u32) -> u64 {
     (2_000_000 * (1 + u64::from(tried) / 32)).min(50_000_000)
 }
 
+/// Postponed so often in a row, a reason is more than a child that ends in a moment.
+const LASTING: u32 = 32;
+
 impl Worker {
     /// One round: waits, does what is wanted. False when the helper shall end.
     pub fn step(&mut self) -> bool {
@@ -106,6 +109,7 @@ impl Worker {
         self.retry_ns = None;
         match result {
             Ok(generation) => {
+                self.forget_refusal();
                 self.postponed = 0;
                 self.last_generation = Some(generation);
                 interface::committed(generation);
@@ -124,18 +128,19 @@ impl Worker {
                     self.retry_ns = Some(now + retry_delay(self.postponed));
                     self.postponed = self.postponed.saturating_add(1);
                 }
-                self.refuse(reason, trigger);
+                // Noted once: the child that is meant may be another one each time.
+                self.refuse(reason, trigger, self.postponed == LASTING);
                 return;
             }
             Err(CheckpointError::Refused(reason)) => {
                 request::answer(-libc::EAGAIN);
                 self.fail_asked(&reason);
-                self.refuse(reason, trigger);
+                self.refuse(reason, trigger, true);
             }
             Err(CheckpointError::Store(reason)) => {
                 request::answer(-libc::EIO);
                 self.fail_asked(&reason);
-                self.refuse(reason, trigger);
+                self.refuse(reason, trigger, true);
             }
         }
         if trigger == Trigger::Command || answering {

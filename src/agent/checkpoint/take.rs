@@ -5,7 +5,7 @@ use super::files::Beginning;
 use super::increments::{Ahead, Increments, with_own};
 use super::{CheckpointError, mapped, refused, store_error};
 use crate::agent::collect::descriptors::{self, InheritedFd, Known, Target};
-use crate::agent::collect::{identity, memory, process, signals, threads};
+use crate::agent::collect::{credentials, identity, memory, process, signals, threads};
 use crate::agent::outputs::keep::{self, Output};
 use crate::agent::settings::Settings;
 use crate::agent::side::SideBuffer;
@@ -16,7 +16,7 @@ use crate::agent::stop::{self, Stopped, now_ns};
 use crate::agent::track::Dirty;
 use crate::agent::{children, hooks, request, resume, rollback};
 use crate::config::SnapshotChoice;
-use crate::image::state::{EntryPoints, FileKind, Manifest};
+use crate::image::state::{EntryPoints, FileKind, Manifest, Privileges};
 use crate::image::writer::ImageSink;
 use crate::store::generation::Phases;
 use std::path::Path;
@@ -340,14 +340,17 @@ fn collect(
         .map(|slot| slot.tid.load(Ordering::Relaxed) as i32)
         .min_by_key(|&tid| (tid != leader, tid))
         .ok_or_else(|| CheckpointError::Refused("no thread of the program is left".into()))?;
-    if process::credentials(first) != settings.credentials {
-        return Err(CheckpointError::Refused(
-            "the program has changed its user, its groups or its seccomp filters since it was started".into(),
-        ));
+    if let Some(reason) = credentials::changed(stopped, first, &settings.credentials) {
+        return Err(CheckpointError::Refused(reason));
     }
-    let mut thread_states = threads::collect(stopped);
+    let mut thread_states = threads::collect(stopped, &settings.affinity);
     let (signals, timers) = signals::collect(stopped, &mut thread_states);
     let process = process::collect(first).map_err(refused)?;
+    let privileges = Privileges {
+        credentials: settings.credentials.clone(),
+        mdwe: process::mdwe().unwrap_or(0),
+        threads: threads::switches(stopped),
+    };
     let mut side = SideBuffer::default();
     let target = Target {
         pid: leader,
@@ -375,6 +378,7 @@ fn collect(
         signals,
         timers,
         descriptors,
+        privileges,
         entry: EntryPoints {
             after_restore: resume::after_restore as *const () as u64,
             resume_thread: resume::resume_thread as *const () as u64,

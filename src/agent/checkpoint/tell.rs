@@ -5,8 +5,10 @@ use super::{Trigger, Worker, increments, interval_ns};
 use crate::agent::collect::identity;
 use crate::agent::state::AGENT;
 use crate::agent::{exit, interface, log, refusal};
+use crate::config::Resume;
 use crate::persist::table;
 use crate::store::generation::GenerationRecord;
+use crate::store::start::Claimed;
 use crate::store::{RawFs, history, report};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -20,6 +22,7 @@ impl Worker {
         log::line(format_args!("checkpoint refused from now on: {reason}"));
         self.fail_asked(reason);
         let (reason, time_ns) = (reason.to_owned(), identity::realtime_ns());
+        self.keep_refusal(&reason, time_ns);
         self.report.last_refusal = Some(report::Refusal { reason, time_ns });
         self.write_report();
     }
@@ -30,13 +33,10 @@ impl Worker {
         }
     }
 
-    pub(super) fn refuse(&mut self, reason: String, trigger: Trigger) {
-        let same = self
-            .report
-            .last_refusal
-            .as_ref()
-            .is_some_and(|r| r.reason == reason);
-        if !same {
+    /// `lasts`: it will not pass in a moment.
+    pub(super) fn refuse(&mut self, reason: String, trigger: Trigger, lasts: bool) {
+        if self.told.as_ref() != Some(&reason) {
+            self.told = Some(reason.clone());
             log::line(format_args!(
                 "checkpoint refused ({}): {reason}",
                 trigger.name()
@@ -44,9 +44,40 @@ impl Worker {
         }
         self.report.refused += 1;
         let time_ns = identity::realtime_ns();
+        if lasts {
+            self.keep_refusal(&reason, time_ns);
+        }
         self.report.last_refusal = Some(report::Refusal { reason, time_ns });
         if trigger == Trigger::Command {
             self.write_report();
+        }
+    }
+
+    /// Into the journal, once for each reason: `ckpt status` has it when the program is dead.
+    fn keep_refusal(&mut self, reason: &str, time_ns: u64) {
+        let config = &self.settings.config;
+        // What makes a job of a program, or drops an earlier one's, is its first checkpoint.
+        let may_claim = config.interval.is_some() && config.resume != Resume::Never;
+        if self.claimed.is_none() && !may_claim || !exit::enter_store() {
+            return;
+        }
+        if let Ok(Claimed { job, .. }) = self.job() {
+            let known = job.journal.last_refusal();
+            if known.is_none_or(|refused| refused.reason != reason)
+                && let Err(error) = job.note_refusal(reason, time_ns)
+            {
+                log::line(format_args!("{error}"));
+            }
+        }
+        exit::leave_store();
+    }
+
+    /// A generation is committed: what was refused before is of no interest any more.
+    pub(super) fn forget_refusal(&mut self) {
+        let told = self.report.last_refusal.take();
+        // What comes and goes (a child, and no child) is told once.
+        if told.is_some() && self.postponed == 0 {
+            self.told = None;
         }
     }
 

@@ -6,6 +6,7 @@
 //! read before the stop or by the writer; joining of neighbours is the writer's.
 
 use crate::agent::collect::unfrozen::Copier;
+use crate::agent::hooks;
 use crate::agent::procfs::{self, hex, read_file};
 use crate::agent::region;
 use crate::agent::side::SideBuffer;
@@ -13,6 +14,7 @@ use crate::agent::track;
 use crate::image::state::{
     Extent, MemoryState, SharedKind, SharedObject, VmaKind, VmaState, vma_flag,
 };
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub const PAGE: u64 = 4096;
 /// User addresses end here (47 bits, one guard page).
@@ -304,6 +306,12 @@ pub fn collect(own: &Own<'_>) -> Result<Plan, MemoryError> {
         }
     }
     track::mprotect::program_view(&mut plan.pieces);
+    // The map does not tell which areas grow down, and trackers must know. Once there can be
+    // ones from before the hooks were laid.
+    static LOOKED: AtomicBool = AtomicBool::new(false);
+    if hooks::memory::grows_down_seen() || !LOOKED.swap(true, Ordering::Relaxed) {
+        plan.read_flags();
+    }
     Ok(plan)
 }
 
@@ -354,6 +362,10 @@ impl Plan {
                 while k < self.pieces.len() && self.pieces[k].vma.start < range.1 {
                     let vma = &mut self.pieces[k].vma;
                     vma.flags |= flags;
+                    if flags & vma_flag::GROWSDOWN != 0 && vma.kind == VmaKind::Anon {
+                        vma.kind = VmaKind::Stack;
+                        hooks::memory::note_grows_down();
+                    }
                     if let VmaKind::FileShared { writable, .. } = &mut vma.kind {
                         *writable = may_write;
                     }

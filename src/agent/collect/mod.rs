@@ -4,6 +4,7 @@
 //! [`objects`]) run in the forked writer instead, to keep the stop short.
 
 pub mod cpu;
+pub mod credentials;
 pub mod descriptors;
 pub mod identity;
 pub mod memory;

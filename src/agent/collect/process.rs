@@ -1,7 +1,7 @@
 //! Process-wide state: ids, working directory, limits, prctl, mm fields.
 
-use crate::agent::hooks::ids;
-use crate::agent::procfs::{field, number, read_file, read_link, stat_fields, task_file};
+use crate::agent::hooks::{self, ids};
+use crate::agent::procfs::{OwnFd, field, number, read_file, read_link, stat_fields, task_file};
 use crate::agent::settings;
 use crate::agent::state::AGENT;
 use crate::image::state::{MmFields, ProcessState};
@@ -85,10 +85,11 @@ pub fn collect(tid: i32) -> Result<ProcessState, ProcessError> {
             .ok()
             .and_then(|t| number(&t))
             .unwrap_or(0) as i32,
-        keepcaps: prctl(libc::PR_GET_KEEPCAPS) == 1,
+        // Of each thread: `Privileges`.
+        keepcaps: false,
         mm,
         auxv: read_file(b"/proc/thread-self/auxv").map_err(fail("auxv"))?,
-        mlockall: 0,
+        mlockall: hooks::memory::locked_in_future(),
         xcomp_perm: xcomp_perm(),
     })
 }
@@ -104,21 +105,36 @@ pub fn limits() -> Vec<(u32, u64, u64)> {
     (0..16u32).filter_map(limit).collect()
 }
 
+/// May this user read the memory of the process by /proc? Not what PR_SET_DUMPABLE protects
+/// from him, and the images that he would get are no less readable than that.
+pub fn may_be_read() -> bool {
+    // SAFETY: no pointers.
+    let dumpable = unsafe { syscall!(libc::SYS_prctl, libc::PR_GET_DUMPABLE) };
+    dumpable == 1 || OwnFd::open(b"/proc/thread-self/pagemap").is_ok()
+}
+
+/// prctl(2), of Linux 6.3: the program forbids itself memory that becomes executable.
+const PR_SET_MDWE: i32 = 65;
+const PR_GET_MDWE: i32 = 66;
+
+/// Its switch (PR_MDWE_*); an errno where the kernel does not know it.
+pub fn mdwe() -> Result<u32, i32> {
+    // SAFETY: no pointers.
+    let ret = unsafe { syscall!(libc::SYS_prctl, PR_GET_MDWE, 0, 0, 0, 0) };
+    ckpt_sys::raw::check(ret).map(|bits| bits as u32)
+}
+
+/// Sets the switch, for good.
+pub fn set_mdwe(bits: u32) -> Result<(), i32> {
+    // SAFETY: no pointers.
+    let ret = unsafe { syscall!(libc::SYS_prctl, PR_SET_MDWE, u64::from(bits), 0, 0, 0) };
+    ckpt_sys::raw::check(ret).map(|_| ())
+}
+
 /// Permitted dynamic XSAVE features (AMX), ARCH_GET_XCOMP_PERM.
 pub fn xcomp_perm() -> u64 {
     let mut bits = 0u64;
     // SAFETY: the kernel fills one word.
     let ret = unsafe { syscall!(libc::SYS_arch_prctl, 0x1022, &mut bits) };
     if ret == 0 { bits } else { 0 }
-}
-
-/// Real, effective, saved and file-system ids of a task, as one comparable text.
-pub fn credentials(tid: i32) -> Vec<u8> {
-    let status = task_file(tid, "status").unwrap_or_default();
-    let mut out = Vec::new();
-    for key in ["Uid", "Gid", "Groups", "Seccomp", "Seccomp_filters"] {
-        out.extend_from_slice(field(&status, key).unwrap_or(b"?"));
-        out.push(b'|');
-    }
-    out
 }

@@ -2,7 +2,7 @@
 //! tells of it from outside (scheduling, affinity).
 
 use crate::agent::stop::{Slot, Stopped};
-use crate::image::state::{SchedState, ThreadState};
+use crate::image::state::{SchedState, Switches, ThreadState};
 use ckpt_sys::syscall;
 use std::sync::atomic::Ordering;
 
@@ -26,7 +26,8 @@ pub const SCHED_FLAG_RESET_ON_FORK: u64 = 1;
 /// CPUs beyond 1024 are not looked at.
 const MASK_WORDS: usize = 16;
 
-fn affinity(tid: i32) -> Vec<u64> {
+/// The CPUs that a thread may run on, 64 a word.
+pub fn affinity(tid: i32) -> Vec<u64> {
     let mut mask = [0u64; MASK_WORDS];
     // SAFETY: a buffer of the length given.
     let n = unsafe {
@@ -91,16 +92,21 @@ fn state(slot: &Slot, default_affinity: &[u64]) -> ThreadState {
     }
 }
 
+/// What the threads have set for themselves, in the same order as [`collect`]'s; empty where
+/// all is as the kernel has it for a new process.
+pub fn switches(stopped: &Stopped) -> Vec<Switches> {
+    let all: Vec<Switches> = stopped.threads().map(|slot| slot.switches).collect();
+    if all.iter().all(|one| *one == Switches::default()) {
+        return Vec::new();
+    }
+    all
+}
+
 /// The signature that glibc registers on x86_64 (sys/rseq.h).
 pub const RSEQ_SIG: u32 = 0x5305_3053;
 
-/// All stopped threads, in the order of their slots.
-pub fn collect(stopped: &Stopped) -> Vec<ThreadState> {
-    // Empty = "as the starter has it": the helper was born with the mask of the
-    // program's first thread, before any thread could change its own.
-    let default = affinity(0);
-    stopped
-        .threads()
-        .map(|slot| state(slot, &default))
-        .collect()
+/// All stopped threads, in the order of their slots. `default` are the CPUs that the process
+/// was started with: a thread that has these gets those of the next start.
+pub fn collect(stopped: &Stopped, default: &[u64]) -> Vec<ThreadState> {
+    stopped.threads().map(|slot| state(slot, default)).collect()
 }

@@ -354,7 +354,56 @@ pub fn madvise(frame: &mut CallFrame) -> Verdict {
     }
 }
 
-/// mlock, mlock2, mlockall.
+/// What mlockall has said of memory to come (MCL_FUTURE, MCL_ONFAULT); 0: nothing.
+static FUTURE: AtomicU32 = AtomicU32::new(0);
+
+/// The flags for mlockall under which new memory is locked, or 0.
+pub fn locked_in_future() -> u32 {
+    FUTURE.load(SeqCst)
+}
+
+/// mlockall, munlockall: each call decides anew about memory to come. No stop between the call
+/// and the note of it.
+pub fn mlockall(frame: &mut CallFrame) -> Verdict {
+    let _guard = InHook::enter();
+    note_special_advice();
+    let flags = if frame.rax == libc::SYS_mlockall {
+        frame.args[0]
+    } else {
+        0
+    };
+    // SAFETY: the program's own request.
+    let ret = check(unsafe { syscall!(frame.rax, flags) });
+    if ret.is_ok() {
+        let future = flags as u32 & libc::MCL_FUTURE as u32 != 0;
+        let kept = (libc::MCL_FUTURE | libc::MCL_ONFAULT) as u32;
+        FUTURE.store(if future { flags as u32 & kept } else { 0 }, SeqCst);
+    }
+    done(frame, ret.map(|v| v as u64))
+}
+
+/// Sticky: the program has mappings that grow down. The kernel's list of mappings does not tell,
+/// so that VmFlags must be read at each look.
+static GROWS_DOWN: AtomicBool = AtomicBool::new(false);
+
+pub fn grows_down_seen() -> bool {
+    GROWS_DOWN.load(Relaxed)
+}
+
+/// There is one, made by a call that no hook saw.
+pub fn note_grows_down() {
+    GROWS_DOWN.store(true, Relaxed);
+}
+
+/// mmap: before one that grows down.
+pub fn mmap(frame: &CallFrame) {
+    if frame.args[3] as i32 & libc::MAP_GROWSDOWN != 0 {
+        note_grows_down();
+        ADVICE.fetch_add(1, SeqCst);
+    }
+}
+
+/// mlock, mlock2.
 pub fn mlock(_: &mut CallFrame) -> Verdict {
     note_special_advice();
     Verdict::Forward

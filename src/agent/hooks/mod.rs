@@ -13,6 +13,7 @@
 //! | [`sent`] | which threads were sent one |
 //! | [`files`] | what modifies files, names and attributes |
 //! | [`process`] | the end, exec, sandboxes, namespaces, facilities that cannot be saved |
+//! | [`privileges`] | what the program may do: ids, capabilities, landlock, chroot |
 //! | [`user`] | the program's memory without crashes |
 //!
 //! Timers need no hook: what alarm, setitimer and timerfd hold can be read during the stop, a
@@ -28,6 +29,7 @@ pub mod ids;
 pub mod maps;
 pub mod masks;
 pub mod memory;
+pub mod privileges;
 pub mod process;
 pub mod ranges;
 pub mod senders;
@@ -69,6 +71,7 @@ const ADVICE_CALLS: &[libc::c_long] = &[
     libc::SYS_mlock,
     libc::SYS_mlock2,
     libc::SYS_mlockall,
+    libc::SYS_munlockall,
     // Trackers split mappings, which the kernel then does not move in one.
     libc::SYS_mremap,
 ];
@@ -97,6 +100,7 @@ fn table_of_others() -> [u8; 512] {
     sent::CALLS.iter().for_each(|(nr, _)| mark(&[*nr]));
     mark(ADVICE_CALLS);
     mark(process::NUMBERS);
+    mark(privileges::NUMBERS);
     if ranges::active() {
         mark(IMAGE_CALLS);
     }
@@ -155,7 +159,9 @@ fn handle(frame: &mut CallFrame) -> Verdict {
         libc::SYS_tgkill | libc::SYS_rt_tgsigqueueinfo => sent::note(frame.args[1] as i32),
         libc::SYS_sigaltstack => return altstack::sigaltstack(frame),
         libc::SYS_madvise => return memory::madvise(frame),
-        libc::SYS_mlock | libc::SYS_mlock2 | libc::SYS_mlockall => return memory::mlock(frame),
+        libc::SYS_mlock | libc::SYS_mlock2 => return memory::mlock(frame),
+        libc::SYS_mlockall | libc::SYS_munlockall => return memory::mlockall(frame),
+        libc::SYS_mmap => memory::mmap(frame),
         libc::SYS_mremap => return memory::mremap(frame),
         libc::SYS_mprotect | libc::SYS_pkey_mprotect => return memory::mprotect(frame),
         _ => {}
@@ -169,6 +175,10 @@ fn handle(frame: &mut CallFrame) -> Verdict {
             .or_else(|| ids::locks::dispatch(frame))
     {
         return verdict;
+    }
+    let privileges = frame.rax == libc::SYS_prctl || privileges::NUMBERS.contains(&frame.rax);
+    if privileges && privileges::dispatch(frame) == Verdict::Done {
+        return Verdict::Done;
     }
     process::dispatch(frame)
 }
@@ -208,7 +218,10 @@ pub unsafe fn after_restore(restored: &Restored) {
     ids::set_groups(restored.pgid, pgid, restored.sid, sid);
     // The map's idea of the device is what the hooks compare with; stat(2) has
     // another one on some file systems.
-    let mut maps = maps::Maps::open().ok();
+    let mut maps = match restored.image_files {
+        [] => None,
+        _ => maps::Maps::open().ok(),
+    };
     let files: Vec<(u64, u64)> = restored
         .image_files
         .iter()

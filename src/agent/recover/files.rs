@@ -11,6 +11,7 @@ use crate::agent::checkpoint::files::next_number;
 use crate::agent::collect::identity;
 use crate::agent::log;
 use crate::agent::outputs::refill::{self, Outputs};
+use crate::agent::recover::needs::{Needs, Strays};
 use crate::agent::rollback::redirect;
 use crate::config::{Config, Resume, Sync};
 use crate::persist::{Id, exclude, table, undo};
@@ -27,6 +28,9 @@ pub struct FilesBack {
     pub filled: Vec<(u64, u64)>,
     /// `CKPT_REDIRECT`: paths at the checkpoint and now.
     pub redirect: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The same of files that stay where somebody else has moved them (`CKPT_FOREIGN=keep`),
+    /// mapped ones as well.
+    pub moved: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 fn leaves_all_files(config: &Config) -> bool {
@@ -107,11 +111,12 @@ pub fn go_back(
     job: &mut Job<RawFs>,
     record: &GenerationRecord,
     left: Option<&GenerationRecord>,
-    config: &Config,
+    (config, needs): (&Config, &Needs),
     terminal: bool,
 ) -> Result<FilesBack, String> {
     let way = Way {
         config,
+        needed: &needs.paths,
         by_rules: false,
         outputs: Outputs::OfTheStart,
         number: next_number(&job.dir)?,
@@ -136,13 +141,18 @@ pub fn go_back(
         report = way.go_on_recorded(job, from, record, &mut inodes, &mut restored)?;
         told(&report);
     }
-    restored.take_replaced(&report);
+    restored.take(&report);
+    let Strays { followed, lines } = needs.find_strays(&job.dir, config, &restored)?;
+    lines.iter().for_each(|line| say(line, terminal));
+    restored.moved.extend(followed);
     Ok(restored)
 }
 
 /// What both ways of going back have in common.
 struct Way<'a> {
     config: &'a Config,
+    /// What the program has open or mapped at the generation, and must be found again.
+    needed: &'a [Vec<u8>],
     /// What the program excludes by now is left alone as well.
     by_rules: bool,
     outputs: Outputs<'a>,
@@ -158,6 +168,8 @@ impl Way<'_> {
             by_rules: self.by_rules,
             // At a rollback this very process has the latest one mapped.
             reuse: !self.by_rules,
+            needed: self.needed,
+            inside: self.by_rules,
             inherited,
             ..undo::Options::default()
         }
@@ -232,7 +244,8 @@ impl Way<'_> {
 }
 
 impl FilesBack {
-    fn take_replaced(&mut self, report: &undo::Report) {
+    fn take(&mut self, report: &undo::Report) {
+        self.moved.clone_from(&report.moved);
         let replaced = report.replaced.iter();
         self.replaced = replaced.map(|(old, new)| (pair(old), pair(new))).collect();
     }
@@ -242,22 +255,35 @@ fn pair(id: &Id) -> (u64, u64) {
     (id.dev, id.ino)
 }
 
+fn say(line: &str, terminal: bool) {
+    log::line(format_args!("{line}"));
+    if terminal {
+        log::complain(format_args!("{line}"));
+    }
+}
+
+fn foreign_line(file: &undo::ForeignFile) -> String {
+    use undo::Fate;
+    let (path, what) = (file.path.display(), file.what);
+    let done = match (&file.fate, &file.aside) {
+        (Fate::Plain, None) => "left as it is".to_owned(),
+        (Fate::Plain, Some(_)) => String::new(),
+        (Fate::Again, _) => "made again as it was".to_owned(),
+        (Fate::Back(from), _) => format!("moved back from {}", from.display()),
+        (Fate::Followed(to), _) => format!("it stays where it is, {}", to.display()),
+    };
+    let aside = file.aside.as_ref().map(|aside| match done.is_empty() {
+        true => format!("that version is {}", aside.display()),
+        false => format!("; what was there instead is {}", aside.display()),
+    });
+    let aside = aside.unwrap_or_default();
+    format!("{path} was {what} by somebody else: {done}{aside}")
+}
+
 /// What an undo has done, in the log; what it has found of others, on a terminal as well.
 fn tell(report: &undo::Report, terminal: bool) {
     for file in &report.foreign {
-        let path = file.path.display();
-        let line = match &file.aside {
-            Some(aside) => format!(
-                "{path} was {} by somebody else: that version is {}",
-                file.what,
-                aside.display()
-            ),
-            None => format!("{path} was {} by somebody else: left as it is", file.what),
-        };
-        log::line(format_args!("{line}"));
-        if terminal {
-            log::complain(format_args!("{line}"));
-        }
+        say(&foreign_line(file), terminal);
     }
     if report.records > 0 {
         log::line(format_args!(
@@ -279,6 +305,11 @@ pub enum NotBack {
 /// Are all files left alone at a rollback, by the settings or by the program's own rules?
 fn leaves_all_now(config: &Config) -> bool {
     leaves_all_files(config) || exclude::is_excluded(b"/")
+}
+
+/// Does a recovery leave this file as it is?
+pub fn leaves_alone_at_restore(config: &Config, path: &[u8]) -> bool {
+    leaves_all_files(config) || is_excluded(&config.restore_exclude, path)
 }
 
 /// Does a rollback leave this file as it is?
@@ -321,6 +352,7 @@ pub fn go_back_inside(
     let unchanged = |error: &dyn std::fmt::Display| NotBack::Unchanged(error.to_string());
     let way = Way {
         config,
+        needed: &[],
         by_rules: true,
         outputs: Outputs::OfTheProgram(output),
         number: next_number(&job.dir).map_err(|e| unchanged(&e))?,
@@ -356,7 +388,7 @@ pub fn go_back_inside(
         report = returned.map_err(NotBack::Broken)?;
         tell(&report, false);
     }
-    restored.take_replaced(&report);
+    restored.take(&report);
     Ok(restored)
 }
 

@@ -25,10 +25,18 @@ pub struct Area {
 impl Area {
     /// Maps an area with `scratch` bytes besides the helper's region. `taken` are the
     /// ranges of the image, in any order.
-    pub fn map(scratch: u64, taken: &[(u64, u64)]) -> Result<Area, i32> {
+    /// `known`: the present map, where it was read a moment ago.
+    pub fn map(
+        scratch: u64,
+        taken: &[(u64, u64)],
+        known: Option<&[(u64, u64)]>,
+    ) -> Result<Area, i32> {
         let scratch_len = scratch.next_multiple_of(PAGE);
         let mut busy: Vec<(u64, u64)> = taken.to_vec();
-        busy.extend(current_map());
+        match known {
+            Some(known) => busy.extend(known),
+            None => busy.extend(current_map()),
+        }
         busy.sort_unstable();
         let mut region_len = region::preferred_len();
         loop {
@@ -57,6 +65,10 @@ impl Area {
                         region_len,
                         next: start,
                     });
+                }
+                // Something has been mapped since.
+                Err(libc::EEXIST) if known.is_some() => {
+                    return Area::map(scratch, taken, None);
                 }
                 Err(_) if region_len > region::MINIMUM_LEN => region_len /= 2,
                 Err(errno) => return Err(errno),
@@ -170,8 +182,15 @@ mod tests {
         let busy = [(0x1000_0000_0000, 0x1000_0001_0000)];
         let at = hole(&busy, 1 << 30).unwrap();
         assert!(at >= busy[0].1 + MARGIN);
-        let area = Area::map(10_000, &busy).unwrap();
+        let area = Area::map(10_000, &busy, None).unwrap();
         assert_eq!(area.scratch_len % PAGE, 0);
+        // A map that does not show it yet: it is read again.
+        let (start, end) = (area.start, area.start + area.total_len());
+        let other = Area::map(10_000, &busy, Some(&[])).unwrap();
+        assert!(other.start >= end || other.start + other.total_len() <= start);
+        assert_eq!(other.region_len, area.region_len);
+        // SAFETY: mapped above, used by nobody.
+        unsafe { syscall!(libc::SYS_munmap, other.start, other.total_len()) };
         // SAFETY: mapped above, used by nobody.
         unsafe { syscall!(libc::SYS_munmap, area.start, area.total_len()) };
     }

@@ -1,9 +1,13 @@
 //! May this image be restored here? Asked before anything is changed (DESIGN: another
 //! build, missing CPU features, another user: one line, exit 125, nothing lost).
 
-use crate::agent::collect::{cpu, objects};
-use crate::agent::procfs;
-use crate::image::state::{Manifest, VmaKind};
+use crate::agent::collect::credentials::Difference;
+use crate::agent::collect::{cpu, credentials, objects, process};
+use crate::agent::settings;
+use crate::image::state::{Manifest, Privileges, VmaKind};
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 
 /// Why the image cannot be trusted here. Each text says what and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +33,22 @@ pub enum CheckError {
         uid: u32,
         gid: u32,
     },
+    #[error(
+        "the checkpoint belongs to a process with other {what} ({then}; this one: {now}): start it as it was started then, or afresh with CKPT_RESUME=never"
+    )]
+    Credentials {
+        what: &'static str,
+        then: String,
+        now: String,
+    },
+    #[error(
+        "this process has forbidden itself memory that becomes executable (PR_SET_MDWE), which a restore needs"
+    )]
+    NoNewCode,
+    #[error(
+        "the program had forbidden itself new executable memory (PR_SET_MDWE), which this kernel does not know: errno {0}"
+    )]
+    Mdwe(i32),
     #[error(
         "the checkpoint was taken under another kernel ({then}; this is {here}), whose vdso differs: boot that kernel, or start afresh with CKPT_RESUME=never"
     )]
@@ -62,6 +82,7 @@ pub fn machine(manifest: &Manifest) -> Result<(), CheckError> {
             gid,
         });
     }
+    privileges(&manifest.privileges)?;
     let here = crate::agent::collect::identity::vdso_digest();
     if identity.vdso != here {
         return Err(CheckError::Vdso {
@@ -71,7 +92,25 @@ pub fn machine(manifest: &Manifest) -> Result<(), CheckError> {
     }
     Ok(())
 }
-/// The files that memory maps, once they are what they were at the checkpoint.
+
+/// Nothing may be wider after the restore than it was, and nothing fail on the way.
+fn privileges(privileges: &Privileges) -> Result<(), CheckError> {
+    let now = settings::get().map_or(&[][..], |settings| &settings.credentials);
+    let then = &privileges.credentials;
+    if !then.is_empty()
+        && let Some(Difference { what, then, now }) = credentials::restart_difference(then, now)
+    {
+        return Err(CheckError::Credentials { what, then, now });
+    }
+    match process::mdwe() {
+        Ok(0) => Ok(()),
+        Ok(_) => Err(CheckError::NoNewCode),
+        Err(errno) if privileges.mdwe != 0 => Err(CheckError::Mdwe(errno)),
+        Err(_) => Ok(()),
+    }
+}
+
+/// The programs and libraries that memory maps, once they are what they were at the checkpoint.
 pub fn files(manifest: &Manifest) -> Result<(), CheckError> {
     for object in &manifest.identity.objects {
         match objects::identify(&object.path) {
@@ -88,12 +127,26 @@ pub fn files(manifest: &Manifest) -> Result<(), CheckError> {
             Some(_) => {}
         }
     }
+    Ok(())
+}
+
+/// Files that are mapped shared, opened until they are mapped: somebody else may remove one in
+/// the meantime (a JVM those of processes that are dead).
+pub fn hold_mapped(manifest: &Manifest) -> Result<Vec<(Vec<u8>, OwnedFd)>, CheckError> {
+    let mut held: Vec<(Vec<u8>, OwnedFd)> = Vec::new();
     for vma in &manifest.memory.vmas {
-        if let VmaKind::FileShared { path, .. } = &vma.kind
-            && procfs::OwnFd::open(path).is_err()
+        if let VmaKind::FileShared { path, writable, .. } = &vma.kind
+            && held.iter().all(|(known, _)| known != path)
         {
-            return Err(CheckError::Missing { path: shown(path) });
+            let open = |write| {
+                let mut options = std::fs::OpenOptions::new();
+                let at = OsStr::from_bytes(path);
+                options.read(true).write(write).open(at)
+            };
+            let file = open(*writable).or_else(|_| open(false));
+            let file = file.map_err(|_| CheckError::Missing { path: shown(path) })?;
+            held.push((path.clone(), file.into()));
         }
     }
-    Ok(())
+    Ok(held)
 }

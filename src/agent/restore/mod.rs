@@ -5,6 +5,7 @@
 //! since all of this process's memory is about to be replaced. Every error is one line
 //! and exit status 125.
 
+pub mod ahead;
 pub mod alone;
 pub mod area;
 pub mod check;
@@ -23,12 +24,11 @@ use crate::agent::region::{self, Region};
 use crate::agent::resume::{HelperArgs, Payload, ThreadRecord};
 use crate::agent::rollback::check::Protected;
 use crate::agent::stop::rseq_area;
-use crate::agent::{log, procfs};
+use crate::agent::{hooks, log, procfs};
 use crate::config::RestoreMethod;
-use crate::image::PAGE;
 use crate::image::chain::{ChainError, Sourced};
 use crate::image::codec;
-use crate::image::state::{Extent, FileKind, Manifest, SharedObject};
+use crate::image::state::{Extent, FileKind, Manifest, SharedObject, VmaKind};
 use crate::store::RawFs;
 use crate::store::find::FoundMember;
 use crate::store::working_set::WorkingSet;
@@ -89,6 +89,17 @@ pub struct Inside {
     pub watching: Option<OwnedFd>,
 }
 
+/// Mapped files that stay where somebody else has moved them.
+fn follow_moved(manifest: &mut Manifest, files: &FilesBack) {
+    for vma in &mut manifest.memory.vmas {
+        if let VmaKind::FileShared { path, .. } = &mut vma.kind
+            && let Some((_, now)) = files.moved.iter().find(|(old, _)| old == path)
+        {
+            path.clone_from(now);
+        }
+    }
+}
+
 /// Restores a member. Returns only with an error, and then this process is
 /// as good as before (or a child of it that must exit with 125).
 ///
@@ -111,10 +122,24 @@ pub fn restore(
     let mut inside = options.inside;
     // From inside that was done before there was no way back; `check::machine` was asked
     // before the files went back.
+    follow_moved(&mut manifest, &options.files);
+    let mut mapped = Vec::new();
     if inside.is_none() {
         check::files(&manifest)?;
+        mapped = check::hold_mapped(&manifest)?;
     }
     raise_nofile(&manifest);
+    if inside.is_some() {
+        // SAFETY: no pointers.
+        unsafe {
+            // The clocks of the vdso need it; each thread gets its own switch in the end.
+            syscall!(libc::SYS_prctl, libc::PR_SET_TSC, libc::PR_TSC_ENABLE);
+            // What is mapped on the way is not to be locked; what was locked is mapped anew.
+            if hooks::memory::locked_in_future() != 0 {
+                syscall!(libc::SYS_munlockall);
+            }
+        }
+    }
     // From inside, the threads' old ids are free unless somebody else has taken one.
     let mut same = true;
     if inside.is_none() {
@@ -153,6 +178,9 @@ pub fn restore(
         keep.push(fd.into_raw_fd());
         keep.len() - 1
     });
+    let mapped_at = keep.len();
+    let (mapped_paths, mapped): (Vec<_>, Vec<_>) = mapped.into_iter().unzip();
+    keep.extend(mapped.into_iter().map(IntoRawFd::into_raw_fd));
     let late = restore_descriptors(
         &manifest,
         &mut keep,
@@ -160,6 +188,9 @@ pub fn restore(
         &options.files,
         inside.is_some(),
     )?;
+    // The restorer's tape closes them.
+    let mapped_fds = keep.split_off(mapped_at);
+    let held: Vec<_> = mapped_paths.into_iter().zip(mapped_fds).collect();
     let image_fd = keep[0];
     let image_fds: Vec<i32> = place
         .iter()
@@ -207,6 +238,7 @@ pub fn restore(
             // From here on memory means what is to be made.
             manifest.memory.vmas.clone_from(&stay.areas);
             payload.watching = watching;
+            payload.kept = Some(stay.kept.clone());
             &stay.pieces
         }
         None => &pieces,
@@ -222,6 +254,9 @@ pub fn restore(
         method::choose(options.method, pieces, &files, before.as_ref())
     };
     let lazy = choice.lazy && mappable;
+    if lazy && choice.cold {
+        ahead::at_once(pieces, before.as_ref(), &image_fds);
+    }
     log::line(format_args!(
         "memory is {} ({}), {} images, {} pieces",
         if lazy { "mapped" } else { "read" },
@@ -229,15 +264,24 @@ pub fn restore(
         image_fds.iter().filter(|&&fd| fd >= 0).count(),
         pieces.len(),
     ));
-    let options = tape::Options {
+    let mut options = tape::Options {
         lazy,
         cold: lazy && choice.cold,
-        collapse: !manifest.process.thp_disable && huge_pages_allowed(),
-        noexec: is_noexec(image_fd),
-        max_maps: read_number(b"/proc/sys/vm/max_map_count").unwrap_or(65530),
-        huge_pages: huge_pages(),
+        collapse: false,
+        noexec: false,
+        max_maps: 65530,
+        huge_pages: (0, 0),
         image_fds,
+        held,
     };
+    // Where all memory stays mapped nobody wants to know.
+    if !manifest.memory.vmas.is_empty() {
+        options.collapse = !manifest.process.thp_disable && huge_pages_allowed();
+        options.noexec = is_noexec(image_fd);
+        let limit = read_number(b"/proc/sys/vm/max_map_count");
+        options.max_maps = limit.unwrap_or(options.max_maps);
+        options.huge_pages = huge_pages();
+    }
     if !options.cold {
         payload.flags = areas.unwrap_or_default();
     }
@@ -251,7 +295,7 @@ pub fn restore(
     let kept: usize = protected.iter().map(|p| p.bytes.len() + 64 + 3 * 10).sum();
     let files = options.image_fds.len();
     let fetched = if options.cold {
-        maps + before.as_ref().map_or(0, |set| set.runs.len())
+        maps + before.as_ref().map_or(0, WorkingSet::runs)
     } else {
         0
     };
@@ -266,7 +310,8 @@ pub fn restore(
         + payload_room
         + kept as u64
         + (256 << 10);
-    let mut area = Area::map(scratch, &taken).map_err(RestoreError::Area)?;
+    let known = stay.as_ref().map(|stay| &stay.mapped[..]);
+    let mut area = Area::map(scratch, &taken, known).map_err(RestoreError::Area)?;
     let blob = area.put(RESTORER);
     let shared_fd = |k: usize| shared_fds[k];
     let writable = |path: &[u8]| can_write(path);
@@ -284,7 +329,7 @@ pub fn restore(
     payload.mapped = std::mem::take(&mut tape.mapped);
     payload.cold = options.cold;
     if options.cold {
-        (payload.prefetch, payload.touched) = to_be_fetched(&payload.mapped, before.as_ref());
+        (payload.prefetch, payload.touched) = ahead::queue(&payload.mapped, before.as_ref());
     }
     for &(file, example) in &tape.examples {
         payload.add_image_file(options.image_fds[file as usize], example);
@@ -298,7 +343,14 @@ pub fn restore(
 
     let anew = payload.starter != 0 || inside.is_some();
     let records = manifest.threads.iter();
-    let records: Vec<_> = records.map(|t| ThreadRecord::of(t, anew)).collect();
+    let switches = |k: usize| {
+        let all = &manifest.privileges.threads;
+        all.get(k).copied().unwrap_or_default()
+    };
+    let records: Vec<_> = records
+        .enumerate()
+        .map(|(k, t)| ThreadRecord::of(t, switches(k), anew))
+        .collect();
     let records = area.put_slice(&records);
     let pid = manifest.process.pid;
     let threads: Vec<RestorerThread> = manifest
@@ -447,31 +499,6 @@ fn needed_files(
         }));
     }
     Ok((files, mappable))
-}
-
-/// What of the mapped ranges is to be brought into memory ahead of the program: what it
-/// touched after the restart before, so many ranges, then the rest if there is room for it.
-fn to_be_fetched(
-    mapped: &[(u64, u64, u32)],
-    before: Option<&WorkingSet>,
-) -> (Vec<(u64, u64)>, u64) {
-    let mut ranges = Vec::new();
-    let runs = before.map_or(&[][..], |set| &set.runs);
-    let mut first = 0;
-    for &(page, pages) in runs {
-        let (start, end) = (page * PAGE, (page + pages) * PAGE);
-        while mapped.get(first).is_some_and(|range| range.1 <= start) {
-            first += 1;
-        }
-        let touched = mapped[first..].iter().take_while(|range| range.0 < end);
-        ranges.extend(touched.map(|range| (range.0.max(start), range.1.min(end))));
-    }
-    let touched = ranges.len() as u64;
-    let all: u64 = mapped.iter().map(|range| range.1 - range.0).sum();
-    if all < unpack::available() / 4 * 3 {
-        ranges.extend(mapped.iter().map(|range| (range.0, range.1)));
-    }
-    (ranges, touched)
 }
 
 /// The administrator has not forbidden transparent huge pages.

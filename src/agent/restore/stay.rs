@@ -14,9 +14,9 @@ use crate::agent::hooks::{self, maps::Maps};
 use crate::agent::log;
 use crate::agent::restore::area;
 use crate::agent::resume::ImageFile;
-use crate::agent::track::blank::without;
+use crate::agent::track::blank::{push, without};
 use crate::agent::track::pagemap::PageMap;
-use crate::agent::track::{Change, Dirty, fault, full};
+use crate::agent::track::{Change, Dirty, Kept, fault, full};
 use crate::image::chain::Sourced;
 use crate::image::state::{Manifest, MemoryState, VmaKind, VmaState, vma_flag};
 use crate::store::generation::GenerationRecord;
@@ -26,6 +26,8 @@ type Range = (u64, u64);
 
 /// So many changed pages are put back in any case; more must not be half of all there is.
 const MANY: u64 = 16384;
+/// Pages that are put back and lie as near as this are protected by one walk.
+const NEAR: u64 = 512 * PAGE;
 /// Zero-initialised data of the C library behind its file.
 const MOST_BSS: u64 = 1 << 20;
 
@@ -48,6 +50,10 @@ pub struct Stay {
     pub drops: Vec<Range>,
     /// What stays and is a mapping of an image: start, end, `vma_flag`s.
     pub images: Vec<(u64, u64, u32)>,
+    /// The map as it was.
+    pub mapped: Vec<Range>,
+    /// What the tracker can rely on afterwards.
+    pub kept: Kept,
 }
 
 /// A part of an area that stays mapped.
@@ -151,6 +157,7 @@ pub fn look(
         guarded || written && part.prot & libc::PROT_WRITE as u32 == 0
     });
     stay.images = images(&stay.parts, &plan.pieces);
+    stay.kept = kept(&stay, pieces);
     let mut keep: Vec<Range> = stay
         .parts
         .iter()
@@ -166,6 +173,7 @@ pub fn look(
         Some(last) if last.1 == start => last.1 = end,
         _ => stay.unmap.push((start, end)),
     });
+    stay.mapped = mapped;
     log::line(format_args!(
         "memory stays mapped: {} parts, {back} pages put back, {} ranges emptied, {} areas mapped anew",
         stay.parts.len(),
@@ -173,6 +181,35 @@ pub fn look(
         stay.areas.len(),
     ));
     Some(stay)
+}
+
+/// What the tracker needs no look at the page tables for. It has to look where a page that
+/// nobody has written is content.
+fn kept(stay: &Stay, pieces: &[Sourced]) -> Kept {
+    let parts = stay.parts.iter().filter(|part| part.empties);
+    let parts: Vec<Range> = parts.map(|part| (part.start, part.end)).collect();
+    let mut contents: Vec<Range> = Vec::new();
+    for piece in pieces {
+        push(&mut contents, (piece.addr, piece.end()));
+    }
+    let mut kept = Kept::default();
+    without(&parts, &contents, |start, end| {
+        push(&mut kept.blank, (start, end));
+    });
+    // What lies between two pages that are put back exists where the image has it.
+    let all_there = |start: u64, end: u64| {
+        let at = contents.partition_point(|range| range.1 <= start);
+        contents.get(at).is_some_and(|r| r.0 <= start && end <= r.1)
+    };
+    for read in &stay.reads {
+        match kept.written.last_mut() {
+            Some(last) if read.addr <= last.1 + NEAR && all_there(last.0, read.end()) => {
+                last.1 = read.end();
+            }
+            _ => kept.written.push((read.addr, read.end())),
+        }
+    }
+    kept
 }
 
 /// Guard regions stay whatever is discarded, and nothing can be put back into them.
@@ -266,26 +303,28 @@ fn same(then: &VmaState, piece: &Piece) -> bool {
 /// Which contents must be put back into `parts`, and what is not in them any more.
 fn put_back(then: &[VmaState], pieces: &[Sourced], mut parts: Vec<Part>, changed: &Dirty) -> Stay {
     let mut stay = Stay::default();
+    // A list that grows costs a fault for each page of each of its sizes.
+    stay.reads.reserve(changed.runs().len());
     parts.retain(|part| {
-        let (mut reads, mut drops) = (Vec::new(), Vec::new());
+        let (reads, drops) = (stay.reads.len(), stay.drops.len());
         for run in changed.within(part.start, part.end) {
             let mut at = run.start;
             for piece in overlapping(pieces, run.start, run.end) {
                 let read = clipped(piece, run.start, run.end);
                 if at < read.addr {
-                    drops.push((at, read.addr));
+                    stay.drops.push((at, read.addr));
                 }
                 at = read.end();
-                reads.push(read);
+                stay.reads.push(read);
             }
             if at < run.end {
-                drops.push((at, run.end));
+                stay.drops.push((at, run.end));
             }
         }
-        let can = part.empties || drops.is_empty();
-        if can {
-            stay.reads.append(&mut reads);
-            stay.drops.append(&mut drops);
+        let can = part.empties || stay.drops.len() == drops;
+        if !can {
+            stay.reads.truncate(reads);
+            stay.drops.truncate(drops);
         }
         can
     });
@@ -346,6 +385,9 @@ fn images(parts: &[Part], now: &[Piece]) -> Vec<(u64, u64, u32)> {
 /// The files of [`Stay::images`], each with an address where it is mapped.
 pub fn image_files(images: &[(u64, u64, u32)]) -> Vec<ImageFile> {
     let mut files: Vec<ImageFile> = Vec::new();
+    if images.is_empty() {
+        return files;
+    }
     let Ok(mut maps) = Maps::open() else {
         return files;
     };

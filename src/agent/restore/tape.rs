@@ -43,6 +43,8 @@ pub struct Options {
     /// Of the chain's images, as `Sourced::file` counts them; -1: not needed. The first one
     /// is the generation's own.
     pub image_fds: Vec<i32>,
+    /// Files that are mapped shared and are open already: the tape closes them.
+    pub held: Vec<(Vec<u8>, i32)>,
     /// Much of the images must come from the disk.
     pub cold: bool,
     /// Large runs that are read may lie in huge pages.
@@ -122,7 +124,8 @@ impl Tape {
     /// Reads pieces into memory that is mapped; small ones that lie side by side in a file
     /// are read by one call.
     fn contents(&mut self, pieces: &[Sourced], options: &Options, area: &mut Area) {
-        let mut small: Vec<&Sourced> = Vec::new();
+        let mut small: Vec<&Sourced> = Vec::with_capacity(pieces.len());
+        self.ops.reserve(pieces.len());
         for piece in pieces {
             if piece.npages > GATHER_PAGES {
                 let fd = options.image_fds[piece.file as usize];
@@ -307,8 +310,14 @@ pub fn memory(
                 writable: was_writable,
             } => {
                 given = prot;
-                let write = *was_writable && writable(path);
-                tape.map_file(area, path, write, vma, libc::MAP_SHARED, *offset);
+                let held = options.held.iter().find(|(held, _)| held == path);
+                if let Some((_, fd)) = held {
+                    let shared = libc::MAP_SHARED;
+                    tape.mmap(start, len, prot, shared, i64::from(*fd), *offset);
+                } else {
+                    let write = *was_writable && writable(path);
+                    tape.map_file(area, path, write, vma, libc::MAP_SHARED, *offset);
+                }
             }
             VmaKind::Shared { object, offset } => match shared_fd(*object as usize) {
                 Some(fd) => {
@@ -365,6 +374,10 @@ pub fn memory(
         advise(tape, vma);
     }
     tape.close_file();
+    // Before locks are taken: closing a descriptor of a file drops them.
+    for (_, fd) in &options.held {
+        tape.op(libc::SYS_close, OP_MAY_FAIL, [*fd as u64, 0, 0, 0, 0, 0]);
+    }
 }
 
 /// Guard regions come back. Before the advice: a locked mapping takes none.

@@ -9,7 +9,7 @@ use super::leader::{self, Handover};
 use super::*;
 use crate::agent::checkpoint::increments::Increments;
 use crate::agent::collect::descriptors::sys;
-use crate::agent::collect::identity;
+use crate::agent::collect::{credentials, identity};
 use crate::agent::recover::files::{self, NotBack};
 use crate::agent::restore::{self, check as machine, stay};
 use crate::agent::resume::Payload;
@@ -344,12 +344,9 @@ fn last_checks(
             "the first thread of the program has ended",
         ));
     }
-    let changed = crate::agent::collect::process::credentials(leader as i32);
-    if changed != settings.credentials {
-        return Err(refused(
-            libc::EPERM,
-            "the program has changed its user, its groups or its seccomp filters",
-        ));
+    let then = &settings.credentials;
+    if let Some(reason) = credentials::changed(stopped, leader as i32, then) {
+        return Err(refused(libc::EPERM, reason));
     }
     files::can_go_back(&claimed.job, &ready.record, &settings.config)
         .map_err(|reason| refused(libc::EIO, reason))?;

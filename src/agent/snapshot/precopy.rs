@@ -38,17 +38,14 @@ impl Live {
         }
     }
 
-    /// As [`Live::new`], but its memory is only set aside: [`Live::warm`] must follow.
+    /// As [`Live::new`], but its memory is touched when it is first used: a life that goes
+    /// back soon never uses it.
     pub fn cold() -> Live {
         Live {
             // SAFETY: no arguments.
             pid: unsafe { syscall!(libc::SYS_getpid) } as i32,
             bounce: Vec::with_capacity((BATCH_PAGES * PAGE) as usize),
         }
-    }
-
-    pub fn warm(&mut self) {
-        self.bounce.resize((BATCH_PAGES * PAGE) as usize, 0);
     }
 
     /// Reads at most a batch of pages; `None` when they cannot be read.
@@ -66,6 +63,9 @@ impl Live {
     /// Reads the pages one after the other into the bounce buffer; how many it got before
     /// one could not be read. `None`: nothing can be read in this way.
     fn read(&mut self, batch: &[Stretch]) -> Option<u64> {
+        if self.bounce.is_empty() {
+            self.bounce.resize((BATCH_PAGES * PAGE) as usize, 0);
+        }
         let local = [self.bounce.as_mut_ptr() as u64, self.bounce.len() as u64];
         let mut remote = [[0u64; 2]; BATCH_PAGES as usize];
         for (iov, s) in remote.iter_mut().zip(batch) {

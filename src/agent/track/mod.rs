@@ -23,7 +23,7 @@ pub mod fault;
 pub mod full;
 pub mod lazy;
 #[cfg(test)]
-mod model;
+pub mod model;
 pub mod moving;
 pub mod mprotect;
 pub mod pagemap;
@@ -42,6 +42,7 @@ use crate::agent::log;
 use crate::agent::procfs::OwnFd;
 use crate::agent::state::AGENT;
 use crate::config::TrackerChoice;
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::Ordering;
 
 /// Why there is nothing to be known of the pages: this checkpoint must be full, and
@@ -52,6 +53,16 @@ pub enum TrackError {
     Open { path: &'static str, errno: i32 },
     #[error("{call}: errno {errno}")]
     Call { call: &'static str, errno: i32 },
+}
+
+/// What a rollback knows of the memory that it leaves mapped: all of it is as the image says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Where the image has nothing.
+    pub blank: Vec<(u64, u64)>,
+    /// What was put back, and is not watched until it is protected again. Every page in these
+    /// ranges exists.
+    pub written: Vec<(u64, u64)>,
 }
 
 /// Watches which pages of the program are written. Helper thread only.
@@ -74,6 +85,12 @@ pub trait Tracker {
     /// are the ones to compare with.
     fn begin(&mut self, pieces: &[Piece]) -> Result<(), TrackError> {
         self.sweep(pieces, &mut Dirty::new())
+    }
+
+    /// As [`Tracker::begin`], after a rollback that has left memory mapped and watched by
+    /// [`Tracker::descriptor`]: only what `kept` says needs a look.
+    fn begin_again(&mut self, pieces: &[Piece], _: &Kept) -> Result<(), TrackError> {
+        self.begin(pieces)
     }
 
     /// Adds to `seen` all pages of `pieces` written (or discarded, or new) since they were

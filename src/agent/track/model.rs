@@ -9,7 +9,7 @@ use crate::agent::hooks::ranges;
 use crate::agent::hooks::testing::call;
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Pages of the arena.
 const ARENA: u64 = 3 * 1024;
@@ -346,6 +346,15 @@ impl<'t> Model<'t> {
         let pieces = self.pieces();
         let mut seen = Dirty::new();
         self.tracker.sweep(&pieces, &mut seen).unwrap();
+        self.changed += self.touched.len() as u64;
+        self.reported += seen.present_pages();
+        self.touched.clear();
+        self.take_over(&seen);
+        self.check(&pieces);
+    }
+
+    /// The copy equals the memory.
+    fn check(&mut self, pieces: &[Piece]) {
         let is_file = |addr: u64| {
             let piece = pieces
                 .iter()
@@ -354,10 +363,6 @@ impl<'t> Model<'t> {
                 matches!(p.vma.kind, crate::image::state::VmaKind::FilePrivate { .. })
             })
         };
-        self.changed += self.touched.len() as u64;
-        self.reported += seen.present_pages();
-        self.touched.clear();
-        self.take_over(&seen);
         for page in 0..ARENA {
             let addr = self.addr(page);
             let exists = pieces
@@ -380,6 +385,28 @@ impl<'t> Model<'t> {
                 None => assert!(now.iter().all(|&b| b == 0), "page {page} is not kept"),
             }
         }
+    }
+
+    /// Begins and ends here.
+    pub fn arena(&self) -> (u64, u64) {
+        (self.base, self.addr(ARENA))
+    }
+
+    /// The copy as of the last sweep: addresses of pages and what they hold.
+    pub fn kept(&self) -> BTreeMap<u64, Vec<u8>> {
+        let pages = self.copy.iter();
+        pages
+            .map(|(&page, bytes)| (self.addr(page), bytes.clone()))
+            .collect()
+    }
+
+    /// Memory was brought back to what [`Model::kept`] said.
+    pub fn went_back(&mut self, kept: &BTreeMap<u64, Vec<u8>>) {
+        let page = |addr: &u64| (addr - self.base) / PAGE;
+        self.copy = kept.iter().map(|(a, b)| (page(a), b.clone())).collect();
+        self.touched.clear();
+        let pieces = self.pieces();
+        self.check(&pieces);
     }
 
     pub fn run(&mut self, sweeps: u32) {

@@ -15,6 +15,8 @@
 //! Both walks skip holes whole page tables at a time. While the program runs, a change
 //! between the two walks is reported by the next sweep.
 
+mod back;
+
 use super::blank::{
     Range, clip, groups, is_of_file, newly_blank, push, subtract, watchable, whole, without_file,
 };
@@ -22,7 +24,7 @@ use super::lazy::{self, Lazy, both, of_images};
 use super::moving;
 use super::pagemap::{PageMap, Query, is};
 use super::probe::with_page;
-use super::{Change, Dirty, TrackError, Tracker};
+use super::{Change, Dirty, Kept, TrackError, Tracker};
 use crate::agent::collect::memory::{How, PAGE, Piece};
 use crate::agent::procfs::OwnFd;
 use ckpt_sys::raw::check;
@@ -40,7 +42,7 @@ const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
 const FEATURE_WP_ASYNC: u64 = 1 << 15;
 
 /// Opens a descriptor with the features that are needed.
-fn open() -> Result<OwnFd, TrackError> {
+pub fn open() -> Result<OwnFd, TrackError> {
     let fail = |call| move |errno| TrackError::Call { call, errno };
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | UFFD_USER_MODE_ONLY;
     // SAFETY: no pointers.
@@ -52,6 +54,18 @@ fn open() -> Result<OwnFd, TrackError> {
     check(unsafe { syscall!(libc::SYS_ioctl, fd.raw(), UFFDIO_API, &mut api) })
         .map_err(fail("userfaultfd with WP_ASYNC"))?;
     Ok(fd)
+}
+
+/// Registers a range with a descriptor of [`open`].
+pub fn register(fd: &OwnFd, (start, end): Range) -> Result<(), i32> {
+    let mut arg = [start, end - start, REGISTER_MODE_WP, 0];
+    let register = || {
+        // SAFETY: struct uffdio_register is four words.
+        check(unsafe { syscall!(libc::SYS_ioctl, fd.raw(), UFFDIO_REGISTER, &mut arg) })
+    };
+    moving::registering(register)
+        .unwrap_or(Err(libc::EAGAIN))
+        .map(|_| ())
 }
 
 /// Asks for blank pages, and for all pages of mappings that are not registered.
@@ -148,15 +162,8 @@ impl Uffd {
         Ok(uffd)
     }
 
-    pub fn register_range(&self, (start, end): Range) -> Result<(), i32> {
-        let mut arg = [start, end - start, REGISTER_MODE_WP, 0];
-        let register = || {
-            // SAFETY: struct uffdio_register is four words.
-            check(unsafe { syscall!(libc::SYS_ioctl, self.fd.raw(), UFFDIO_REGISTER, &mut arg) })
-        };
-        moving::registering(register)
-            .unwrap_or(Err(libc::EAGAIN))
-            .map(|_| ())
+    pub fn register_range(&self, range: Range) -> Result<(), i32> {
+        register(&self.fd, range)
     }
 
     /// Registers the pieces that `found` (ascending) touches. Those that cannot be stay
@@ -269,10 +276,12 @@ impl Uffd {
         let (mut blank, mut found): (Vec<Range>, Vec<Range>) = (Vec::new(), Vec::new());
         let mut next = 0;
         let mut parts: Vec<(Range, bool)> = Vec::with_capacity(groups.len());
+        let mut strange: Vec<Range> = Vec::new();
         for (group, of_file) in groups {
-            match of_file {
-                true => parts.push((group, true)),
-                false => self.suspects(group, &mut parts)?,
+            match (of_file, protect) {
+                (true, _) => parts.push((group, true)),
+                (false, true) => self.suspects(group, &mut parts)?,
+                (false, false) => self.take_suspects(group, &mut now, &mut strange)?,
             }
         }
         for &((start, end), of_file) in &parts {
@@ -295,13 +304,16 @@ impl Uffd {
             })?;
         }
         subtract(&mut found, leave);
-        if !doubtful.is_empty() {
+        if !doubtful.is_empty() || !strange.is_empty() {
             found.extend(doubtful);
+            found.extend(strange);
             found.sort_unstable();
         }
         self.register(pieces, &found);
         newly_blank(pieces, &blank, &self.blank, &mut now);
-        self.blank = blank;
+        if protect {
+            self.blank = blank;
+        }
         let mut next = 0;
         for (start, end) in std::mem::take(&mut self.fresh) {
             let mut parts = Vec::new();
@@ -370,28 +382,7 @@ impl Uffd {
         subtract(&mut all, leave);
         self.register(pieces, &all);
         self.fresh.clear();
-        let (mut blank, mut written): (Vec<Range>, Vec<Range>) = (Vec::new(), Vec::new());
-        let mut next = 0;
-        for ((start, end), of_file) in groups(pieces) {
-            let both_kinds = |query| if of_file { query } else { without_file(query) };
-            self.pagemap
-                .scan(start, end, both_kinds(BLANK), |from, to, what| {
-                    let exists = what & (is::PRESENT | is::SWAPPED) != 0;
-                    let of_file = what & is::PRESENT != 0 && what & is::FILE != 0;
-                    clip(pieces, &mut next, (from, to), |piece, from, to| {
-                        if !exists || (of_file && is_of_file(piece)) {
-                            push(&mut blank, (from, to));
-                        }
-                    });
-                })?;
-            self.pagemap
-                .scan(start, end, both_kinds(WRITTEN), |from, to, _| {
-                    push(&mut written, (from, to));
-                })?;
-        }
-        // What this very thread has written in between.
-        subtract(&mut blank, &written);
-        self.blank = blank;
+        self.blank = self.take_as_clean(pieces, &groups(pieces))?;
         Ok(())
     }
 }
@@ -424,6 +415,10 @@ impl Tracker for Uffd {
         }
         self.lazy = lazy;
         Ok(())
+    }
+
+    fn begin_again(&mut self, pieces: &[Piece], kept: &Kept) -> Result<(), TrackError> {
+        self.go_on(pieces, kept)
     }
 
     fn sweep(&mut self, pieces: &[Piece], seen: &mut Dirty) -> Result<(), TrackError> {

@@ -1,8 +1,9 @@
 //! Undoing one table, record by record: contents and attributes. Names are in `names`.
 
+use super::findings::Findings;
 use super::rows::{RowInfo, Rows};
-use super::state::{Findings, Replaced};
-use super::{ForeignFile, Options, UndoError, failed, known_ids};
+use super::state::Replaced;
+use super::{Fate, ForeignFile, Options, UndoError, failed, known_ids};
 use crate::config::Foreign;
 use crate::persist::birth::Births;
 use crate::persist::exclude::{self, matches};
@@ -21,8 +22,14 @@ use std::path::{Path, PathBuf};
 pub struct Undoer<'o, 'a> {
     pub job_dir: &'o Path,
     pub options: &'o mut Options<'a>,
+    /// Where the files are to be.
+    pub generation: u64,
     pub replaced: Replaced,
     pub findings: Findings,
+    /// An undo to another generation, which was killed, has looked for changes of others.
+    pub other_goal: bool,
+    /// Directories as they were when a table began, and that table: by path.
+    pub directories: BTreeMap<Vec<u8>, (Stat, u64)>,
     /// All inodes that the program had to do with.
     pub known: BTreeSet<Id>,
     /// The wall clock of the last sign of life; 0: none.
@@ -73,16 +80,24 @@ impl<'o, 'a> Undoer<'o, 'a> {
         job_dir: &'o Path,
         options: &'o mut Options<'a>,
         tables: &[Table],
-        list: &[TableFile],
+        (list, generation): (&[TableFile], u64),
     ) -> Result<Undoer<'o, 'a>, UndoError> {
         let replaced = Replaced::load(job_dir)?;
         let mut known = known_ids(tables);
         known.extend(replaced.news());
+        // What one has left that came to its end, or never said that it has looked, is void.
+        let (findings, current) = match tables.iter().any(|t| t.checked) {
+            true => Findings::load(job_dir, generation)?,
+            false => (Findings::default(), true),
+        };
         Ok(Undoer {
             job_dir,
             options,
+            generation,
             replaced,
-            findings: Findings::load(job_dir)?,
+            findings,
+            other_goal: !current,
+            directories: directories(tables),
             known,
             begun_ns: {
                 let begun = tables.iter().filter(|t| t.checked && t.begun_ns != 0);
@@ -231,7 +246,11 @@ impl<'o, 'a> Undoer<'o, 'a> {
         };
         let kept = |id: &Id| self.findings.keep.contains(id);
         let now = self.replaced.resolve(&info.stat.identity());
-        if kept(&info.stat.id) || kept(&now.id) || self.is_excluded(&info.first_path) {
+        let left_alone = kept(&info.stat.id) || kept(&now.id);
+        if left_alone
+            || self.is_excluded(&info.first_path)
+            || self.is_left_out(&info.stat.identity())
+        {
             return Ok(None);
         }
         match self.find(info) {
@@ -251,13 +270,14 @@ impl<'o, 'a> Undoer<'o, 'a> {
             path: as_path(path),
             aside: None,
             what: "removed",
+            fate: Fate::Plain,
         };
         if self.options.foreign != Foreign::Keep {
-            return Err(UndoError::Foreign(vec![file]));
+            return Err(UndoError::Lost(vec![file], false));
         }
         self.findings.keep.insert(id);
-        self.findings.files.push(file);
-        self.findings.save(self.job_dir)?;
+        self.findings.add(file);
+        self.save_findings()?;
         Ok(None)
     }
 
@@ -271,6 +291,7 @@ impl<'o, 'a> Undoer<'o, 'a> {
             .iter()
             .find(here)
             .cloned()
+            .or_else(|| self.moved_to(&info.stat.identity()).filter(|at| here(&at)))
             .or_else(|| self.find_kept(&info.stat.identity()))
             .or_else(|| match info.path {
                 Some(_) => info.seen.iter().rev().find(here).cloned(),
@@ -452,6 +473,23 @@ impl<'o, 'a> Undoer<'o, 'a> {
     }
 }
 
+/// All directories that the tables know something of, by path; the oldest table counts.
+fn directories(tables: &[Table]) -> BTreeMap<Vec<u8>, (Stat, u64)> {
+    let mut all = BTreeMap::new();
+    for table in tables {
+        let number = u64::from(table.file.seq);
+        // The first record of one is the state when the table began.
+        for (_, record) in table.records.iter().rev() {
+            if let Record::Inode { stat, path, .. } = record
+                && stat.is_dir()
+            {
+                all.insert(path.clone(), (*stat, number));
+            }
+        }
+    }
+    all
+}
+
 /// Opens for writing, over a mode that forbids it to the owner; `last_of_all` sets
 /// the mode right if a kill comes in between.
 fn open_for_writing(path: &CPath) -> Sys<Fd> {
@@ -470,7 +508,7 @@ fn open_for_writing(path: &CPath) -> Sys<Fd> {
 
 /// Makes bytes zero, as a hole where the file system has holes. Beyond the end there
 /// is nothing to do: the size comes later.
-fn zero(fd: i32, offset: u64, len: u64) -> Sys<()> {
+pub fn zero(fd: i32, offset: u64, len: u64) -> Sys<()> {
     let size = sys::fstat(fd)?.size;
     let end = (offset + len).min(size);
     if offset >= end {

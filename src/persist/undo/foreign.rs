@@ -5,35 +5,61 @@
 //! does not take its own work for somebody else's.
 
 use super::apply::{Undoer, as_path};
+use super::findings::{Place, Source};
+use super::lost::Lost;
 use super::rows::{RowInfo, Rows};
-use super::{ForeignFile, UndoError, failed};
+use super::{Fate, ForeignFile, UndoError, failed};
 use crate::config::Foreign;
 use crate::persist::format;
 use crate::persist::sys::{self, CPath};
-use crate::persist::table::{self, Table};
+use crate::persist::table::{self, Record, Table};
 use crate::persist::{Identity, Stat};
 use std::collections::BTreeSet;
+use std::os::unix::ffi::OsStrExt;
+
+/// A file that somebody else has changed.
+#[derive(Debug)]
+pub struct Found {
+    pub file: ForeignFile,
+    /// As it is now; of one that is gone as it was.
+    stat: Stat,
+    /// It is not where the program left it; nothing: and nothing is known of it.
+    lost: Option<Option<Lost>>,
+    /// Other contents than the program left.
+    changed: bool,
+}
+
+impl Found {
+    /// It is gone, and with it what it held at the generation.
+    fn is_unknown(&self, inside: bool) -> bool {
+        match &self.lost {
+            None => false,
+            Some(None) => true,
+            // The program's descriptors would go on with the one that has no name any more.
+            Some(Some(lost)) => lost.moved.is_none() && !lost.is_born && (inside || !lost.is_whole),
+        }
+    }
+}
 
 impl Undoer<'_, '_> {
     pub fn look_for_foreign(&mut self, tables: &[Table]) -> Result<(), UndoError> {
-        if tables.iter().all(|t| t.checked || t.records.is_empty()) {
+        let checked = tables.iter().all(|t| t.checked || t.records.is_empty());
+        if checked && !self.other_goal {
             return Ok(());
         }
-        let found = self.refused(tables)?;
-        for (mut file, stat) in found {
-            if self.options.foreign == Foreign::Keep {
-                self.findings.keep.insert(stat.id);
-            } else {
-                use std::os::unix::ffi::OsStrExt;
-                let path = file.path.as_os_str().as_bytes().to_vec();
-                let aside = self.put_aside(&path, &stat)?;
-                file.aside = Some(as_path(&aside));
-            }
-            self.findings.files.push(file);
+        let mut found = self.refused(tables)?;
+        if checked {
+            // What that undo has done to contents is not somebody else's.
+            found.retain(|found| found.lost.is_some());
         }
-        self.findings.save(self.job_dir)?;
+        for found in found {
+            self.decide(tables, found)?;
+        }
         if self.recorded {
             return Ok(());
+        }
+        if !self.findings.is_empty() {
+            self.save_findings()?;
         }
         for table in tables {
             self.step("write", &table.file.path)?;
@@ -48,24 +74,131 @@ impl Undoer<'_, '_> {
         Ok(())
     }
 
-    /// All files that somebody else has changed, if the undo may go on over them.
-    fn refused(&mut self, tables: &[Table]) -> Result<Vec<(ForeignFile, Stat)>, UndoError> {
-        let found = self.foreign_files(tables);
-        if self.options.foreign == Foreign::Refuse && !found.is_empty() {
-            let files = found.into_iter().map(|(file, _)| file).collect();
-            return Err(UndoError::Foreign(files));
+    /// What is to become of a file; nothing is done to it yet.
+    fn decide(&mut self, tables: &[Table], found: Found) -> Result<(), UndoError> {
+        let Found {
+            mut file,
+            stat,
+            lost,
+            changed,
+        } = found;
+        let keep = self.options.foreign == Foreign::Keep;
+        if changed && !keep {
+            let path = match lost.as_ref().and_then(|lost| lost.as_ref()?.moved.clone()) {
+                Some(moved) => moved,
+                None => file.path.as_os_str().as_bytes().to_vec(),
+            };
+            file.aside = Some(as_path(&self.put_aside(&path, &stat)?));
         }
+        match lost {
+            None if keep => drop(self.findings.keep.insert(stat.id)),
+            None => {}
+            Some(None) => drop(self.findings.keep.insert(stat.id)),
+            Some(Some(lost)) => {
+                if changed && keep {
+                    self.findings.keep.insert(stat.id);
+                }
+                if !self.decide_lost(tables, &lost, &mut file)? {
+                    return Ok(());
+                }
+            }
+        }
+        self.findings.add(file);
+        Ok(())
+    }
+
+    /// False: there is nothing to tell.
+    fn decide_lost(
+        &mut self,
+        tables: &[Table],
+        lost: &Lost,
+        file: &mut ForeignFile,
+    ) -> Result<bool, UndoError> {
+        let keep = self.options.foreign == Foreign::Keep;
+        if lost.is_born {
+            // Made since: where somebody else has moved it is nobody's business here.
+            self.findings.needless.push((lost.inode, lost.table));
+            return Ok(lost.moved.is_some());
+        }
+        let source = match &lost.moved {
+            Some(at) if keep => {
+                file.fate = Fate::Followed(as_path(at));
+                Source::Stays(at.clone())
+            }
+            Some(at) => {
+                file.fate = Fate::Back(as_path(at));
+                match lost.is_reused {
+                    true => Source::Moved(at.clone()),
+                    false => Source::Early(at.clone()),
+                }
+            }
+            // What has taken its place is kept, and what was removed stays so: but the program
+            // cannot go on without what it has open.
+            None if keep && (file.what == "replaced" || !self.is_needed(&lost.path)) => {
+                self.findings.keep.insert(lost.inode.id);
+                if file.what == "replaced" {
+                    let taken = lost.path.clone();
+                    self.findings.taken.insert(taken);
+                }
+                return Ok(true);
+            }
+            None => {
+                file.fate = Fate::Again;
+                Source::Built(self.build(tables, lost)?)
+            }
+        };
+        let path = match source {
+            Source::Early(_) => &lost.left,
+            _ => &lost.path,
+        };
+        self.findings.places.push(Place {
+            inode: lost.inode,
+            table: lost.table,
+            path: path.clone(),
+            source,
+        });
+        Ok(true)
+    }
+
+    /// All files that somebody else has changed, if the undo may go on over them.
+    fn refused(&mut self, tables: &[Table]) -> Result<Vec<Found>, UndoError> {
+        let found = self.foreign_files(tables);
+        let files = |of: &dyn Fn(&Found) -> bool| -> Vec<ForeignFile> {
+            let files = found.iter().filter(|found| of(found));
+            files.map(|found| found.file.clone()).collect()
+        };
+        let born = |found: &Found| matches!(&found.lost, Some(Some(lost)) if lost.is_born);
+        if self.options.foreign == Foreign::Refuse {
+            let files = files(&|found| !born(found));
+            if !files.is_empty() {
+                return Err(UndoError::Foreign(files));
+            }
+        }
+        let inside = self.options.inside;
         if self.options.foreign == Foreign::Restore {
-            let lost: Vec<ForeignFile> = found
-                .iter()
-                .filter(|(file, _)| file.what == "removed")
-                .map(|(file, _)| file.clone())
-                .collect();
+            let lost = files(&|found| found.is_unknown(inside));
             if !lost.is_empty() {
-                return Err(UndoError::Foreign(lost));
+                let mut paths = found.iter().filter(|found| found.is_unknown(inside));
+                let needed = paths.any(|found| self.is_wanted(found));
+                return Err(UndoError::Lost(lost, needed));
+            }
+        }
+        if self.options.foreign == Foreign::Keep {
+            let lost = files(&|found| {
+                found.file.what == "removed" && found.is_unknown(inside) && self.is_wanted(found)
+            });
+            if !lost.is_empty() {
+                return Err(UndoError::Lost(lost, true));
             }
         }
         Ok(found)
+    }
+
+    fn is_wanted(&self, found: &Found) -> bool {
+        match &found.lost {
+            Some(Some(lost)) => self.is_needed(&lost.path),
+            _ => self.is_needed(found.file.path.as_os_str().as_bytes()),
+        }
     }
 
     /// Is the undo to be refused? Changes nothing.
@@ -74,7 +207,7 @@ impl Undoer<'_, '_> {
     }
 
     /// All files that are not as the program left them, as they are now.
-    pub fn foreign_files(&mut self, tables: &[Table]) -> Vec<(ForeignFile, Stat)> {
+    pub fn foreign_files(&mut self, tables: &[Table]) -> Vec<Found> {
         let mut found = Vec::new();
         let mut judged: BTreeSet<Identity> = BTreeSet::new();
         // What a newer table moved is looked for where it was moved to.
@@ -91,34 +224,80 @@ impl Undoer<'_, '_> {
                 continue;
             };
             self.replaced.table = u64::from(table.file.seq);
-            if info.stat.is_regular()
-                && judged.insert(self.replaced.resolve(&info.stat.identity()))
-                // What a return has made is not as these tables left it.
-                && !self.replaced.is_made_by(&info.stat.identity(), &undone)
-                && !self.options.inherited.contains(&info.stat.id)
-                && !self.is_excluded(&info.first_path)
+            let identity = info.stat.identity();
+            if !info.stat.is_regular()
+                || !judged.insert(self.replaced.resolve(&identity))
+                || self.options.inherited.contains(&info.stat.id)
+                || self.is_excluded(&info.first_path)
             {
-                found.extend(self.judge(table, info));
+                continue;
+            }
+            // What a return has made is not as these tables left it.
+            if !self.replaced.is_made_by(&identity, &undone) {
+                found.extend(self.judge(tables, table, info));
             }
         }
         found
     }
 
-    fn judge(&self, table: &Table, info: &RowInfo) -> Option<(ForeignFile, Stat)> {
+    fn judge(&mut self, tables: &[Table], table: &Table, info: &RowInfo) -> Option<Found> {
+        let number = u64::from(table.file.seq);
         let file = |path: &[u8], what| ForeignFile {
             path: as_path(path),
             aside: None,
             what,
+            fate: Fate::Plain,
         };
         let Some(path) = self.find(info) else {
             let path = info.path.as_ref()?;
-            return Some((file(path, "removed"), info.stat));
+            let lost = self.lost_inode(tables, number, info);
+            let moved = lost.as_ref().and_then(|lost| lost.moved.clone());
+            let what = match moved {
+                Some(_) => "moved",
+                None => what_is_at(tables, path),
+            };
+            let now = moved.and_then(|at| sys::lstat(&CPath::new(&[&at]).ok()?).ok());
+            return Some(Found {
+                file: file(path, what),
+                stat: now.unwrap_or(info.stat),
+                lost: Some(lost),
+                changed: now.is_some_and(|now| self.is_changed(table, info, &now)),
+            });
         };
         let now = CPath::new(&[&path]).and_then(|p| sys::lstat(&p)).ok()?;
+        let changed = self.is_changed(table, info, &now);
+        changed.then(|| Found {
+            file: file(&path, "changed"),
+            stat: now,
+            lost: None,
+            changed,
+        })
+    }
+
+    /// Is it not as the program left it?
+    fn is_changed(&self, table: &Table, info: &RowInfo, now: &Stat) -> bool {
         let slot = table.slots.get(info.slot as usize).copied();
         let slot = slot.unwrap_or_default();
         let other =
             slot.known && !slot.hot && (slot.size, slot.mtime_ns) != (now.size, now.mtime_ns);
-        (other || self.is_later(&now)).then(|| (file(&path, "changed"), now))
+        other || self.is_later(now)
+    }
+}
+
+/// What is at the path of a file that is gone: nothing, or something else of somebody else?
+fn what_is_at(tables: &[Table], path: &[u8]) -> &'static str {
+    let there = CPath::new(&[path]).and_then(|path| sys::lstat(&path));
+    let Ok(there) = there else {
+        return "removed";
+    };
+    let own = |record: &Record| match record {
+        Record::Born { id } => *id == there.id,
+        Record::Renamed { moved, .. } => moved.inode.id == there.id,
+        _ => false,
+    };
+    let mut records = tables.iter().flat_map(|table| &table.records);
+    match records.any(|(_, record)| own(record)) {
+        true => "removed",
+        false => "replaced",
     }
 }

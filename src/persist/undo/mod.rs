@@ -8,17 +8,22 @@
 //! | file | owns |
 //! |---|---|
 //! | `rows` | where a table's inodes are called, record by record |
-//! | `state` | what survives a killed undo |
+//! | `state` | inodes that were made anew, in this undo and before |
+//! | `findings` | what was found out about others, for an undo that is gone on with |
 //! | `apply` | one record |
 //! | `names` | records about names |
 //! | `reach` | whether a file is brought back |
 //! | `tree` | removing, putting aside, making inodes anew |
 //! | `foreign` | what somebody else changed |
+//! | `lost`, `place` | what somebody else removed or moved: where it is, making it again |
 //! | `record` | a return that is recorded, so that it can be taken back itself |
 
 mod apply;
+mod findings;
 mod foreign;
+mod lost;
 mod names;
+mod place;
 pub mod reach;
 mod record;
 pub(super) mod rows;
@@ -43,6 +48,11 @@ pub struct Options<'a> {
     pub by_rules: bool,
     /// The next table may be made of a file of these: no process has them mapped.
     pub reuse: bool,
+    /// Paths at the generation of files that the program has open or mapped then: it cannot
+    /// go on without them.
+    pub needed: &'a [Vec<u8>],
+    /// The program runs, and has what was removed open still: such a file is not made again.
+    pub inside: bool,
     /// Files that the new start's shell has opened: not foreign even if truncated.
     pub inherited: &'a [Id],
     /// Tests: called before each step; an error ends the undo there.
@@ -55,8 +65,23 @@ pub struct ForeignFile {
     pub path: PathBuf,
     /// Where its version was saved, with `Foreign::Restore`.
     pub aside: Option<PathBuf>,
-    /// `changed`, `replaced`, `removed`, `made`.
+    /// `changed`, `replaced`, `removed`, `made`, `moved`.
     pub what: &'static str,
+    pub fate: Fate,
+}
+
+/// What became of it in the undo.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Fate {
+    /// Left as it is, or overwritten when there is a version aside.
+    #[default]
+    Plain,
+    /// Made again as it was.
+    Again,
+    /// Moved back from there.
+    Back(PathBuf),
+    /// It stays there, and the program goes on with it.
+    Followed(PathBuf),
 }
 
 /// What an undo did.
@@ -68,6 +93,9 @@ pub struct Report {
     /// Inodes that were made anew, now or in an earlier recovery of this job: as
     /// images and records know them, as they are now.
     pub replaced: BTreeMap<Id, Id>,
+    /// Files that stay where somebody else has moved them, or for which what has taken their
+    /// place is to be taken: paths at the generation and now.
+    pub moved: Vec<(Vec<u8>, Vec<u8>)>,
     /// The wall clock of the last sign of life in the tables; 0: none.
     pub alive_ns: i64,
     /// Why what was to be recorded is not: it cannot be taken back.
@@ -86,6 +114,16 @@ fn foreign_text(files: &[ForeignFile]) -> String {
     format!("{path} was {} by somebody else{more}", first.what)
 }
 
+/// What can be done about files that are gone. `needed`: the program cannot go on without.
+fn lost_text(files: &[ForeignFile], needed: bool) -> &'static str {
+    let removed = files.first().is_some_and(|file| file.what == "removed");
+    match (removed, needed) {
+        (true, true) => "put a file there and start with CKPT_FOREIGN=keep",
+        (true, false) => "CKPT_FOREIGN=keep goes on without it",
+        (false, _) => "CKPT_FOREIGN=keep takes what is there now",
+    }
+}
+
 /// Why the files cannot go back.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UndoError {
@@ -94,6 +132,9 @@ pub enum UndoError {
     /// Nothing was changed, or not further than up to there.
     #[error("{}; CKPT_FOREIGN=keep leaves such files as they are", foreign_text(.0))]
     Foreign(Vec<ForeignFile>),
+    /// The same, of files whose contents at the generation are not known.
+    #[error("{}, and what it held at the checkpoint is not known: {}", foreign_text(.0), lost_text(.0, *.1))]
+    Lost(Vec<ForeignFile>, bool),
     #[error("cannot {verb} {}: {errno}", path.display())]
     Failed {
         verb: &'static str,
@@ -149,7 +190,7 @@ pub(super) fn tables(
     by_rules: bool,
 ) -> Result<Vec<Table>, UndoError> {
     tables_of(
-        &table::list(job_dir)?,
+        &table::list_back(job_dir, to_generation)?,
         to_generation,
         restore_exclude,
         by_rules,
@@ -212,7 +253,7 @@ pub fn check_foreign(
     let (exclude, by_rules) = (options.restore_exclude, options.by_rules);
     let list = table::list(job_dir)?;
     let tables = tables_of(&list, to_generation, exclude, by_rules)?;
-    apply::Undoer::new(job_dir, options, &tables, &list)?.refuse_foreign(&tables)
+    apply::Undoer::new(job_dir, options, &tables, (&list, to_generation))?.refuse_foreign(&tables)
 }
 
 /// Takes back every table that leads back to the generation, removing each one.
@@ -221,12 +262,25 @@ pub fn undo(
     to_generation: u64,
     options: &mut Options,
 ) -> Result<Report, UndoError> {
-    table::remove_leftovers(job_dir)?;
+    let list = table::remove_leftovers(job_dir)?;
     let (exclude, by_rules) = (options.restore_exclude, options.by_rules);
-    let list = table::list(job_dir)?;
     let tables = tables_of(&list, to_generation, exclude, by_rules)?;
-    let undoer = apply::Undoer::new(job_dir, options, &tables, &list)?;
+    let undoer = apply::Undoer::new(job_dir, options, &tables, (&list, to_generation))?;
     undoer.all(&tables, to_generation)
+}
+
+/// Saves what somebody else has put at a path, before that is overwritten; `None`: there is
+/// nothing, or nothing in it.
+pub fn set_aside(job_dir: &Path, path: &[u8]) -> Result<Option<PathBuf>, UndoError> {
+    let c_path = apply::c(path)?;
+    match crate::persist::sys::lstat(&c_path) {
+        Ok(stat) if stat.is_regular() && stat.size > 0 => {
+            let aside = tree::copy_aside(job_dir, path, &stat)?;
+            Ok(Some(apply::as_path(&aside)))
+        }
+        Ok(stat) if stat.is_dir() => Err(failed("overwrite", &apply::as_path(path), libc::EISDIR)),
+        _ => Ok(None),
+    }
 }
 
 /// As [`undo`], from the state of generation `left`, where the files are: no table is
@@ -248,7 +302,8 @@ pub fn go_back_recorded(
     table::install_for_return(table::create(job_dir, seq, left, power)?);
     // With the new one: what this return removes is kept there, and may be needed again.
     let list = table::list(job_dir).map_err(UndoError::from);
-    let undoer = list.and_then(|list| apply::Undoer::new(job_dir, options, &tables, &list));
+    let undoer =
+        list.and_then(|list| apply::Undoer::new(job_dir, options, &tables, (&list, to_generation)));
     let mut report = undoer.and_then(|undoer| {
         let undoer = undoer.recorded(alive_ns);
         undoer.all(&tables, to_generation)

@@ -1,7 +1,8 @@
 //! Undoing records about names: created, removed, moved.
 
-use super::UndoError;
 use super::apply::{Current, Undoer, as_path, c, on};
+use super::{Fate, ForeignFile, UndoError};
+use crate::config::Foreign;
 use crate::persist::sys::{self, CPath};
 use crate::persist::table::{Kept, Moved, Name, Record, Xattrs};
 use crate::persist::{Identity, Stat};
@@ -108,7 +109,8 @@ impl Undoer<'_, '_> {
         xattrs: &Xattrs,
     ) -> Result<(), UndoError> {
         let path = name.path();
-        if self.is_excluded(&path) || self.findings.keep.contains(&stat.id) {
+        let keeps = self.findings.keep.contains(&stat.id);
+        if keeps || self.is_excluded(&path) || self.is_left_out(&stat.identity()) {
             return Ok(());
         }
         let at = c(&path)?;
@@ -118,6 +120,7 @@ impl Undoer<'_, '_> {
         {
             return Ok(());
         }
+        self.make_directory(&name.dir_path, stat)?;
         if let Kept::Link(link) = kept {
             let link = self.kept_path(current, link);
             self.step("put back", &as_path(&path))?;
@@ -160,7 +163,14 @@ impl Undoer<'_, '_> {
             Kept::Symlink(target) => Some(target.as_slice()),
             _ => None,
         };
-        self.make_anew(current, k, name, stat, source.as_deref(), target, xattrs)
+        self.make_anew(
+            (current.table.file.seq, k),
+            name,
+            stat,
+            source.as_deref(),
+            target,
+            xattrs,
+        )
     }
 
     fn removed_dir(
@@ -181,7 +191,8 @@ impl Undoer<'_, '_> {
         {
             return Ok(());
         }
-        self.make_anew(current, k, name, stat, None, None, xattrs)
+        self.make_directory(&name.dir_path, stat)?;
+        self.make_anew((current.table.file.seq, k), name, stat, None, None, xattrs)
     }
 
     #[allow(clippy::too_many_arguments)] // what a record says, as it says it
@@ -234,13 +245,18 @@ impl Undoer<'_, '_> {
         {
             return Ok(());
         }
-        if self.findings.keep.contains(&moved.inode.id) {
+        let keeps = self.findings.keep.contains(&moved.inode.id);
+        if keeps || self.is_placed(&moved.inode) {
             return Ok(());
         }
         let (moved, back) = match other {
             Some(other) if made(moved) => (other, &to_path),
             _ => (moved, &from_path),
         };
+        if let Some(at) = self.moved_on(moved, &to_path) {
+            let present = self.look(&c(back)?)?;
+            return self.move_back(&at, back, present, last);
+        }
         if let Some(link) = self.find_kept(&moved.inode) {
             self.clear(back, last)?;
             self.step("put back", &as_path(back))?;
@@ -250,6 +266,22 @@ impl Undoer<'_, '_> {
             return self.tell_back(back);
         }
         self.lost::<()>(&to_path, moved.inode.id).map(drop)
+    }
+
+    /// Where somebody else has moved an inode on that no row is about.
+    fn moved_on(&mut self, moved: &Moved, to: &[u8]) -> Option<Vec<u8>> {
+        if self.options.foreign == Foreign::Keep {
+            return None;
+        }
+        let now = self.replaced.resolve(&moved.inode);
+        let at = self.look_beside(to, &now)?;
+        self.findings.add(ForeignFile {
+            path: as_path(to),
+            aside: None,
+            what: "moved",
+            fate: Fate::Back(as_path(&at)),
+        });
+        Some(at)
     }
 
     fn move_back(

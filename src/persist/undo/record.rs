@@ -5,7 +5,7 @@
 //! In the helper while the program stands still, in the constructor, in tests.
 
 use super::apply::{Undoer, as_path, c, on};
-use super::{Report, UndoError, state};
+use super::{Report, UndoError};
 use crate::persist::recorder::{self, Session};
 use crate::persist::sys::{self, CPath};
 use crate::persist::table::{self, Table};
@@ -28,6 +28,10 @@ impl<'o, 'a> Undoer<'o, 'a> {
         if tables.iter().any(|t| !t.records.is_empty()) {
             self.look_for_foreign(tables)?;
         }
+        let first = tables.iter().find(|t| !t.records.is_empty());
+        if first.is_some_and(|first| first.undone == 0) {
+            self.place_early()?;
+        }
         if let Some(oldest) = tables.last() {
             self.replaced.note_base(to_generation, oldest.file.seq)?;
         }
@@ -41,6 +45,9 @@ impl<'o, 'a> Undoer<'o, 'a> {
             self.replaced.table = u64::from(table.file.seq);
             report.records += self.table(table)?;
             report.tables += 1;
+            if report.tables == tables.len() {
+                self.place_all()?;
+            }
             if !self.recorded {
                 self.keep_the_place(to_generation, table, next)?;
                 self.step("remove", &table.file.path)?;
@@ -50,9 +57,10 @@ impl<'o, 'a> Undoer<'o, 'a> {
                 }
             }
         }
-        state::Findings::remove(self.job_dir);
+        self.findings.remove(self.job_dir);
         report.replaced = self.replaced.all(to_generation);
         report.alive_ns = self.alive_ns;
+        report.moved = self.findings.moved();
         report.foreign = self.findings.files;
         Ok(report)
     }
@@ -157,7 +165,7 @@ impl<'o, 'a> Undoer<'o, 'a> {
     }
 }
 
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
+pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
     let slash = path.iter().rposition(|b| *b == b'/').unwrap_or(0);
     let dir = path.get(..slash.max(1)).unwrap_or_default();
     (dir, path.get(slash + 1..).unwrap_or_default())

@@ -1,19 +1,15 @@
-//! What an undo remembers on the disk, so that it can be killed at any point and
-//! started again: inodes that were made anew, and what was found out about changes of
-//! somebody else.
+//! Which inodes were made anew: remembered on the disk, so that an undo can be killed at any
+//! point and started again.
 //!
 //! `identities` stays for the life of the job: an image that is older than a recovery
 //! still has the old numbers. `replaced` is what there was before inodes had births.
-//! `undo-foreign` goes with the last table.
 
-use super::{ForeignFile, UndoError, failed};
+use super::{UndoError, failed};
 use crate::persist::format::Encoder;
 use crate::persist::sys;
 use crate::persist::table::c_path;
 use crate::persist::{Id, Identity};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// Inodes that were made anew, each with the table whose undo made it.
@@ -91,7 +87,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(eight.unwrap_or_default())
 }
 
-fn read_file(path: &Path) -> Result<Vec<u8>, UndoError> {
+pub fn read_file(path: &Path) -> Result<Vec<u8>, UndoError> {
     let read = || {
         let fd = sys::open(&c_path(path)?, libc::O_RDONLY, 0)?;
         let len = sys::fstat(fd.0)?.size as usize;
@@ -237,7 +233,8 @@ impl Replaced {
         later.find_map(|(table, notes)| Some((*table, *notes.iter().rev().find(fits)?)))
     }
 
-    fn follow(&self, inode: &Identity, table: u64) -> Identity {
+    /// What an inode of that table is now.
+    pub fn follow(&self, inode: &Identity, table: u64) -> Identity {
         self.follow_on(*inode, table, None)
     }
 
@@ -299,88 +296,14 @@ impl Replaced {
             let inode = Identity { id: *id, birth: 0 };
             (*id, self.follow(&inode, *first).id)
         };
-        let all = self.map.keys().map(now);
-        all.filter(|(old, new)| old != new).collect()
+        // One that has got its old number again is another file all the same.
+        self.map.keys().map(now).collect()
     }
 
     /// All that was ever made anew.
     pub fn news(&self) -> BTreeSet<Id> {
         let notes = self.map.values().flat_map(BTreeMap::values).flatten();
         notes.map(|note| note.new.id).collect()
-    }
-}
-
-/// What was found out about changes of somebody else.
-#[derive(Debug, Default)]
-pub struct Findings {
-    pub files: Vec<ForeignFile>,
-    /// Inodes to leave alone (`CKPT_FOREIGN=keep`).
-    pub keep: BTreeSet<Id>,
-}
-
-const WHATS: [&str; 4] = ["changed", "replaced", "removed", "made"];
-
-impl Findings {
-    fn path(job_dir: &Path) -> PathBuf {
-        job_dir.join("undo-foreign")
-    }
-
-    pub fn load(job_dir: &Path) -> Result<Findings, UndoError> {
-        let bytes = read_file(&Findings::path(job_dir))?;
-        let mut findings = Findings::default();
-        let mut fields = bytes.split(|b| *b == 0);
-        while let (Some(what), Some(path), Some(aside), Some(id)) =
-            (fields.next(), fields.next(), fields.next(), fields.next())
-        {
-            let path_of = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
-            if let Some(what) = WHATS.iter().find(|w| w.as_bytes() == what) {
-                findings.files.push(ForeignFile {
-                    path: path_of(path),
-                    aside: (!aside.is_empty()).then(|| path_of(aside)),
-                    what,
-                });
-            }
-            let id = String::from_utf8_lossy(id).into_owned();
-            if let Some((dev, ino)) = id.split_once(' ')
-                && let (Ok(dev), Ok(ino)) = (dev.parse(), ino.parse())
-            {
-                findings.keep.insert(Id { dev, ino });
-            }
-        }
-        Ok(findings)
-    }
-
-    pub fn save(&self, job_dir: &Path) -> Result<(), UndoError> {
-        if self.files.is_empty() && self.keep.is_empty() {
-            return Ok(());
-        }
-        let mut bytes = Vec::new();
-        for file in &self.files {
-            bytes.extend(file.what.as_bytes());
-            bytes.push(0);
-            bytes.extend(file.path.as_os_str().as_bytes());
-            bytes.push(0);
-            if let Some(aside) = &file.aside {
-                bytes.extend(aside.as_os_str().as_bytes());
-            }
-            bytes.extend(b"\0\0");
-        }
-        for id in &self.keep {
-            bytes.extend(format!("\0\0\0{} {}\0", id.dev, id.ino).as_bytes());
-        }
-        let path = Findings::path(job_dir);
-        let write = || {
-            let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;
-            let fd = sys::open(&c_path(&path)?, flags, 0o600)?;
-            sys::pwrite_all(fd.0, &bytes, 0)
-        };
-        write().map_err(|e| failed("write", &path, e))
-    }
-
-    pub fn remove(job_dir: &Path) {
-        if let Ok(path) = c_path(&Findings::path(job_dir)) {
-            let _ = sys::unlink(&path);
-        }
     }
 }
 

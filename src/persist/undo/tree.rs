@@ -2,12 +2,14 @@
 //! what is gone.
 
 use super::apply::{Current, Undoer, as_path, c, on};
-use super::{ForeignFile, UndoError, failed};
+use super::place::beside;
+use super::{Fate, ForeignFile, UndoError, failed};
 use crate::config::Foreign;
-use crate::persist::Stat;
 use crate::persist::sys::{self, CPath, Sys};
 use crate::persist::table::{self, Name, Xattrs};
+use crate::persist::{Id, Stat};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// The clock of files and the helper's rounds may differ by this much.
 pub const MARGIN_NS: i64 = 3_000_000_000;
@@ -58,6 +60,9 @@ impl Undoer<'_, '_> {
             }
             return Ok(all);
         }
+        if self.waits(&stat.id) {
+            return Ok(false);
+        }
         let kept = self.findings.keep.contains(&stat.id);
         if kept || !sure && stat.is_regular() && self.is_strange(stat) {
             if kept || self.options.foreign == Foreign::Keep {
@@ -85,43 +90,27 @@ impl Undoer<'_, '_> {
             path: as_path(path),
             aside: aside.map(|a| as_path(&a)),
             what,
+            fate: Fate::Plain,
         };
         if !self.findings.files.contains(&file) {
             self.findings.files.push(file);
-            self.findings.save(self.job_dir)?;
+            self.save_findings()?;
         }
         Ok(())
     }
 
     /// Copies a file into `aside/`; doing it again overwrites the copy.
     pub fn put_aside(&mut self, path: &[u8], stat: &Stat) -> Result<Vec<u8>, UndoError> {
-        let dir = self.job_dir.join("aside");
-        match table::c_path(&dir).and_then(|d| sys::mkdir(&d, 0o700)) {
-            Ok(()) | Err(libc::EEXIST) => {}
-            Err(e) => return Err(failed("make", &dir, e)),
-        }
-        let mut base = path.rsplit(|b| *b == b'/').next().unwrap_or_default();
-        base = base.get(..200).unwrap_or(base);
-        let mut to = dir.as_os_str().as_bytes().to_vec();
-        to.push(b'/');
-        to.extend_from_slice(base);
-        to.extend(format!(".{:x}.{:x}", stat.mtime_ns, stat.id.ino).as_bytes());
         self.step("save", &as_path(path))?;
-        let copied = (|| {
-            let from = sys::open(&CPath::new(&[path])?, libc::O_RDONLY | libc::O_NONBLOCK, 0)?;
-            copy_to(from.0, &CPath::new(&[&to])?, stat)
-        })();
-        on(copied, "save a copy of", path)?;
-        Ok(to)
+        copy_aside(self.job_dir, path, stat)
     }
 
     /// Makes an inode that is gone for good: under a name beside, then moved into
-    /// place, so that its name is there only when all of it is.
-    #[allow(clippy::too_many_arguments)] // what a record says, as it says it
+    /// place, so that its name is there only when all of it is. `mark`: a table's number
+    /// and a record's.
     pub fn make_anew(
         &mut self,
-        current: &Current,
-        k: usize,
+        mark: (u32, usize),
         name: &Name,
         stat: &Stat,
         source: Option<&[u8]>,
@@ -129,9 +118,7 @@ impl Undoer<'_, '_> {
         xattrs: &Xattrs,
     ) -> Result<(), UndoError> {
         let path = name.path();
-        let seq = current.table.file.seq;
-        let beside = format!(".ckpt-undo-{seq}-{k}").into_bytes();
-        let temporary = on(CPath::join(&name.dir_path, &beside), "use", &path)?;
+        let temporary = on(CPath::join(&name.dir_path, &beside(mark)), "use", &path)?;
         self.step("make", &as_path(&path))?;
         let _ = sys::unlink(&temporary);
         let _ = sys::rmdir(&temporary);
@@ -156,7 +143,9 @@ impl Undoer<'_, '_> {
         let made = made.and_then(|()| self.lstat(&temporary));
         let new = on(made, "make", &path)?.identity();
         self.step("make", &as_path(&path))?;
-        self.replaced.note(stat.identity(), new)?;
+        if stat.id != Id::default() {
+            self.replaced.note(stat.identity(), new)?;
+        }
         self.known.insert(new.id);
         self.step("make", &as_path(&path))?;
         self.tell_move(temporary.bytes(), &path, false)?;
@@ -164,7 +153,28 @@ impl Undoer<'_, '_> {
     }
 }
 
-fn create(path: &CPath) -> Sys<()> {
+/// A copy of a file in the job's `aside`, where it is told from other versions.
+pub fn copy_aside(job_dir: &Path, path: &[u8], stat: &Stat) -> Result<Vec<u8>, UndoError> {
+    let dir = job_dir.join("aside");
+    match table::c_path(&dir).and_then(|d| sys::mkdir(&d, 0o700)) {
+        Ok(()) | Err(libc::EEXIST) => {}
+        Err(e) => return Err(failed("make", &dir, e)),
+    }
+    let mut base = path.rsplit(|b| *b == b'/').next().unwrap_or_default();
+    base = base.get(..200).unwrap_or(base);
+    let mut to = dir.as_os_str().as_bytes().to_vec();
+    to.push(b'/');
+    to.extend_from_slice(base);
+    to.extend(format!(".{:x}.{:x}", stat.mtime_ns, stat.id.ino).as_bytes());
+    let copied = (|| {
+        let from = sys::open(&CPath::new(&[path])?, libc::O_RDONLY | libc::O_NONBLOCK, 0)?;
+        copy_to(from.0, &CPath::new(&[&to])?, stat)
+    })();
+    on(copied, "save a copy of", path)?;
+    Ok(to)
+}
+
+pub fn create(path: &CPath) -> Sys<()> {
     let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL;
     sys::open(path, flags, 0o600).map(drop)
 }
@@ -177,7 +187,7 @@ fn copy_to(from: i32, to: &CPath, stat: &Stat) -> Sys<()> {
 }
 
 /// Owner, mode, attributes, times.
-fn dress(path: &CPath, stat: &Stat, xattrs: &Xattrs) -> Sys<()> {
+pub fn dress(path: &CPath, stat: &Stat, xattrs: &Xattrs) -> Sys<()> {
     let now = sys::lstat(path)?;
     if (now.uid, now.gid) != (stat.uid, stat.gid) {
         sys::chown(path, stat.uid, stat.gid)?;

@@ -112,28 +112,36 @@ pub fn restore(
     ctx: &mut Context<'_>,
 ) -> Result<Restored, RestoreError> {
     let mut r = Restorer::new(table, source, ctx);
+    if let Err(error) = restore_all(&mut r) {
+        r.give_back_stderr();
+        return Err(error);
+    }
+    Ok(r.out)
+}
+
+fn restore_all(r: &mut Restorer) -> Result<(), RestoreError> {
     r.make_room()?;
     if r.ctx.inside {
-        kept::take(&mut r)?;
+        kept::take(r)?;
         r.close_others();
-        kept::place(&mut r)?;
+        kept::place(r)?;
     } else {
         r.take_sources()?;
         r.close_others();
     }
-    for file in 0..table.files.len() {
+    for file in 0..r.table.files.len() {
         r.make(file)?;
     }
     r.place_sources()?;
-    sockets::finish(&mut r)?;
-    regular::finish(&mut r)?;
+    sockets::finish(r)?;
+    regular::finish(r)?;
     r.objects.clear();
     r.set_owners()?;
-    anon::add_watches(&mut r)?;
-    epoll::fill(&mut r)?;
-    locks::take(&mut r)?;
+    anon::add_watches(r)?;
+    epoll::fill(r)?;
+    locks::take(r)?;
     r.finish_numbers();
-    Ok(r.out)
+    Ok(())
 }
 
 /// The state of one restoration.

@@ -140,6 +140,15 @@ impl Restorer<'_, '_> {
         close_range(from, u32::MAX);
     }
 
+    /// The reason why it cannot be restored is to be seen.
+    pub(super) fn give_back_stderr(&self) {
+        if let Some(&aside) = self.sources.get(&2)
+            && sys::fstat(2).is_err()
+        {
+            let _ = sys::dup3(aside, 2, false);
+        }
+    }
+
     /// Puts a made description at its numbers and closes the temporary one.
     pub fn place(&mut self, file: usize, fd: Fd) -> Result<(), RestoreError> {
         self.made[file] = true;

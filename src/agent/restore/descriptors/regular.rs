@@ -114,7 +114,7 @@ pub(super) fn named(r: &mut Restorer, file: usize) -> Result<Fd, RestoreError> {
         return Err(r.fail_open(
             file,
             path,
-            "another file has taken its place since the checkpoint",
+            "another file has taken its place since the checkpoint (CKPT_FOREIGN=keep takes that)",
         ));
     }
     if state.flags & libc::O_PATH as u32 != 0 {
@@ -147,7 +147,8 @@ fn is_unstable(fd: &Fd) -> bool {
 /// Where `CKPT_REDIRECT` sends a path; the last entry counts.
 fn redirected<'a>(r: &Restorer<'a, '_>, path: &[u8]) -> Option<&'a [u8]> {
     let files: &'a FilesBack = r.ctx.files;
-    let mut entries = files.redirect.iter().rev();
+    let asked = files.redirect.iter().rev();
+    let mut entries = asked.chain(&files.moved);
     entries
         .find(|(old, _)| old == path)
         .map(|(_, new)| &new[..])

@@ -1,6 +1,11 @@
 //! What stays mapped at a rollback, what is put back into it, what is mapped anew.
 
 use super::*;
+use crate::agent::track::model::Model;
+use crate::agent::track::uffd::Uffd;
+use ckpt_sys::raw::check;
+use ckpt_sys::syscall;
+use std::collections::BTreeMap;
 
 const RW: u32 = (libc::PROT_READ | libc::PROT_WRITE) as u32;
 const R: u32 = libc::PROT_READ as u32;
@@ -310,5 +315,123 @@ fn every_page_is_what_it_was() {
         let covered: usize = ways.iter().sum();
         let pages = |vma: &VmaState| ((vma.end - vma.start) / PAGE) as usize;
         assert_eq!(covered, then.iter().map(pages).sum::<usize>());
+    }
+}
+
+/// What the restorer does with memory, here in the test's own arena.
+fn put_memory_back(
+    model: &Model<'_>,
+    then: &[VmaState],
+    stay: &Stay,
+    contents: &BTreeMap<u64, Vec<u8>>,
+) {
+    let raw = |nr: libc::c_long, args: [u64; 6]| {
+        let [a, b, c, d, e, f] = args;
+        // SAFETY: calls on the arena.
+        check(unsafe { syscall!(nr, a, b, c, d, e, f) }).unwrap()
+    };
+    let protect = |start: u64, end: u64, prot: u32| {
+        let args = [start, end - start, prot.into(), 0, 0, 0];
+        raw(libc::SYS_mprotect, args);
+    };
+    let write = |start: u64, end: u64| {
+        for (&at, bytes) in contents.range(start..end) {
+            // SAFETY: made writable by the caller.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), at as *mut u8, bytes.len()) };
+        }
+    };
+    let all: Vec<Range> = then.iter().map(|vma| (vma.start, vma.end)).collect();
+    without(&[model.arena()], &all, |start, end| {
+        raw(libc::SYS_munmap, [start, end - start, 0, 0, 0, 0]);
+    });
+    for area in &stay.areas {
+        let (fd, offset) = match &area.kind {
+            VmaKind::FilePrivate { path, offset } => {
+                let path = std::ffi::CString::new(path.clone()).unwrap();
+                let path = path.as_ptr() as u64;
+                (raw(libc::SYS_open, [path, 0, 0, 0, 0, 0]) as u64, *offset)
+            }
+            _ => (u64::MAX, 0),
+        };
+        let anonymous = if fd == u64::MAX {
+            libc::MAP_ANONYMOUS
+        } else {
+            0
+        };
+        let flags = (libc::MAP_PRIVATE | libc::MAP_FIXED | anonymous) as u64;
+        let len = area.end - area.start;
+        raw(
+            libc::SYS_mmap,
+            [area.start, len, RW.into(), flags, fd, offset],
+        );
+        if fd != u64::MAX {
+            raw(libc::SYS_close, [fd, 0, 0, 0, 0, 0]);
+        }
+        write(area.start, area.end);
+        protect(area.start, area.end, area.prot);
+    }
+    for part in &stay.parts {
+        let reads = stay.reads.iter();
+        let mut reads = reads.filter(|r| part.start <= r.addr && r.addr < part.end);
+        if let Some(first) = reads.next() {
+            protect(part.start, part.end, RW);
+            write(first.addr, first.end());
+            reads.for_each(|read| write(read.addr, read.end()));
+            protect(part.start, part.end, part.prot);
+        }
+    }
+    for &(start, end) in &stay.drops {
+        let advice = libc::MADV_DONTNEED as u64;
+        raw(libc::SYS_madvise, [start, end - start, advice, 0, 0, 0]);
+    }
+}
+
+/// Random memory goes back to the last sweep, again and again; what the tracker says from
+/// there on is true, and no more than that.
+#[test]
+fn what_stays_goes_back_and_is_watched_on() {
+    for seed in 1..=4 {
+        let Ok(mut uffd) = Uffd::new() else { return };
+        let mut model = Model::new(&mut uffd, 0x2468_ace0_1357 + seed);
+        let (mut stayed, mut reported) = (0, 0);
+        for round in 0..30 {
+            for _ in 0..round % 7 {
+                model.step();
+            }
+            model.sweep_and_check();
+            let contents = model.kept();
+            let then: Vec<VmaState> = model.pieces().into_iter().map(|p| p.vma).collect();
+            for times in 0..1 + round % 3 {
+                for _ in 0..3 + 5 * times {
+                    model.step();
+                }
+                let now = model.pieces();
+                let mut changed = Dirty::new();
+                model.tracker.look(&now, &mut changed).unwrap();
+                let mut image: Vec<Sourced> = Vec::new();
+                for &at in contents.keys() {
+                    match image.last_mut() {
+                        Some(last) if last.end() == at => last.npages += 1,
+                        _ => image.push(super::tests::contents(at, 1, at)),
+                    }
+                }
+                let mut stay = put_back(&then, &image, parts(&then, &now), &changed);
+                stay.kept = kept(&stay, &image);
+                stayed += stay.parts.len();
+                put_memory_back(&model, &then, &stay, &contents);
+                model.went_back(&contents);
+                let pieces = model.pieces();
+                model.tracker.begin_again(&pieces, &stay.kept).unwrap();
+                // Nothing has been written since.
+                let before = model.reported;
+                if times == 1 {
+                    model.sweep_and_check();
+                    reported += model.reported - before;
+                }
+            }
+        }
+        model.run(10);
+        assert!(stayed > 100, "{stayed}");
+        assert_eq!(reported, 0);
     }
 }
