@@ -80,7 +80,7 @@ pub fn forge(store: &Path, change: impl FnOnce(&mut Manifest)) -> anyhow::Result
     journal.append(&RawFs, &scratch, Record::Committed(record), false)?;
     for (other, _) in open.directories()? {
         if other != generation {
-            fs::remove_dir_all(dir.join(dir_name(other)))?;
+            let _ = fs::remove_dir_all(dir.join(dir_name(other))); // or it has another name, .tmp
         }
     }
     fs::rename(scratch.join("journal"), dir.join("journal"))?;
