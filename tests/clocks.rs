@@ -79,7 +79,11 @@ fn guest(arg: Option<&str>, seconds: f64) -> Program {
 
 fn reboots(arg: Option<&str>, setting: Setting, up: &[u64]) {
     if !impossible() {
-        lives(Trial::new(guest(arg, 2.0 * up.len() as f64), setting), up, None);
+        lives(
+            Trial::new(guest(arg, 2.0 * up.len() as f64), setting),
+            up,
+            None,
+        );
     }
 }
 
