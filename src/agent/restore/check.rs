@@ -144,13 +144,19 @@ pub fn files(manifest: &Manifest) -> Result<(), CheckError> {
     Ok(())
 }
 
+/// The path of a file that is mapped shared, and whether the program had opened it for writing:
+/// by one that it had not, memory must not become writable.
+pub type Mapped = (Vec<u8>, bool);
+
 /// Files that are mapped shared, opened until they are mapped: somebody else may remove one in
 /// the meantime (a JVM those of processes that are dead).
-pub fn hold_mapped(manifest: &Manifest) -> Result<Vec<(Vec<u8>, OwnedFd)>, CheckError> {
-    let mut held: Vec<(Vec<u8>, OwnedFd)> = Vec::new();
+pub fn hold_mapped(manifest: &Manifest) -> Result<Vec<(Mapped, OwnedFd)>, CheckError> {
+    let mut held: Vec<(Mapped, OwnedFd)> = Vec::new();
     for vma in &manifest.memory.vmas {
         if let VmaKind::FileShared { path, writable, .. } = &vma.kind
-            && held.iter().all(|(known, _)| known != path)
+            && held
+                .iter()
+                .all(|((known, write), _)| (known, write) != (path, writable))
         {
             let open = |write| {
                 let mut options = std::fs::OpenOptions::new();
@@ -159,7 +165,7 @@ pub fn hold_mapped(manifest: &Manifest) -> Result<Vec<(Vec<u8>, OwnedFd)>, Check
             };
             let file = open(*writable).or_else(|_| open(false));
             let file = file.map_err(|_| CheckError::Missing { path: shown(path) })?;
-            held.push((path.clone(), file.into()));
+            held.push(((path.clone(), *writable), file.into()));
         }
     }
     Ok(held)

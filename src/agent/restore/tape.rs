@@ -9,6 +9,7 @@ use super::descriptors::Late;
 use super::layout::{self, Contents, Limits};
 use super::stay::{Part, Stay};
 use crate::agent::collect::memory::PAGE;
+use crate::agent::restore::check::Mapped;
 use crate::image::chain::Sourced;
 use crate::image::state::{Manifest, SharedKind, VmaKind, VmaState, vma_flag};
 use ckpt_sys::blob::{
@@ -45,7 +46,7 @@ pub struct Options {
     /// is the generation's own.
     pub image_fds: Vec<i32>,
     /// Files that are mapped shared and are open already: the tape closes them.
-    pub held: Vec<(Vec<u8>, i32)>,
+    pub held: Vec<(Mapped, i32)>,
     /// Much of the images must come from the disk.
     pub cold: bool,
     /// Large runs that are read may lie in huge pages.
@@ -319,7 +320,8 @@ pub fn memory(
                 writable: was_writable,
             } => {
                 given = prot;
-                let held = options.held.iter().find(|(held, _)| held == path);
+                let mut held = options.held.iter();
+                let held = held.find(|((held, write), _)| (held, write) == (path, was_writable));
                 if let Some((_, fd)) = held {
                     let shared = libc::MAP_SHARED;
                     tape.mmap(start, len, prot, shared, i64::from(*fd), *offset);
