@@ -203,20 +203,18 @@ impl Undoer<'_, '_> {
         let there = self.lstat(&path);
         let (dir, name) = split(&place.path);
         if matches!(&there, Ok(stat) if now.is(&stat.identity())) {
-            return self.times_of_directory(dir);
+            return self.times_of_directories();
         }
         let like = on(sys::lstat(&c(at)?), "look at", at)?;
         self.make_directory(dir, &like)?;
-        if !self.findings.times.contains_key(dir) {
-            let before = on(sys::stat(&c(dir)?), "look at", dir)?;
-            let times = (before.atime_ns, before.mtime_ns);
-            self.findings.times.insert(dir.to_vec(), times);
-            self.save_findings()?;
+        self.remember_times(dir)?;
+        if !build {
+            self.remember_times(split(at).0)?;
         }
         if let Ok(there) = there
             && !self.give_way(place, at, &there)?
         {
-            return self.times_of_directory(dir);
+            return self.times_of_directories();
         }
         if build {
             let (id, birth) = (place.inode.id, place.inode.birth);
@@ -241,7 +239,7 @@ impl Undoer<'_, '_> {
             self.tell_move(at, &place.path, false)?;
             on(sys::rename(&c(at)?, &path, 0), "move back", &place.path)?;
         }
-        self.times_of_directory(dir)
+        self.times_of_directories()
     }
 
     /// What is in the place of a file makes room. True: the place is free; false: the file is
@@ -324,16 +322,26 @@ impl Undoer<'_, '_> {
         self.save_findings()
     }
 
-    /// What was done here to a directory's names is nobody's modification.
-    fn times_of_directory(&mut self, dir: &[u8]) -> Result<(), UndoError> {
-        let Some((atime, mtime)) = self.findings.times.get(dir).copied() else {
+    fn remember_times(&mut self, dir: &[u8]) -> Result<(), UndoError> {
+        if self.findings.times.contains_key(dir) {
             return Ok(());
-        };
-        self.step("set the times of", &as_path(dir))?;
-        match sys::set_times(&c(dir)?, atime, mtime) {
-            Err(libc::EPERM) | Err(libc::EACCES) => Ok(()),
-            other => on(other, "set the times of", dir),
         }
+        let before = on(sys::stat(&c(dir)?), "look at", dir)?;
+        let times = (before.atime_ns, before.mtime_ns);
+        self.findings.times.insert(dir.to_vec(), times);
+        self.save_findings()
+    }
+
+    /// What was done here to directories' names is nobody's modification.
+    fn times_of_directories(&mut self) -> Result<(), UndoError> {
+        for (dir, (atime, mtime)) in self.findings.times.clone() {
+            self.step("set the times of", &as_path(&dir))?;
+            match sys::set_times(&c(&dir)?, atime, mtime) {
+                Err(libc::EPERM) | Err(libc::EACCES) => {}
+                other => on(other, "set the times of", &dir)?,
+            }
+        }
+        Ok(())
     }
 
     pub fn save_findings(&mut self) -> Result<(), UndoError> {
