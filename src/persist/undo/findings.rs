@@ -10,7 +10,7 @@ use crate::persist::format::{Decoder, Encoder};
 use crate::persist::sys;
 use crate::persist::table::c_path;
 use crate::persist::{Id, Identity};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -22,6 +22,7 @@ const TAG_KEEP: u8 = 2;
 const TAG_PLACE: u8 = 3;
 const TAG_NEEDLESS: u8 = 4;
 const TAG_TAKEN: u8 = 5;
+const TAG_TIMES: u8 = 6;
 
 const WHATS: [&str; 5] = ["changed", "replaced", "removed", "made", "moved"];
 
@@ -62,6 +63,8 @@ pub struct Findings {
     pub needless: Vec<(Identity, u64)>,
     /// Names, at the generation, for which what somebody else has put there is taken.
     pub taken: BTreeSet<Vec<u8>>,
+    /// Directories that files are being placed in: their access and modification times.
+    pub times: BTreeMap<Vec<u8>, (i64, i64)>,
 }
 
 fn file_path(job_dir: &Path) -> PathBuf {
@@ -101,6 +104,7 @@ impl Findings {
             findings.places.clear();
             findings.needless.clear();
             findings.taken.clear();
+            findings.times.clear();
         }
         Ok((findings, current))
     }
@@ -139,6 +143,10 @@ impl Findings {
                         _ => Source::Stays(text),
                     },
                 });
+            }
+            TAG_TIMES => {
+                let (dir, atime, mtime) = (d.text()?, d.u64()?, d.u64()?);
+                self.times.insert(dir, (atime as i64, mtime as i64));
             }
             TAG_TAKEN => drop(self.taken.insert(d.text()?)),
             TAG_NEEDLESS => self.needless.push((identity(d)?, d.u64()?)),
@@ -187,6 +195,11 @@ impl Findings {
         for (inode, table) in &self.needless {
             e.begin(TAG_NEEDLESS).id(&inode.id);
             e.u64(inode.birth).u64(*table);
+            add(&e);
+        }
+        for (dir, (atime, mtime)) in &self.times {
+            e.begin(TAG_TIMES).text(dir);
+            e.u64(*atime as u64).u64(*mtime as u64);
             add(&e);
         }
         for path in &self.taken {
@@ -287,6 +300,7 @@ mod tests {
             ],
             needless: vec![(inode, 7)],
             taken: [b"/t".to_vec()].into(),
+            times: [(b"/d".to_vec(), (-1, 2))].into(),
         };
         assert!(Findings::load(&dir, 6).unwrap().1, "there is none");
         findings.save(&dir, 6).unwrap();
@@ -297,6 +311,7 @@ mod tests {
         assert_eq!(read.places, findings.places);
         assert_eq!(read.needless, findings.needless);
         assert_eq!(read.taken, findings.taken);
+        assert_eq!(read.times, findings.times);
         // What is to become of files is another matter for another generation.
         let (read, current) = Findings::load(&dir, 5).unwrap();
         assert!(!current && read.places.is_empty() && read.needless.is_empty());

@@ -36,7 +36,9 @@ impl Found {
             None => false,
             Some(None) => true,
             // The program's descriptors would go on with the one that has no name any more.
-            Some(Some(lost)) => lost.moved.is_none() && !lost.is_born && (inside || !lost.is_whole),
+            Some(Some(lost)) if lost.is_born => false,
+            Some(Some(lost)) if lost.moved.is_some() => lost.is_reused && lost.is_tangled,
+            Some(Some(lost)) => inside || !lost.is_whole,
         }
     }
 }

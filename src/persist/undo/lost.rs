@@ -10,7 +10,7 @@
 use super::apply::Undoer;
 use super::rows::{RowInfo, Rows};
 use crate::persist::sys::{self, CPath};
-use crate::persist::table::{Record, Table};
+use crate::persist::table::{Name, Record, Table};
 use crate::persist::{Identity, Stat};
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
@@ -29,6 +29,8 @@ pub struct Lost {
     pub left: Vec<u8>,
     /// The program has used that name for something else since.
     pub is_reused: bool,
+    /// The program has made, moved or removed a directory on the way to where it is.
+    pub is_tangled: bool,
     /// Where it was moved to.
     pub moved: Option<Vec<u8>>,
     /// As it was at the generation.
@@ -83,13 +85,15 @@ impl Undoer<'_, '_> {
         let now = self.replaced.follow(&inode, table);
         let path = path_then(tables, oldest)?;
         let left = info.path.as_deref().unwrap_or(&path);
+        let moved = self.look_beside(left, &now);
         Some(Lost {
+            is_tangled: moved.as_ref().is_some_and(|at| is_tangled(tables, at)),
             left: left.to_vec(),
             is_reused: self.is_reused(tables, left, &now),
 
             inode,
             table,
-            moved: self.look_beside(left, &now),
+            moved,
             stat: oldest.stat,
             // With another name it may live on, changed, where nobody knows of it.
             is_whole: oldest.stat.nlink <= 1
@@ -156,6 +160,22 @@ impl Undoer<'_, '_> {
     }
 }
 
+/// Is there a record about the name of a directory on this path?
+fn is_tangled(tables: &[Table], path: &[u8]) -> bool {
+    let is_on = |name: &Name| {
+        let rest = path.strip_prefix(name.path().as_slice());
+        rest.is_some_and(|rest| rest.first() == Some(&b'/'))
+    };
+    let mut records = tables.iter().flat_map(|table| &table.records);
+    records.any(|(_, record)| match record {
+        Record::Absent { name } | Record::RemovedDir { name, .. } | Record::Gone { name, .. } => {
+            is_on(name)
+        }
+        Record::Renamed { from, to, .. } => is_on(from) || is_on(to),
+        _ => false,
+    })
+}
+
 /// What the inode of a row was called when the oldest table began.
 fn path_then(tables: &[Table], oldest: &RowAt) -> Option<Vec<u8>> {
     let table = tables.get(oldest.at)?;
@@ -183,7 +203,7 @@ fn path_then(tables: &[Table], oldest: &RowAt) -> Option<Vec<u8>> {
 }
 
 /// A path at `from` or below it, with `to` in its place.
-fn under(path: &[u8], from: &[u8], to: &[u8]) -> Option<Vec<u8>> {
+pub fn under(path: &[u8], from: &[u8], to: &[u8]) -> Option<Vec<u8>> {
     let rest = path.strip_prefix(from)?;
     let is_under = rest.is_empty() || rest[0] == b'/';
     is_under.then(|| [to, rest].concat())
@@ -216,7 +236,7 @@ fn is_whole(tables: &[Table], rows: &[RowAt], size: u64) -> bool {
 mod tests {
     use super::*;
     use crate::persist::Id;
-    use crate::persist::table::{Moved, Name, TableFile};
+    use crate::persist::table::{Moved, TableFile};
 
     fn table(records: Vec<Record>) -> Table {
         let records = records.into_iter().enumerate();

@@ -116,11 +116,18 @@ fn foreign_text(files: &[ForeignFile]) -> String {
 
 /// What can be done about files that are gone. `needed`: the program cannot go on without.
 fn lost_text(files: &[ForeignFile], needed: bool) -> &'static str {
-    let removed = files.first().is_some_and(|file| file.what == "removed");
-    match (removed, needed) {
-        (true, true) => "put a file there and start with CKPT_FOREIGN=keep",
-        (true, false) => "CKPT_FOREIGN=keep goes on without it",
-        (false, _) => "CKPT_FOREIGN=keep takes what is there now",
+    let what = files.first().map_or("removed", |file| file.what);
+    match (what, needed) {
+        ("moved", _) => "; move it back",
+        ("replaced", _) => {
+            ", and what it held at the checkpoint is not known: CKPT_FOREIGN=keep takes what is there now"
+        }
+        (_, true) => {
+            ", and what it held at the checkpoint is not known: put a file there and start with CKPT_FOREIGN=keep"
+        }
+        (_, false) => {
+            ", and what it held at the checkpoint is not known: CKPT_FOREIGN=keep goes on without it"
+        }
     }
 }
 
@@ -133,7 +140,7 @@ pub enum UndoError {
     #[error("{}; CKPT_FOREIGN=keep leaves such files as they are", foreign_text(.0))]
     Foreign(Vec<ForeignFile>),
     /// The same, of files whose contents at the generation are not known.
-    #[error("{}, and what it held at the checkpoint is not known: {}", foreign_text(.0), lost_text(.0, *.1))]
+    #[error("{}{}", foreign_text(.0), lost_text(.0, *.1))]
     Lost(Vec<ForeignFile>, bool),
     #[error("cannot {verb} {}: {errno}", path.display())]
     Failed {

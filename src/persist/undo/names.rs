@@ -109,9 +109,11 @@ impl Undoer<'_, '_> {
         xattrs: &Xattrs,
     ) -> Result<(), UndoError> {
         let path = name.path();
-        let keeps = self.findings.keep.contains(&stat.id);
-        if keeps || self.is_excluded(&path) || self.is_left_out(&stat.identity()) {
+        if self.is_excluded(&path) || self.findings.keep.contains(&stat.id) {
             return Ok(());
+        }
+        if self.is_left_out(&stat.identity()) {
+            return self.clear(&path, false).map(drop);
         }
         let at = c(&path)?;
         if let Some(present) = self.look(&at)?
@@ -217,7 +219,7 @@ impl Undoer<'_, '_> {
         };
         if is(&at_from, moved, &self.replaced) {
             // Not moved, or moved back already.
-            return Ok(());
+            return self.shift_places(&to_path, &from_path);
         }
         let (id_at_to, other_at_from) = (
             is(&at_to, moved, &self.replaced),
@@ -227,7 +229,8 @@ impl Undoer<'_, '_> {
             self.step("move back", &as_path(&from_path))?;
             self.tell_move(&to_path, &from_path, true)?;
             let done = sys::rename(&b, &a, libc::RENAME_EXCHANGE);
-            return on(done, "move back", &from_path);
+            on(done, "move back", &from_path)?;
+            return self.shift_places(&to_path, &from_path);
         }
         if id_at_to {
             return self.move_back(&to_path, &from_path, at_from, last);
@@ -245,14 +248,20 @@ impl Undoer<'_, '_> {
         {
             return Ok(());
         }
-        let keeps = self.findings.keep.contains(&moved.inode.id);
-        if keeps || self.is_placed(&moved.inode) {
+        if self.findings.keep.contains(&moved.inode.id) {
             return Ok(());
         }
         let (moved, back) = match other {
             Some(other) if made(moved) => (other, &to_path),
             _ => (moved, &from_path),
         };
+        if self.findings.keep.contains(&moved.inode.id) {
+            return Ok(());
+        }
+        if self.is_placed(&moved.inode) {
+            // What was made under its former name since has no record of its own.
+            return self.clear(back, last).map(drop);
+        }
         if let Some(at) = self.moved_on(moved, &to_path) {
             let present = self.look(&c(back)?)?;
             return self.move_back(&at, back, present, last);
@@ -298,6 +307,7 @@ impl Undoer<'_, '_> {
         }
         self.step("move back", &as_path(to))?;
         self.tell_move(from, to, false)?;
-        on(sys::rename(&c(from)?, &c(to)?, 0), "move back", to)
+        on(sys::rename(&c(from)?, &c(to)?, 0), "move back", to)?;
+        self.shift_places(from, to)
     }
 }

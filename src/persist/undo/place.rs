@@ -8,14 +8,13 @@
 
 use super::apply::{Undoer, as_path, c, on, zero};
 use super::findings::{Place, Source};
-use super::lost::{BESIDE, Lost, RowAt};
+use super::lost::{BESIDE, Lost, RowAt, under};
 use super::record::split;
 use super::tree::{create, dress};
 use super::{Fate, ForeignFile, UndoError};
 use crate::persist::sys::{self, CPath, Fd};
 use crate::persist::table::{self, Name, Record, Table, Xattrs};
 use crate::persist::{Id, Identity, Stat, kept};
-use std::path::Path;
 
 /// A table's number no undo is at: for names that are used for a moment.
 const PLACING: u32 = u32::MAX;
@@ -60,6 +59,24 @@ impl Undoer<'_, '_> {
         })
     }
 
+    /// A directory was moved back: what waits in it is found there.
+    pub fn shift_places(&mut self, from: &[u8], to: &[u8]) -> Result<(), UndoError> {
+        let mut shifted = false;
+        for place in &mut self.findings.places {
+            let (Source::Moved(at) | Source::Stays(at)) = &mut place.source else {
+                continue;
+            };
+            if let Some(now) = under(at, from, to).filter(|now| exists(now)) {
+                *at = now;
+                shifted = true;
+            }
+        }
+        match shifted {
+            true => self.save_findings(),
+            false => Ok(()),
+        }
+    }
+
     /// Nothing is undone yet: files that were moved get the names that the program left them
     /// under, so that they go back like all others.
     pub fn place_early(&mut self) -> Result<(), UndoError> {
@@ -70,7 +87,15 @@ impl Undoer<'_, '_> {
                 self.place(&place, &at, false)?;
             }
         }
-        Ok(())
+        // From here on they are files like all others.
+        let all = self.findings.places.len();
+        let late = |place: &Place| !matches!(place.source, Source::Early(_));
+        self.findings.places.retain(late);
+        self.findings.times.clear();
+        match all == self.findings.places.len() {
+            true => Ok(()),
+            false => self.save_findings(),
+        }
     }
 
     /// Puts a lost file together in the store, as it was at the generation.
@@ -176,17 +201,20 @@ impl Undoer<'_, '_> {
         let now = self.replaced.follow(&place.inode, place.table);
         let path = c(&place.path)?;
         let there = self.lstat(&path);
-        if matches!(&there, Ok(stat) if now.is(&stat.identity())) {
-            return Ok(());
-        }
         let (dir, name) = split(&place.path);
+        if matches!(&there, Ok(stat) if now.is(&stat.identity())) {
+            return self.times_of_directories();
+        }
         let like = on(sys::lstat(&c(at)?), "look at", at)?;
         self.make_directory(dir, &like)?;
-        let before = on(sys::stat(&c(dir)?), "look at", dir)?;
+        self.remember_times(dir)?;
+        if !build {
+            self.remember_times(split(at).0)?;
+        }
         if let Ok(there) = there
             && !self.give_way(place, at, &there)?
         {
-            return Ok(());
+            return self.times_of_directories();
         }
         if build {
             let (id, birth) = (place.inode.id, place.inode.birth);
@@ -211,7 +239,7 @@ impl Undoer<'_, '_> {
             self.tell_move(at, &place.path, false)?;
             on(sys::rename(&c(at)?, &path, 0), "move back", &place.path)?;
         }
-        self.times_of_directory(dir, &before)
+        self.times_of_directories()
     }
 
     /// What is in the place of a file makes room. True: the place is free; false: the file is
@@ -294,13 +322,26 @@ impl Undoer<'_, '_> {
         self.save_findings()
     }
 
-    /// What was done here to a directory's names is nobody's modification.
-    fn times_of_directory(&mut self, dir: &[u8], before: &Stat) -> Result<(), UndoError> {
-        self.step("set the times of", Path::new(""))?;
-        match sys::set_times(&c(dir)?, before.atime_ns, before.mtime_ns) {
-            Err(libc::EPERM) | Err(libc::EACCES) => Ok(()),
-            other => on(other, "set the times of", dir),
+    fn remember_times(&mut self, dir: &[u8]) -> Result<(), UndoError> {
+        if self.findings.times.contains_key(dir) {
+            return Ok(());
         }
+        let before = on(sys::stat(&c(dir)?), "look at", dir)?;
+        let times = (before.atime_ns, before.mtime_ns);
+        self.findings.times.insert(dir.to_vec(), times);
+        self.save_findings()
+    }
+
+    /// What was done here to directories' names is nobody's modification.
+    fn times_of_directories(&mut self) -> Result<(), UndoError> {
+        for (dir, (atime, mtime)) in self.findings.times.clone() {
+            self.step("set the times of", &as_path(&dir))?;
+            match sys::set_times(&c(&dir)?, atime, mtime) {
+                Err(libc::EPERM) | Err(libc::EACCES) => {}
+                other => on(other, "set the times of", &dir)?,
+            }
+        }
+        Ok(())
     }
 
     pub fn save_findings(&mut self) -> Result<(), UndoError> {
@@ -312,7 +353,11 @@ impl Undoer<'_, '_> {
     }
 }
 
-/// Is it a name that an undo uses for a moment?
+fn exists(path: &[u8]) -> bool {
+    CPath::new(&[path]).is_ok_and(|path| sys::lstat(&path).is_ok())
+}
+
+/// A name that an undo uses for a moment.
 pub fn beside(mark: (u32, usize)) -> Vec<u8> {
     let (seq, k) = mark;
     [BESIDE, format!("{seq}-{k}").as_bytes()].concat()
