@@ -214,7 +214,7 @@ int main(int argc, char **argv)
     }
     CASE("exchanged")
     {
-        OK(syscall(SYS_renameat2, AT_FDCWD, "f", AT_FDCWD, "ex/have", RENAME_EXCHANGE));
+        OK(syscall(SYS_renameat2, AT_FDCWD, "f", AT_FDCWD, "ex/have", 2 /* RENAME_EXCHANGE */));
         modify("f");
         modify("ex/have");
     }
