@@ -32,6 +32,8 @@ pub(super) struct Inner {
     index: Index,
     /// The table that the index is about.
     index_of: u32,
+    /// The clock of the file systems when it began.
+    began_ns: i64,
     /// How many rules of exclusion there were when it began.
     rules: usize,
     scratch: Encoder,
@@ -57,6 +59,7 @@ pub(super) static STATE: State = State {
         previous: Writer::NONE,
         index: Index::new(),
         index_of: 0,
+        began_ns: 0,
         rules: 0,
         scratch: Encoder::new(),
         operation: 0,
@@ -140,6 +143,7 @@ fn begin(mask: Option<u64>) -> Option<Session> {
         inner.returning = false;
         inner.index = Index::new();
         inner.index_of = inner.writer.number;
+        inner.began_ns = sys::file_time_ns();
         inner.rules = exclude::count();
     }
     Some(Session { mask, inner })
@@ -246,6 +250,11 @@ impl Session {
     pub fn is_known(&self, id: &Id) -> bool {
         let node = self.inner.index.nodes.get(id);
         matches!(node, Some(Node::Born { .. } | Node::Row(_))) && self.same_rules()
+    }
+
+    /// Did this inode exist, and is it recorded? Then it is followed wherever its names go.
+    pub fn has_row(&self, id: &Id) -> bool {
+        self.inner.index.row(id).is_some()
     }
 
     /// Does whatever is made under this name need no record: because one leads the name

@@ -157,6 +157,15 @@ pub fn realtime_ns() -> i64 {
     time[0] * 1_000_000_000 + time[1]
 }
 
+/// The clock that stamps inodes, which is some milliseconds behind.
+pub fn file_time_ns() -> i64 {
+    let mut time = [0i64; 2];
+    let clock = libc::CLOCK_REALTIME_COARSE;
+    // SAFETY: the kernel fills both words.
+    unsafe { syscall!(libc::SYS_clock_gettime, clock, &raw mut time) };
+    time[0] * 1_000_000_000 + time[1]
+}
+
 const CWD: i32 = libc::AT_FDCWD;
 
 macro_rules! call {
@@ -164,6 +173,26 @@ macro_rules! call {
         // SAFETY: pointers are to live values of the sizes that the call wants.
         check(unsafe { syscall!($($arg),*) })
     };
+}
+
+/// When the inode at the path itself was made; `None`: the file system does not know.
+pub fn made_ns(path: &CPath) -> Option<i64> {
+    let mut x = MaybeUninit::<libc::statx>::uninit();
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT;
+    call!(
+        libc::SYS_statx,
+        CWD,
+        path.ptr(),
+        flags,
+        libc::STATX_BTIME,
+        x.as_mut_ptr()
+    )
+    .ok()?;
+    // SAFETY: filled by the kernel.
+    let x = unsafe { x.assume_init_ref() };
+    let time = &x.stx_btime;
+    (x.stx_mask & libc::STATX_BTIME != 0)
+        .then(|| time.tv_sec * 1_000_000_000 + i64::from(time.tv_nsec))
 }
 
 fn statx(dirfd: i32, path: *const u8, flags: i32) -> Sys<Stat> {
@@ -416,6 +445,18 @@ pub fn fd_path(fd: i32, buf: &mut [u8]) -> Sys<usize> {
 pub fn get_xattr(path: &CPath, name: &CPath, buf: &mut [u8]) -> Sys<usize> {
     call!(
         libc::SYS_lgetxattr,
+        path.ptr(),
+        name.ptr(),
+        buf.as_mut_ptr(),
+        buf.len()
+    )
+}
+
+/// Of the inode behind a descriptor, whatever that is open for.
+pub fn get_xattr_fd(fd: i32, name: &CPath, buf: &mut [u8]) -> Sys<usize> {
+    let path = CPath::of_fd(fd);
+    call!(
+        libc::SYS_getxattr,
         path.ptr(),
         name.ptr(),
         buf.as_mut_ptr(),

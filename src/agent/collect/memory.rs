@@ -14,6 +14,7 @@ use crate::agent::track;
 use crate::image::state::{
     Extent, MemoryState, SharedKind, SharedObject, VmaKind, VmaState, vma_flag,
 };
+use crate::persist::sys::{self, CPath};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub const PAGE: u64 = 4096;
@@ -152,6 +153,19 @@ fn unescape(name: &[u8]) -> Vec<u8> {
     out
 }
 
+/// The name of a mapped file. The kernel escapes line feeds, but not what looks like an escape.
+fn file_name(name: &[u8], ino: u64) -> Vec<u8> {
+    let is_it = |name: &[u8]| {
+        CPath::new(&[name])
+            .and_then(|path| sys::lstat(&path))
+            .is_ok_and(|stat| stat.id.ino == ino)
+    };
+    if name.contains(&b'\\') && is_it(name) {
+        return name.to_vec();
+    }
+    unescape(name)
+}
+
 /// What decides between our own files and the program's.
 pub struct Own<'a> {
     /// Directory of this job's images, ending in '/'.
@@ -196,7 +210,7 @@ impl Plan {
             } else if name.starts_with(b"/") && !is_device(name) {
                 (
                     VmaKind::FileShared {
-                        path: unescape(name),
+                        path: file_name(name, line.ino),
                         offset,
                         writable: true,
                     },
@@ -224,7 +238,7 @@ impl Plan {
             } else {
                 (
                     VmaKind::FilePrivate {
-                        path: unescape(name),
+                        path: file_name(name, line.ino),
                         offset,
                     },
                     How::Scan,

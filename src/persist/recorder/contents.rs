@@ -55,7 +55,7 @@ impl Session {
             }
         };
         // What has no name but a kept link is found by that.
-        let named = !kept && !path.is_empty() && !path.ends_with(b" (deleted)");
+        let named = !kept && !path.is_empty() && !is_removed(path, &id);
         if kept {
             if let Err(e) = kept::keep_again(&mut inner.writer, path, &id) {
                 inner.failed(path, e);
@@ -232,7 +232,12 @@ impl Session {
         let mut value = Vec::new();
         value.try_reserve(1 << 16).map_err(|_| libc::ENOMEM)?;
         value.resize(1 << 16, 0u8);
-        let got = sys::get_xattr(&CPath::new(&[path])?, &CPath::new(&[name])?, &mut value);
+        let c_name = CPath::new(&[name])?;
+        let got = match file.any_fd.or(file.fd) {
+            // It may have no name any more.
+            Some(fd) => sys::get_xattr_fd(fd, &c_name, &mut value),
+            None => sys::get_xattr(&CPath::new(&[path])?, &c_name, &mut value),
+        };
         let e = inner.scratch.begin(TAG_XATTR).u32(row).text(name);
         match got {
             Ok(len) => e.u8(1).text(value.get(..len).unwrap_or_default()),
@@ -244,6 +249,14 @@ impl Session {
         inner.commit();
         Ok(())
     }
+}
+
+/// Does the kernel mean by this path that the name was removed? (There are files called so.)
+fn is_removed(path: &[u8], id: &Id) -> bool {
+    path.ends_with(b" (deleted)")
+        && !CPath::new(&[path])
+            .and_then(|path| sys::lstat(&path))
+            .is_ok_and(|there| there.id == *id)
 }
 
 /// Why a pre-image could not be saved, for people.

@@ -68,8 +68,14 @@ impl Session {
     /// `before_create` for link and linkat.
     pub fn before_link(&mut self, target: &FileRef, name: &NameRef) {
         // The row tells an undo what this inode was called.
-        self.ensure_row(target, 0);
-        self.before_create(name);
+        let existed = self.ensure_row(target, 0);
+        if existed && self.name_excluded(name) {
+            // What is taken back has no other names than it had, wherever they are.
+            self.absent(name);
+            self.inner.writer.sync();
+        } else {
+            self.before_create(name);
+        }
     }
 
     /// The inode that an operation has just made (also O_TMPFILE, also after mkdir).
@@ -92,11 +98,14 @@ impl Session {
 
     /// A name is about to be removed (unlink, rmdir).
     pub fn before_remove(&mut self, name: &NameRef, stat: &Stat) {
-        if self.name_excluded(name) {
+        let excluded = self.name_excluded(name);
+        if excluded && !self.has_row(&stat.id) {
             return;
         }
         self.inner.operation = self.inner.writer.log_pos;
-        self.directory(&name.dir, name.dir_path);
+        if !excluded {
+            self.directory(&name.dir, name.dir_path);
+        }
         self.gone(name, stat);
         self.inner.writer.sync();
     }
@@ -176,18 +185,31 @@ impl Session {
         to_stat: Option<&Stat>,
         exchange: bool,
     ) {
-        if to_stat.is_some_and(|t| t.id == from_stat.id)
-            || self.name_excluded(from) && self.name_excluded(to)
-        {
+        if to_stat.is_some_and(|t| t.id == from_stat.id) {
+            return;
+        }
+        let outside = (self.name_excluded(from), self.name_excluded(to));
+        // What has a row is followed wherever it goes.
+        let from_counts = !outside.0 || self.has_row(&from_stat.id);
+        let to_counts = !outside.1 || to_stat.is_some_and(|t| self.has_row(&t.id));
+        if !from_counts && !to_counts {
             return;
         }
         self.inner.operation = self.inner.writer.log_pos;
-        self.directory(&from.dir, from.dir_path);
-        self.directory(&to.dir, to.dir_path);
+        if !outside.0 {
+            self.directory(&from.dir, from.dir_path);
+        }
+        if !outside.1 {
+            self.directory(&to.dir, to.dir_path);
+        }
+        self.crosses(from, from_stat, outside.0, outside.1);
+        let other = to_stat.filter(|_| exchange);
+        if let Some(other) = other {
+            self.crosses(to, other, outside.1, outside.0);
+        }
         let index = &self.inner.index;
         let matters = |s: &Stat| s.is_dir() || !index.is_born(&s.id);
         let moves = matters(from_stat);
-        let other = to_stat.filter(|_| exchange);
         if let Some(other) = other {
             let either = moves || matters(other);
             // XFS changes the times of the directories themselves.
@@ -198,14 +220,43 @@ impl Session {
             }
         } else {
             match to_stat {
-                Some(stat) => self.gone(to, stat),
-                None => self.absent(to),
+                Some(stat) if to_counts => self.gone(to, stat),
+                None if !outside.1 => self.absent(to),
+                _ => {}
             }
             if moves {
                 self.renamed(from, to, from_stat, None);
             }
         }
         self.inner.writer.sync();
+    }
+
+    /// What is at `name` is about to be moved, maybe over the border of what is left alone.
+    fn crosses(&mut self, name: &NameRef, stat: &Stat, from_outside: bool, to_outside: bool) {
+        if from_outside == to_outside || self.inner.index.nodes.contains_key(&stat.id) {
+            return;
+        }
+        let Ok(path) = CPath::join(name.dir_path, name.name) else {
+            return;
+        };
+        if from_outside {
+            // What was made there since the table began has no record of it.
+            if sys::made_ns(&path).is_some_and(|made| made > self.inner.began_ns) {
+                self.created(stat.id, stat.is_dir());
+            }
+        } else if stat.is_dir() {
+            // What is done to the files in it, there, is not seen.
+            let reason = b"a directory was moved to where files are left alone";
+            self.inner.incomplete(path.bytes(), reason);
+        } else {
+            let file = FileRef {
+                stat,
+                path: path.bytes(),
+                fd: None,
+                any_fd: None,
+            };
+            self.ensure_row(&file, 0);
+        }
     }
 
     fn exchanged(&mut self, name: &NameRef, stat: &Stat) {

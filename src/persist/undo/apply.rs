@@ -131,9 +131,13 @@ impl<'o, 'a> Undoer<'o, 'a> {
     }
 
     pub fn is_excluded(&self, path: &[u8]) -> bool {
-        let globs = self.options.restore_exclude;
         let by_rule = || self.options.by_rules && exclude::is_excluded(path);
-        globs.iter().any(|glob| matches(glob, path)) || by_rule()
+        self.is_excluded_by_option(path) || by_rule()
+    }
+
+    pub fn is_excluded_by_option(&self, path: &[u8]) -> bool {
+        let globs = self.options.restore_exclude;
+        globs.iter().any(|glob| matches(glob, path))
     }
 
     /// Undoes all records of a table that are not undone yet; returns how many.

@@ -208,7 +208,11 @@ impl Undoer<'_, '_> {
         last: bool,
     ) -> Result<(), UndoError> {
         let (from_path, to_path) = (from.path(), to.path());
-        if self.is_excluded(&from_path) || self.is_excluded(&to_path) {
+        // What has left or entered the files that are left alone goes back.
+        if self.is_excluded_by_option(&from_path)
+            || self.is_excluded_by_option(&to_path)
+            || self.is_excluded(&from_path) && self.is_excluded(&to_path)
+        {
             return Ok(());
         }
         let (a, b) = (c(&from_path)?, c(&to_path)?);

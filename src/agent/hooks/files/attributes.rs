@@ -1,6 +1,6 @@
 //! Modes, owners, times and extended attributes. Any thread.
 
-use super::data::concerns;
+use super::data::{concerns, of_interest};
 use super::guard::Recording;
 use super::paths::{self, CWD, Found, Path};
 use super::{cache, execute};
@@ -58,7 +58,7 @@ enum Inode {
 
 impl Inode {
     /// `None`: there is none, or it is left alone.
-    fn find(recording: &Recording, subject: &Subject) -> Option<Inode> {
+    fn find(recording: &mut Recording, subject: &Subject) -> Option<Inode> {
         match *subject {
             Subject::Open(fd) => Inode::open(recording, fd),
             Subject::Named(dir, path, flags) => {
@@ -73,7 +73,7 @@ impl Inode {
                     return empty.then(|| Inode::open(recording, dir)).flatten();
                 }
                 let found = paths::find(dir, &path, flags & NOFOLLOW == 0)?;
-                concerns(recording, &found.full).then_some(Inode::Named(found))
+                of_interest(recording, &found).then_some(Inode::Named(found))
             }
         }
     }
@@ -108,7 +108,7 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
         return Some(Verdict::Forward);
     }
     let mut recording = Recording::begin()?;
-    let inode = Inode::find(&recording, &subject)?;
+    let inode = Inode::find(&mut recording, &subject)?;
     match change {
         Change::Attributes(which) => recording.session.before_attributes(&inode.file(), which),
         Change::Extended(name) => {
@@ -118,15 +118,10 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
     }
     f.rax = execute(f);
     let now = match &inode {
-        Inode::Open(fd, _) => paths::stat_fd(*fd),
-        Inode::Named(found) => match Path::of(&[&found.full]) {
-            Some(path) => paths::stat_at(CWD, &path, NOFOLLOW),
-            None => Err(libc::ENOMEM),
-        },
+        Inode::Open(fd, _) => paths::stat_fd(*fd).ok(),
+        Inode::Named(found) => found.now(),
     };
-    if let Ok(stat) = now
-        && stat.id == inode.file().stat.id
-    {
+    if let Some(stat) = now {
         recording.session.touched(&stat);
     }
     Some(Verdict::Done)

@@ -75,6 +75,17 @@ pub fn concerns(recording: &Recording, path: &[u8]) -> bool {
         && !recording.session.is_excluded(path)
 }
 
+/// Is it to be put back? What is known stays so, wherever its names go.
+pub fn of_interest(recording: &mut Recording, found: &paths::Found) -> bool {
+    if !found.sure {
+        let mut reason = found.full.clone();
+        reason.extend_from_slice(b": where it leads cannot be told");
+        recording.session.incomplete(&reason);
+        return false;
+    }
+    recording.session.is_known(&found.stat.id) || concerns(recording, &found.full)
+}
+
 /// Where a write goes.
 #[derive(Clone, Copy)]
 pub enum At {
@@ -260,7 +271,7 @@ fn truncate(f: &mut CallFrame) -> Option<Verdict> {
     if !found.stat.is_regular()
         || len as i64 <= -1
         || !paths::writable(paths::CWD, &path)
-        || !concerns(&recording, &found.full)
+        || !of_interest(&mut recording, &found)
     {
         return None;
     }

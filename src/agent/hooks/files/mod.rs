@@ -11,6 +11,7 @@
 //! |---|---|
 //! | [`guard`] | the extent of such a hook: signals blocked, the recorder's lock |
 //! | [`paths`] | paths and names as the recorder wants them |
+//! | [`resolve`] | what a path really leads to |
 //! | [`open`] | open, creat, openat, openat2 |
 //! | [`data`], [`copies`] | what changes contents and sizes through descriptors and paths |
 //! | [`mapped`] | mmap, shared and writable |
@@ -36,6 +37,7 @@ pub mod mapped;
 pub mod open;
 pub mod outside;
 pub mod paths;
+pub mod resolve;
 pub mod saved;
 pub mod shared;
 pub mod tree;

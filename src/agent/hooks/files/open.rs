@@ -3,7 +3,7 @@
 //! Only opens that create a file or cut off a regular one are executed here; the others,
 //! which may wait (a FIFO), go on untouched.
 
-use super::data::concerns;
+use super::data::{concerns, of_interest};
 use super::guard::Recording;
 use super::paths::{self, CWD, Name, NoName, Path};
 use super::{cache, execute, saved};
@@ -49,17 +49,17 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
         made(f, &mut recording);
         return Some(Verdict::Done);
     }
-    let mut at = path;
-    let mut own = None;
-    if resolve & RESOLVE_IN_ROOT != 0 {
-        let path = Path::read(at)?;
-        let text = path.text();
-        let begin = text.iter().position(|&byte| byte != b'/')?;
-        let path = own.insert(Path::of(&[text.get(begin..)?])?);
-        at = path.pointer();
-    }
     let exclusive = flags & (libc::O_CREAT | libc::O_EXCL) == libc::O_CREAT | libc::O_EXCL;
     let stay = exclusive || flags & libc::O_NOFOLLOW != 0;
+    let (mut dir, mut at) = (dir, path);
+    let mut own = None;
+    if resolve & RESOLVE_IN_ROOT != 0 {
+        let path = Path::read(at).filter(|path| !path.is_empty())?;
+        // What leads nowhere there is refused by the kernel.
+        let real = super::resolve::real_in_root(dir, path.text(), !stay)?;
+        let path = own.insert(Path::of(&[&real.path])?);
+        (dir, at) = (CWD, path.pointer());
+    }
     let found = paths::stat_raw(dir, at, if stay { libc::AT_SYMLINK_NOFOLLOW } else { 0 });
     let whole = || own.or_else(|| Path::read_known(at));
     match found {
@@ -94,7 +94,7 @@ fn cut_off(
     follow: bool,
 ) -> Option<Verdict> {
     let found = paths::find(dir, path, follow)?;
-    if !paths::writable(dir, path) || !concerns(&recording, &found.full) {
+    if !paths::writable(dir, path) || !of_interest(&mut recording, &found) {
         return None;
     }
     recording.session.before_truncate(&found.file(), 0);
@@ -148,12 +148,6 @@ pub fn before_create(recording: &mut Recording, dir: i32, path: &Path) -> Option
     }?;
     recording.session.before_create(&name.as_ref());
     Some(())
-}
-
-/// The name that a call is about to change. `None`: the call will fail, the name is left
-/// alone, or it cannot be told, which the table then knows.
-pub fn name(recording: &mut Recording, dir: i32, path: &Path) -> Option<Name> {
-    told(recording, paths::name_at(dir, path))
 }
 
 fn told(recording: &mut Recording, name: Result<Name, NoName>) -> Option<Name> {

@@ -4,6 +4,7 @@
 //! No descriptor is opened for this: for a moment it would take a number that another
 //! thread of the program counts on.
 
+use super::resolve;
 use crate::agent::hooks::user;
 use crate::persist::{FileRef, Id, NameRef, Stat};
 use ckpt_sys::raw::check;
@@ -117,14 +118,15 @@ pub fn stat_fd(fd: i32) -> Result<Stat, i32> {
     stat_raw(fd, c"".as_ptr() as u64, libc::AT_EMPTY_PATH)
 }
 
-fn link_text(dir: i32, path: &Path) -> Option<Vec<u8>> {
+/// What the symbolic link at the address `path` (relative to `dir`) says. `None`: there is none.
+pub fn link_text(dir: i32, path: u64) -> Option<Vec<u8>> {
     let mut buf = [MaybeUninit::<u8>::uninit(); PATH_MAX];
     // SAFETY: room for PATH_MAX bytes.
     let got = unsafe {
         check(syscall!(
             libc::SYS_readlinkat,
             dir,
-            path.pointer(),
+            path,
             buf.as_mut_ptr(),
             PATH_MAX
         ))
@@ -156,39 +158,17 @@ pub fn path_of_fd(fd: i32) -> Option<Vec<u8>> {
             break;
         }
     }
-    link_text(CWD, &Path::of(&[b"/proc/self/fd/", digits.get(at..)?])?)
+    let path = Path::of(&[b"/proc/self/fd/", digits.get(at..)?])?;
+    link_text(CWD, path.pointer())
 }
 
-/// The absolute path of the directory that `dir` stands for.
-fn directory(dir: i32) -> Option<Vec<u8>> {
-    if dir != CWD {
-        return path_of_fd(dir).filter(|path| path.first() == Some(&b'/'));
-    }
+/// The working directory, where it has a path.
+pub fn cwd() -> Option<Vec<u8>> {
     let mut buf = [MaybeUninit::<u8>::uninit(); PATH_MAX];
     // SAFETY: room for PATH_MAX bytes.
     let got = unsafe { check(syscall!(libc::SYS_getcwd, buf.as_mut_ptr(), PATH_MAX)) };
     let text = filled(&buf, got.ok()?.saturating_sub(1))?;
     (text.first() == Some(&b'/')).then_some(text)
-}
-
-/// `dir` and `path` as one absolute path, without `.` components and doubled slashes.
-pub fn absolute(dir: i32, path: &[u8]) -> Option<Vec<u8>> {
-    let base = if path.first() == Some(&b'/') {
-        Vec::new()
-    } else {
-        directory(dir)?
-    };
-    let mut text = Vec::new();
-    text.try_reserve_exact(base.len() + path.len() + 2).ok()?;
-    let parts = base.split(|&b| b == b'/').chain(path.split(|&b| b == b'/'));
-    for part in parts.filter(|part| !part.is_empty() && *part != b".") {
-        text.push(b'/');
-        text.extend_from_slice(part);
-    }
-    if text.is_empty() {
-        text.push(b'/');
-    }
-    Some(text)
 }
 
 /// A name in a directory: the owner of what a `NameRef` borrows.
@@ -237,6 +217,7 @@ pub enum NoName {
 pub struct Parent<'p> {
     pub id: Id,
     pub name: &'p [u8],
+    stat: Stat,
     /// The path up to the name.
     way: &'p [u8],
     at: i32,
@@ -255,6 +236,7 @@ pub fn parent_of(dir: i32, path: &Path) -> Result<Parent<'_>, NoName> {
     Ok(Parent {
         id: stat.id,
         name,
+        stat,
         way,
         at: dir,
         here,
@@ -267,7 +249,17 @@ impl Parent<'_> {
         if ask && !writable(self.at, &self.here) {
             return Err(NoName::WillFail);
         }
-        let mut full = absolute(self.at, self.way).ok_or(NoName::Unknown)?;
+        let real = resolve::real(self.at, self.way, true).ok_or(NoName::Unknown)?;
+        if !real.is(&self.stat) {
+            // A removed directory takes no names.
+            let gone = self.stat.nlink == 0;
+            return Err(if gone {
+                NoName::WillFail
+            } else {
+                NoName::Unknown
+            });
+        }
+        let mut full = real.path;
         full.try_reserve_exact(self.name.len() + 1)
             .map_err(|_| NoName::Unknown)?;
         if full.last() != Some(&b'/') {
@@ -310,7 +302,7 @@ fn follow(dir: i32, path: &Path) -> Option<(i32, Path, Result<Stat, i32>)> {
         let stat = stat_at(at.0, &at.1, libc::AT_SYMLINK_NOFOLLOW);
         match stat {
             Ok(stat) if stat.mode & libc::S_IFMT == libc::S_IFLNK => {
-                let target = link_text(at.0, &at.1)?;
+                let target = link_text(at.0, at.1.pointer())?;
                 at = if target.first() == Some(&b'/') {
                     (CWD, Path::of(&[&target])?)
                 } else {
@@ -333,38 +325,67 @@ pub fn behind_links(dir: i32, path: &Path) -> Option<(i32, Path)> {
     }
 }
 
-/// An inode and its absolute path.
+/// An inode and its real path.
 pub struct Found {
     pub stat: Stat,
     pub full: Vec<u8>,
+    /// The program's descriptor that the path stands for (/proc/self/fd), where it is not one
+    /// of the inode's names.
+    pub fd: Option<i32>,
+    /// `full` is not only what the program wrote.
+    pub sure: bool,
 }
 
 impl Found {
     pub fn file(&self) -> FileRef<'_> {
         FileRef {
             stat: &self.stat,
-            path: &self.full,
+            path: if self.fd.is_some() { b"" } else { &self.full },
             fd: None,
-            any_fd: None,
+            any_fd: self.fd,
         }
+    }
+
+    /// The inode as it is now.
+    pub fn now(&self) -> Option<Stat> {
+        let stat = match self.fd {
+            Some(fd) => stat_fd(fd),
+            None => stat_at(CWD, &Path::of(&[&self.full])?, libc::AT_SYMLINK_NOFOLLOW),
+        };
+        stat.ok().filter(|stat| stat.id == self.stat.id)
     }
 }
 
 /// What `path` names, with a symbolic link as last component followed or not. `None`: nothing
 /// that could be modified.
 pub fn find(dir: i32, path: &Path, follow_last: bool) -> Option<Found> {
-    let stat = stat_at(dir, path, libc::AT_SYMLINK_NOFOLLOW).ok()?;
-    if !follow_last || stat.mode & libc::S_IFMT != libc::S_IFLNK {
-        let full = absolute(dir, path.text())?;
-        return Some(Found { stat, full });
-    }
-    let stat = stat_at(dir, path, 0).ok()?;
-    // The links of /proc say where they lead, mostly: believed when that is the same inode.
-    let full = match follow(dir, path) {
-        Some((dir, end, Ok(there))) if there.id == stat.id => absolute(dir, end.text()),
-        _ => absolute(dir, path.text()),
+    let flags = if follow_last {
+        0
+    } else {
+        libc::AT_SYMLINK_NOFOLLOW
     };
-    full.map(|full| Found { stat, full })
+    let stat = stat_at(dir, path, flags).ok()?;
+    let found = |full, fd, sure| {
+        Some(Found {
+            stat,
+            full,
+            fd,
+            sure,
+        })
+    };
+    let Some(real) = resolve::real(dir, path.text(), follow_last) else {
+        return found(path.text().to_vec(), None, false);
+    };
+    if real.is(&stat) {
+        return found(real.path, None, true);
+    }
+    // The links of /proc lead to inodes, whatever they say.
+    let fd = real.descriptor(&stat);
+    match (fd, real.link) {
+        (Some(fd), _) => found(path_of_fd(fd)?, Some(fd), true),
+        (None, Some((_, target))) => found(target, None, true),
+        (None, None) => found(real.path, None, false),
+    }
 }
 
 #[cfg(test)]
@@ -378,8 +399,6 @@ mod tests {
         assert_eq!(split(b"x/y//z///"), Some((&b"x/y//"[..], &b"z"[..])));
         assert_eq!(split(b"x/.."), None);
         assert_eq!(split(b"/"), None);
-        assert_eq!(absolute(CWD, b"/a//./b/../c/").unwrap(), b"/a/b/../c");
-        assert_eq!(absolute(CWD, b"/").unwrap(), b"/");
     }
 
     #[test]

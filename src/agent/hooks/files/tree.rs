@@ -1,8 +1,8 @@
 //! Names: what creates, removes, links and moves them. Any thread.
 
-use super::data::concerns;
+use super::data::{concerns, of_interest};
 use super::guard::Recording;
-use super::open::{before_create, name};
+use super::open::before_create;
 use super::paths::{self, CWD, Found, NoName, Path};
 use super::{done, execute};
 use crate::agent::hooks::frame::{CallFrame, Verdict};
@@ -75,6 +75,16 @@ impl Target {
         paths::find(place.0, &path, follow).map(Target::Path)
     }
 
+    fn is_of_interest(&self, recording: &mut Recording) -> bool {
+        match self {
+            Target::Path(found) => of_interest(recording, found),
+            Target::Open(fd, stat) => {
+                recording.session.is_known(&stat.id)
+                    || paths::path_of_fd(*fd).is_some_and(|path| concerns(recording, &path))
+            }
+        }
+    }
+
     fn file(&self) -> FileRef<'_> {
         match self {
             Target::Path(found) => found.file(),
@@ -92,7 +102,10 @@ fn link(f: &mut CallFrame, old: Place, new: Place, flags: i32) -> Option<Verdict
     let mut recording = Recording::begin()?;
     let path = absent(new)?;
     let target = Target::find(old, flags)?;
-    let name = name(&mut recording, new.0, &path)?;
+    let name = either(&mut recording, new.0, &path)?;
+    if !concerns(&recording, &name.full) && !target.is_of_interest(&mut recording) {
+        return None;
+    }
     recording
         .session
         .before_link(&target.file(), &name.as_ref());
@@ -115,7 +128,10 @@ fn remove(f: &mut CallFrame, dir: i32, path: u64) -> Option<Verdict> {
         return Some(done(f));
     }
     let path = Path::read_known(path)?;
-    let name = name(&mut recording, dir, &path)?;
+    let name = either(&mut recording, dir, &path)?;
+    if !concerns(&recording, &name.full) && !recording.session.has_row(&stat.id) {
+        return None;
+    }
     recording.session.before_remove(&name.as_ref(), &stat);
     f.rax = execute(f);
     if f.rax < 0 {
@@ -143,26 +159,19 @@ fn rename(f: &mut CallFrame, from: Place, to: Place, flags: u32) -> Option<Verdi
     let to_path = Path::read_known(to.1)?;
     let from_name = either(&mut recording, from.0, &from_path)?;
     let to_name = either(&mut recording, to.0, &to_path)?;
-    let concerned = (
-        concerns(&recording, &from_name.full),
-        concerns(&recording, &to_name.full),
-    );
+    let stats = [Some(&from_stat), to_stat.as_ref()];
+    let has_row = |stat: &Stat| recording.session.has_row(&stat.id);
+    if !concerns(&recording, &from_name.full)
+        && !concerns(&recording, &to_name.full)
+        && !stats.into_iter().flatten().any(has_row)
+    {
+        return None;
+    }
     let session = &mut recording.session;
     let (from_ref, to_ref) = (from_name.as_ref(), to_name.as_ref());
-    match concerned {
-        (true, true) => {
-            session.before_rename(&from_ref, &from_stat, &to_ref, to_stat.as_ref(), exchange);
-            if flags & libc::RENAME_WHITEOUT != 0 {
-                session.before_create(&from_ref);
-            }
-        }
-        // Out of what is put back, or into it: a name goes, a name comes.
-        (true, false) => session.before_remove(&from_ref, &from_stat),
-        (false, true) => match &to_stat {
-            Some(stat) => session.before_remove(&to_ref, stat),
-            None => session.before_create(&to_ref),
-        },
-        (false, false) => return None,
+    session.before_rename(&from_ref, &from_stat, &to_ref, to_stat.as_ref(), exchange);
+    if flags & libc::RENAME_WHITEOUT != 0 {
+        session.before_create(&from_ref);
     }
     f.rax = execute(f);
     if f.rax < 0 {

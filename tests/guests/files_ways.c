@@ -1,0 +1,245 @@
+/*
+ * Ways to reach a file that are not its plain path, one a run: links, `..`, /proc, directories
+ * that are gone, roots of openat2, the border of what is excluded (ex/). `setup` makes the files
+ * and ends; a case's name makes the same files, takes a checkpoint, modifies them by that way and
+ * dies by SIGKILL; resumed, it ends with 73.
+ */
+#include "ckpt.h"
+#include "guest.h"
+#include <linux/openat2.h>
+
+enum { SIZE = 9000 };
+
+static void make(const char *name)
+{
+    static char content[SIZE];
+    memset(content, 'B', SIZE);
+    int fd = open(name, O_WRONLY | O_CREAT | O_TRUNC, 0644);
+    CHECK(fd >= 0);
+    CHECK_EQ(write(fd, content, SIZE), SIZE);
+    close(fd);
+}
+
+static void setup(void)
+{
+    const char *dirs[] = {"d", "d2", "ex", "r"};
+    for (int i = 0; i < 4; i++)
+        CHECK(mkdir(dirs[i], 0755) == 0);
+    const char *files[] = {"f", "g", "d/f", "d/g", "d2/f", "ex/have", "r/real", "f (deleted)", "a\\012b", "c\nd"};
+    for (int i = 0; i < 10; i++)
+        make(files[i]);
+    CHECK(link("g", "second") == 0);
+    CHECK(symlink("d", "old") == 0);
+    CHECK(symlink("/real", "r/l") == 0);
+    CHECK(symlink("/made", "r/m") == 0);
+}
+
+/* Overwrites the beginning, and cuts off the end. */
+static void modify(const char *name)
+{
+    int fd = open(name, O_RDWR);
+    CHECK(fd >= 0);
+    CHECK_EQ(write(fd, "ZZZZ", 4), 4);
+    CHECK(ftruncate(fd, 5000) == 0);
+    close(fd);
+}
+
+static void empty(const char *name)
+{
+    int fd = open(name, O_WRONLY | O_TRUNC);
+    CHECK(fd >= 0);
+    close(fd);
+}
+
+static int in_root(int dir, const char *path, int flags)
+{
+    struct open_how how = {.flags = flags, .mode = flags & O_CREAT ? 0644 : 0, .resolve = RESOLVE_IN_ROOT};
+    int fd = syscall(SYS_openat2, dir, path, &how, sizeof how);
+    CHECK(fd >= 0);
+    return fd;
+}
+
+/* A path through a descriptor. */
+static const char *through(const char *base, int fd, const char *rest)
+{
+    static char path[64];
+    snprintf(path, sizeof path, "%s/%d%s", base, fd, rest);
+    return path;
+}
+
+static int given(const char *name, int argc, char **argv)
+{
+    return argc > 1 && strcmp(argv[1], name) == 0;
+}
+
+#define CASE(name) else if (given(name, argc, argv))
+#define OK(call) CHECK((call) == 0)
+
+int main(int argc, char **argv)
+{
+    char path[4200], cwd[4096];
+    setup();
+    if (given("setup", argc, argv))
+        return 0;
+    CHECK(getcwd(cwd, sizeof cwd));
+    int f = open("f", O_RDWR), g = open("g", O_RDWR), d = open("d", O_RDONLY), r = open("r", O_RDONLY);
+    int odd[] = {open("a\\012b", O_RDWR), open("c\nd", O_RDWR)};
+    char *maps[2] = {NULL};
+    if (given("odd-mapped", argc, argv))
+        for (int i = 0; i < 2; i++)
+            CHECK((maps[i] = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, odd[i], 0)) != MAP_FAILED);
+    if (given("excluded-cwd", argc, argv))
+        OK(chdir("ex"));
+    if (ckpt_checkpoint(0) > 0)
+        return 73;
+    if (0) {
+    }
+    CASE("excluded-cwd")
+    {
+        empty("../f");
+        OK(unlink("../g"));
+        OK(rename("../d", "../dd"));
+        make("../made");
+    }
+    CASE("excluded-link")
+    {
+        OK(symlink("../f", "ex/l"));
+        OK(truncate("ex/l", 5));
+        OK(symlink("../d", "ex/dir"));
+        OK(unlink("ex/dir/f"));
+        OK(chmod("ex/../g", 0600));
+    }
+    CASE("proc-cwd")
+    {
+        empty("/proc/self/cwd/f");
+        OK(unlink("/proc/self/cwd/g"));
+        make("/proc/self/cwd/new");
+        snprintf(path, sizeof path, "/proc/self/root%s/d/f", cwd);
+        OK(truncate(path, 5));
+        snprintf(path, sizeof path, "/dev/..%s/d2/f", cwd);
+        OK(unlink(path));
+    }
+    CASE("proc-directory")
+    {
+        OK(truncate(through("/proc/self/fd", d, "/f"), 5));
+        make(through("/proc/self/fd", d, "/new"));
+        OK(unlink(through("/dev/fd", d, "/g")));
+        OK(mkdir(through("/dev/fd", d, "/m"), 0755));
+    }
+    CASE("proc-removed")
+    {
+        OK(unlink("f"));
+        OK(truncate(through("/proc/self/fd", f, ""), 0));
+        OK(chmod(through("/proc/self/fd", f, ""), 0600));
+    }
+    CASE("proc-removed-cut")
+    {
+        OK(unlink("f"));
+        empty(through("/proc/self/fd", f, ""));
+        CHECK_EQ(write(f, "new", 3), 3);
+    }
+    CASE("proc-other-name")
+    {
+        OK(unlink("g"));
+        make("g");
+        OK(chmod(through("/proc/self/fd", g, ""), 0600));
+        OK(truncate(through("/proc/self/fd", g, ""), 50));
+    }
+    CASE("proc-linked-again")
+    {
+        OK(unlink("f"));
+        OK(linkat(AT_FDCWD, through("/proc/self/fd", f, ""), AT_FDCWD, "f", AT_SYMLINK_FOLLOW));
+        CHECK_EQ(write(f, "ZZZZ", 4), 4);
+        OK(ftruncate(f, 99));
+    }
+    CASE("link-turned")
+    {
+        OK(symlink("d", "cur"));
+        OK(truncate("cur/g", 5));
+        OK(unlink("cur/f"));
+        make("cur/new");
+        OK(symlink("d2", "tmp"));
+        OK(rename("tmp", "cur"));
+        OK(truncate("cur/f", 6));
+        make("cur/new");
+        OK(unlink("cur"));
+    }
+    CASE("old-link-turned")
+    {
+        OK(truncate("old/f", 5));
+        make("old/new");
+        OK(unlink("old"));
+        OK(symlink("d2", "old"));
+        OK(chmod("old/f", 0600));
+        make("old/new");
+    }
+    CASE("directory-gone")
+    {
+        OK(mkdir("b", 0755));
+        OK(truncate("b/../f", 5));
+        OK(unlink("b/../g"));
+        OK(chdir("b"));
+        OK(rmdir("../b"));
+        empty("../second");
+        OK(chmod("../f", 0600));
+    }
+    CASE("moved-out-and-written")
+    {
+        OK(rename("f", "ex/f"));
+        modify("ex/f");
+        OK(rename("ex/f", "ex/f.1"));
+        OK(chmod("ex/f.1", 0600));
+    }
+    CASE("moved-out-and-removed")
+    {
+        OK(rename("f", "ex/f"));
+        modify("ex/f");
+        OK(rename("d/f", "ex/f"));
+        OK(unlink("ex/f"));
+    }
+    CASE("linked-out-and-written")
+    {
+        OK(link("f", "ex/f"));
+        modify("ex/f");
+        OK(truncate("ex/f", 5));
+        OK(unlink("f"));
+    }
+    CASE("moved-in")
+    {
+        OK(rename("ex/have", "g"));
+        modify("g");
+        make("ex/new");
+        OK(rename("ex/new", "d/f"));
+        OK(rename("ex", "ex2"));
+    }
+    CASE("exchanged")
+    {
+        OK(syscall(SYS_renameat2, AT_FDCWD, "f", AT_FDCWD, "ex/have", 2 /* RENAME_EXCHANGE */));
+        modify("f");
+        modify("ex/have");
+    }
+    CASE("root")
+    {
+        in_root(r, "m", O_CREAT | O_WRONLY);
+        in_root(r, "/../new", O_CREAT | O_WRONLY);
+        in_root(r, "l", O_TRUNC | O_WRONLY);
+        in_root(r, "../../real", O_TRUNC | O_WRONLY);
+    }
+    CASE("odd-names")
+    {
+        modify("f (deleted)");
+        OK(chmod("f (deleted)", 0600));
+        OK(rename("f (deleted)", "h"));
+    }
+    CASE("odd-mapped")
+    {
+        maps[0][1] = maps[1][1] = 'Z';
+    }
+    CASE("directory-moved-out")
+    {
+        OK(rename("d", "ex/d"));
+        modify("ex/d/f");
+    }
+    else FAIL("no such case");
+    kill(getpid(), SIGKILL);
+}
