@@ -81,6 +81,7 @@ static void setup(void)
     const struct timespec times[2] = {{1000000000, 5}, {1000000000, 7}};
     for (int i = 0; i < FILES; i++)
         utimensat(AT_FDCWD, file(i), times, 0);
+    utimensat(AT_FDCWD, "link", times, AT_SYMLINK_NOFOLLOW), utimensat(AT_FDCWD, "fifo", times, 0);
     utimensat(AT_FDCWD, "handed/down", times, 0), utimensat(AT_FDCWD, "handed", times, 0);
     utimensat(AT_FDCWD, ".", times, 0);
 }
