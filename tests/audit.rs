@@ -64,6 +64,10 @@ const CALLS: &[(&str, libc::c_long)] = &[
     ("removexattr", libc::SYS_removexattr),
     ("lremovexattr", libc::SYS_lremovexattr),
     ("fremovexattr", libc::SYS_fremovexattr),
+    ("setxattrat", 463),
+    ("removexattrat", 466),
+    ("open_by_handle_at", libc::SYS_open_by_handle_at),
+    ("bind", libc::SYS_bind),
 ];
 
 /// A program and its arguments; the working directory has `prepare`d files in it.

@@ -86,6 +86,8 @@ pub struct Row {
     pub path_known: bool,
     /// All blocks below `size0` are saved.
     pub all: bool,
+    /// It has been looked whether it has capabilities.
+    pub capability_known: bool,
     saved: u64,
     blocks: Map<u64, [u64; (PIECE / 64) as usize]>,
     xattrs: Vec<Box<[u8]>>,
@@ -101,6 +103,7 @@ impl Row {
             size0,
             path_known: true,
             all: size0 == 0,
+            capability_known: false,
             saved: 0,
             blocks: Map::with_hasher(State::new()),
             xattrs: Vec::new(),

@@ -25,7 +25,7 @@ pub mod exclude;
 pub mod format;
 mod index;
 pub mod kept;
-mod lock;
+pub(crate) mod lock;
 pub mod recorder;
 mod shadow;
 pub mod sys;

@@ -253,7 +253,25 @@ pub fn pread(fd: i32, addr: *mut u8, len: usize, offset: u64) -> Sys<usize> {
     call!(libc::SYS_pread64, fd, addr, len, offset)
 }
 
+/// Does RLIMIT_FSIZE, which is the program's, let a file be so long? A call that goes beyond it
+/// would raise SIGXFSZ, and that ends the program.
+fn is_allowed(end: u64) -> Sys<()> {
+    let mut limit = [u64::MAX; 2];
+    let asked = call!(
+        libc::SYS_prlimit64,
+        0,
+        libc::RLIMIT_FSIZE,
+        0,
+        limit.as_mut_ptr()
+    );
+    if asked.is_ok() && end > limit[0] {
+        return Err(libc::EFBIG);
+    }
+    Ok(())
+}
+
 pub fn pwrite(fd: i32, bytes: &[u8], offset: u64) -> Sys<usize> {
+    is_allowed(offset.saturating_add(bytes.len() as u64))?;
     call!(libc::SYS_pwrite64, fd, bytes.as_ptr(), bytes.len(), offset)
 }
 
@@ -293,10 +311,16 @@ pub fn pread_all(fd: i32, addr: *mut u8, len: usize, offset: u64) -> Sys<usize> 
 }
 
 pub fn ftruncate(fd: i32, len: u64) -> Sys<()> {
+    if is_allowed(len).is_err() && fstat(fd)?.size < len {
+        return Err(libc::EFBIG);
+    }
     call!(libc::SYS_ftruncate, fd, len).map(drop)
 }
 
 pub fn fallocate(fd: i32, mode: i32, offset: u64, len: u64) -> Sys<()> {
+    if mode & libc::FALLOC_FL_KEEP_SIZE == 0 {
+        is_allowed(offset.saturating_add(len))?;
+    }
     call!(libc::SYS_fallocate, fd, mode, offset, len).map(drop)
 }
 
@@ -556,6 +580,7 @@ pub fn copy_sparse(from: i32, start: u64, end: u64, to: i32, at: u64) -> Sys<()>
 /// Copies bytes by the kernel's cheapest way, else through a buffer. Ends early, and
 /// well, where the source ends.
 fn copy_data(from: i32, start: u64, end: u64, to: i32, at: u64) -> Sys<()> {
+    is_allowed(at.saturating_add(end - start))?;
     let mut pos = start;
     while pos < end {
         match copy_file_range(from, pos, to, at + (pos - start), end - pos) {

@@ -71,6 +71,7 @@ impl Beginning {
         if let Some(prepared) = self.prepared.take() {
             table::install(prepared);
             hooks::files::arm();
+            hooks::files::turns::begin();
             mapped::record(mapped);
             self.installed = true;
         }
@@ -133,6 +134,7 @@ pub fn resume(
         table::create(job, number, generation, power(config)).map_err(|e| e.to_string())?;
     table::install(prepared);
     hooks::files::arm();
+    hooks::files::turns::expect_several();
     mapped::record(mapped);
     Ok(())
 }

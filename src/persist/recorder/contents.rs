@@ -139,6 +139,7 @@ impl Session {
             // A write clears these.
             which |= MODE;
         }
+        self.keep_capability(file);
         if !self.ensure_row(file, which) {
             return Coverage::Free;
         }
@@ -174,7 +175,11 @@ impl Session {
         if file.stat.mode & (libc::S_ISUID | libc::S_ISGID) != 0 {
             which |= MODE;
         }
-        if file.stat.is_regular() && self.ensure_row(file, which) {
+        if !file.stat.is_regular() {
+            return;
+        }
+        self.keep_capability(file);
+        if self.ensure_row(file, which) {
             self.save(file, new_size, u64::MAX);
             if let Some(row) = self.inner.index.row(&file.stat.id) {
                 self.inner.writer.in_flight(row.slot);
@@ -187,6 +192,9 @@ impl Session {
     pub fn before_attributes(&mut self, file: &FileRef, which: Which) {
         // A change of owner clears set-user-ID.
         let which = which | if which & OWNER != 0 { MODE } else { 0 };
+        if which & OWNER != 0 && file.stat.is_regular() {
+            self.keep_capability(file);
+        }
         self.ensure_row(file, which);
         self.inner.writer.sync();
     }
@@ -220,6 +228,52 @@ impl Session {
             row.add_xattr(name);
         }
         self.inner.writer.sync();
+    }
+
+    /// A write, a change of the size or of the owner takes a file's capabilities away. They are
+    /// recorded before anything else of it: what an undo does to the file takes them away as well,
+    /// and what was recorded first is undone last.
+    fn keep_capability(&mut self, file: &FileRef) {
+        const NAME: &[u8] = b"security.capability";
+        let looked = match self.inner.index.nodes.get(&file.stat.id) {
+            Some(Node::Born { .. } | Node::Excluded) => true,
+            Some(Node::Row(row)) => row.capability_known,
+            None => false,
+        };
+        if looked {
+            return;
+        }
+        let mut buf = [0u8; sys::PATH_LEN];
+        let mut value = [0u8; 64];
+        let got = CPath::new(&[NAME]).and_then(|name| {
+            let open = file.any_fd.or(file.fd);
+            match open.map(|fd| sys::get_xattr_fd(fd, &name, &mut value)) {
+                // O_PATH.
+                None | Some(Err(libc::EBADF)) => {
+                    let path = CPath::new(&[path_of(file, &mut buf)])?;
+                    sys::get_xattr(&path, &name, &mut value)
+                }
+                Some(got) => got,
+            }
+        });
+        // Most have none.
+        if let Ok(len) = got
+            && self.ensure_row(file, 0)
+        {
+            self.before_xattr(file, NAME);
+            // Who may take them away need not be allowed to give them back.
+            let path = path_of(file, &mut buf);
+            let value = value.get(..len).unwrap_or_default();
+            let back = CPath::new(&[NAME])
+                .and_then(|name| sys::set_xattr(&CPath::new(&[path])?, &name, value));
+            if back.is_err() {
+                self.inner
+                    .incomplete(path, b"its capabilities cannot be given back");
+            }
+        }
+        if let Some(row) = self.inner.index.row_mut(&file.stat.id) {
+            row.capability_known = true;
+        }
     }
 
     fn save_xattr(&mut self, file: &FileRef, path: &[u8], name: &[u8]) -> Sys<()> {

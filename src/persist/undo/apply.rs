@@ -428,9 +428,14 @@ impl<'o, 'a> Undoer<'o, 'a> {
         let Some(path) = self.locate(current, row)? else {
             return Ok(());
         };
+        let (at, text) = (c(&path)?, name);
+        let name = c(name)?;
+        // A call that failed has changed nothing, and what it was about may be forbidden.
+        if same_xattr(&at, &name, value) {
+            return Ok(());
+        }
         self.step("set an attribute of", &as_path(&path))?;
-        self.tell_file(&path, |session, file| session.before_xattr(file, name))?;
-        let (at, name) = (c(&path)?, c(name)?);
+        self.tell_file(&path, |session, file| session.before_xattr(file, text))?;
         let done = match value {
             Some(value) => sys::set_xattr(&at, &name, value),
             None => match sys::remove_xattr(&at, &name) {
@@ -474,6 +479,16 @@ impl<'o, 'a> Undoer<'o, 'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// Is the attribute what it is to be?
+fn same_xattr(path: &CPath, name: &CPath, value: Option<&[u8]>) -> bool {
+    let mut now = vec![0u8; 1 << 16];
+    match (sys::get_xattr(path, name, &mut now), value) {
+        (Ok(len), Some(value)) => now.get(..len) == Some(value),
+        (Err(libc::ENODATA | libc::EOPNOTSUPP), None) => true,
+        _ => false,
     }
 }
 

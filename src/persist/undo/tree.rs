@@ -192,6 +192,12 @@ pub fn dress(path: &CPath, stat: &Stat, xattrs: &Xattrs) -> Sys<()> {
     if (now.uid, now.gid) != (stat.uid, stat.gid) {
         sys::chown(path, stat.uid, stat.gid)?;
     }
+    // What its directory has handed down.
+    for inherited in [&b"system.posix_acl_access"[..], b"system.posix_acl_default"] {
+        if !xattrs.iter().any(|(name, _)| name == inherited) {
+            let _ = sys::remove_xattr(path, &CPath::new(&[inherited])?);
+        }
+    }
     for (name, value) in xattrs {
         sys::set_xattr(path, &CPath::new(&[name])?, value)?;
     }

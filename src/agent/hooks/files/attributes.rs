@@ -25,6 +25,9 @@ enum Change {
 const FOLLOW: i32 = 0;
 const NOFOLLOW: i32 = libc::AT_SYMLINK_NOFOLLOW;
 
+pub const SETXATTRAT: i64 = 463;
+pub const REMOVEXATTRAT: i64 = 466;
+
 fn decode(f: &CallFrame) -> Option<(Subject, Change)> {
     use Change::{Attributes, Extended};
     use Subject::{Named, Open};
@@ -46,6 +49,7 @@ fn decode(f: &CallFrame) -> Option<(Subject, Change)> {
         libc::SYS_setxattr | libc::SYS_removexattr => (Named(CWD, a, FOLLOW), Extended(b)),
         libc::SYS_lsetxattr | libc::SYS_lremovexattr => (Named(CWD, a, NOFOLLOW), Extended(b)),
         libc::SYS_fsetxattr | libc::SYS_fremovexattr => (Open(dir), Extended(b)),
+        SETXATTRAT | REMOVEXATTRAT => (Named(dir, b, f.args[2] as i32), Extended(d)),
         _ => return None,
     })
 }

@@ -3,7 +3,7 @@
 
 use super::data::{Open, before_write, look};
 use super::guard::Recording;
-use super::{cache, execute, paths};
+use super::{cache, execute, paths, turns};
 use crate::agent::hooks::frame::{CallFrame, Verdict};
 use crate::agent::hooks::user::{self, plain};
 use ckpt_sys::syscall;
@@ -85,6 +85,7 @@ fn start(open: &Open, at: u64) -> Option<u64> {
 }
 
 fn copy(f: &mut CallFrame, from: Source, to: i32, to_at: u64, len: u64) -> Option<Verdict> {
+    let _turn = (to_at == 0 && turns::needed()).then(|| turns::take(to));
     let mut recording = Recording::begin()?;
     let open = look(&mut recording, to)?;
     // A source that is no regular file (a pipe, a socket) may have to be waited for.
@@ -116,6 +117,7 @@ fn run(f: &mut CallFrame, mut recording: Recording, open: &Open, waits: bool) ->
 
 fn splice(f: &mut CallFrame) -> Option<Verdict> {
     let [from, _, to, to_at, len, flags] = f.args;
+    let _turn = (to_at == 0 && turns::needed()).then(|| turns::take(to as i32));
     let mut recording = Recording::begin()?;
     let open = look(&mut recording, to as i32)?;
     let start = start(&open, to_at).filter(|_| len > 0)?;

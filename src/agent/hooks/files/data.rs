@@ -1,11 +1,11 @@
 //! Contents and sizes: the write family, truncate, ftruncate, fallocate. Any thread.
 
 use super::guard::Recording;
-use super::{cache, done, execute, paths, saved};
+use super::{cache, done, execute, paths, saved, turns};
 use crate::agent::hooks::frame::{CallFrame, Verdict};
 use crate::agent::hooks::user;
 use crate::agent::state::InHook;
-use crate::persist::{Coverage, FileRef, SIZE, Stat, TIMES};
+use crate::persist::{Coverage, FileRef, Stat};
 use ckpt_sys::syscall;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -33,6 +33,11 @@ impl Open {
         if self.append {
             return Some(self.stat.size);
         }
+        self.own_position()
+    }
+
+    /// Where the descriptor stands.
+    pub fn own_position(&self) -> Option<u64> {
         // SAFETY: asks for the position.
         let at = unsafe { syscall!(libc::SYS_lseek, self.fd, 0, libc::SEEK_CUR) };
         u64::try_from(at).ok()
@@ -92,6 +97,8 @@ pub enum At {
     Position,
     Offset(u64),
     End,
+    /// There, though the file be open with O_APPEND; the last offset stands for the position.
+    Told(u64),
 }
 
 pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
@@ -104,8 +111,10 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
         libc::SYS_pwritev => write(f, fd, At::Offset(d), Len::Vectors(b, c)),
         libc::SYS_pwritev2 => {
             const RWF_APPEND: u64 = 0x10;
+            const RWF_NOAPPEND: u64 = 0x20;
             let at = match d {
                 _ if g & RWF_APPEND != 0 => At::End,
+                _ if g & RWF_NOAPPEND != 0 => At::Told(d),
                 u64::MAX => At::Position,
                 offset => At::Offset(offset),
             };
@@ -182,7 +191,7 @@ fn is_saved(fd: i32, at: At, len: &Len) -> bool {
             _ => return false,
         },
         At::Offset(offset) => offset,
-        At::End => return false,
+        At::End | At::Told(_) => return false,
     };
     let saved = len
         .bytes()
@@ -194,17 +203,26 @@ fn is_saved(fd: i32, at: At, len: &Len) -> bool {
 }
 
 fn write(f: &mut CallFrame, fd: i32, at: At, len: Len) -> Option<Verdict> {
+    let shared = matches!(at, At::Position | At::Told(u64::MAX)) && turns::needed();
+    let turn = if shared { turns::take(fd) } else { None };
     if is_saved(fd, at, &len) {
+        if turn.is_some() {
+            return Some(done(f));
+        }
         // Should a checkpoint come before it is executed, it is sent through here again.
         return Some(Verdict::Forward);
     }
     let mut recording = Recording::begin()?;
     let open = look(&mut recording, fd)?;
     let len = len.bytes().filter(|&len| len > 0)?;
-    let at = if open.append { At::End } else { at };
+    let at = match at {
+        At::Told(_) => at,
+        _ if open.append => At::End,
+        at => at,
+    };
     let start = match at {
-        At::Position => open.position()?,
-        At::Offset(offset) => offset,
+        At::Position | At::Told(u64::MAX) => open.own_position()?,
+        At::Offset(offset) | At::Told(offset) => offset,
         At::End => open.stat.size,
     };
     let coverage = before_write(&mut recording, &open, start, len);
@@ -234,6 +252,7 @@ fn write(f: &mut CallFrame, fd: i32, at: At, len: Len) -> Option<Verdict> {
     let map = map.unwrap_or(std::ptr::null());
     cache::set_with_map(fd, flags | cache::KNOWN, mark, map, open.stamp);
     drop(rest);
+    drop(turn);
     Some(Verdict::Done)
 }
 
@@ -284,15 +303,18 @@ fn truncate(f: &mut CallFrame) -> Option<Verdict> {
 }
 
 fn fallocate(recording: &mut Recording, open: &Open, mode: i32, offset: u64, len: u64) {
-    const MOVES: i32 = libc::FALLOC_FL_COLLAPSE_RANGE | libc::FALLOC_FL_INSERT_RANGE;
-    const CLEARS: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE;
+    const WRITE_ZEROES: i32 = 0x80;
+    const CLEARS: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE | WRITE_ZEROES;
+    // Others move everything behind the offset, or are not known.
+    const HARMLESS: i32 = libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_UNSHARE_RANGE;
     let session = &mut recording.session;
-    if mode & MOVES != 0 {
+    let end = offset.saturating_add(len);
+    if mode & !(CLEARS | HARMLESS) != 0 {
         session.before_range_shift(&open.file(), offset);
     } else if mode & CLEARS != 0 {
-        let end = offset.saturating_add(len);
         session.before_write(&open.file(), offset, end);
     } else {
-        session.before_attributes(&open.file(), SIZE | TIMES);
+        // No bytes change, but the size and what every modification takes along.
+        session.before_write(&open.file(), end, end);
     }
 }

@@ -3,7 +3,7 @@
 //! close(2) is done by stage 1 itself.
 
 use super::guard::Recording;
-use super::{cache, data, execute};
+use super::{cache, data, execute, turns};
 use crate::agent::hooks::frame::{CallFrame, Verdict};
 use crate::agent::hooks::user;
 use libc::{CLONE_FILES, CLONE_THREAD};
@@ -38,8 +38,10 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
 
 fn birth(flags: u64) {
     if flags & CLONE_THREAD as u64 == 0 {
-        cache::child();
-    } else if flags & CLONE_FILES as u64 == 0 {
+        return cache::child();
+    }
+    turns::expect_several();
+    if flags & CLONE_FILES as u64 == 0 {
         cache::tables_differ();
     }
 }

@@ -55,6 +55,18 @@ impl Drop for Blocked {
     }
 }
 
+impl Unlocked {
+    /// The extent alone. `None` as for [`Recording::begin`].
+    pub fn begin() -> Option<Unlocked> {
+        if !recorder::active() || !is_agents_process() {
+            return None;
+        }
+        let _mask = Blocked::enter();
+        let _hook = InHook::enter();
+        Some(Unlocked { _hook, _mask })
+    }
+}
+
 impl Recording {
     /// `None`: nothing to record (no table, or not the agent's process).
     pub fn begin() -> Option<Recording> {

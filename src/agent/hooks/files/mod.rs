@@ -16,7 +16,9 @@
 //! | [`data`], [`copies`] | what changes contents and sizes through descriptors and paths |
 //! | [`mapped`] | mmap, shared and writable |
 //! | [`tree`] | what creates, removes and moves names |
-//! | [`shared`] | mprotect that makes such a mapping writable |
+//! | [`shared`] | mprotect that makes such a mapping writable, mremap that makes it longer |
+//! | [`turns`] | threads that write at one position |
+//! | [`requests`] | ioctl requests, and what lets the kernel write by itself (io_uring, AIO) |
 //! | [`attributes`] | modes, owners, times, extended attributes |
 //! | [`cache`], [`descriptors`] | which descriptors need no look, and what ends that knowledge |
 //! | [`saved`] | which blocks are saved already |
@@ -37,10 +39,12 @@ pub mod mapped;
 pub mod open;
 pub mod outside;
 pub mod paths;
+pub mod requests;
 pub mod resolve;
 pub mod saved;
 pub mod shared;
 pub mod tree;
+pub mod turns;
 
 use super::frame::{CallFrame, Verdict};
 use crate::agent::callsites::HOOKED;
@@ -61,7 +65,8 @@ pub const MODIFYING: &[(c_long, Fast)] = &[
     (libc::SYS_writev, Fast::AtPosition),
     (libc::SYS_pwrite64, Fast::AtOffset),
     (libc::SYS_pwritev, Fast::Anywhere),
-    (libc::SYS_pwritev2, Fast::Anywhere),
+    // RWF_NOAPPEND: what is known of appending says nothing.
+    (libc::SYS_pwritev2, Fast::PassOnly),
     (libc::SYS_sendfile, Fast::AtPosition),
     (libc::SYS_splice, Fast::Nothing),
     (libc::SYS_copy_file_range, Fast::Nothing),
@@ -101,6 +106,10 @@ pub const MODIFYING: &[(c_long, Fast)] = &[
     (libc::SYS_removexattr, Fast::Nothing),
     (libc::SYS_lremovexattr, Fast::Nothing),
     (libc::SYS_fremovexattr, Fast::Nothing),
+    (attributes::SETXATTRAT, Fast::Nothing),
+    (attributes::REMOVEXATTRAT, Fast::Nothing),
+    (libc::SYS_open_by_handle_at, Fast::Nothing),
+    (libc::SYS_bind, Fast::Nothing),
     (libc::SYS_mmap, Fast::Nothing),
 ];
 
@@ -120,10 +129,14 @@ const DESCRIPTORS: &[(c_long, Fast)] = &[
     (libc::SYS_clone3, Fast::Nothing),
 ];
 
-/// What makes a file writable through memory.
+/// What makes a file writable through memory, or by the kernel itself.
 const MAPPINGS: &[(c_long, Fast)] = &[
     (libc::SYS_mprotect, Fast::Nothing),
     (libc::SYS_pkey_mprotect, Fast::Nothing),
+    (libc::SYS_mremap, Fast::Nothing),
+    (libc::SYS_remap_file_pages, Fast::Nothing),
+    (libc::SYS_io_uring_setup, Fast::Nothing),
+    (libc::SYS_io_setup, Fast::Nothing),
 ];
 
 /// May a call of this number modify files?
@@ -249,6 +262,7 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
         .or_else(|| tree::dispatch(f))
         .or_else(|| attributes::dispatch(f))
         .or_else(|| shared::dispatch(f))
+        .or_else(|| requests::dispatch(f))
 }
 
 /// `ckpt_exclude` and `ckpt_include`: 0 or a negative errno. What is known of descriptors

@@ -39,6 +39,9 @@ fn is_unnamed(flags: i32) -> bool {
 }
 
 pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
+    if f.rax == libc::SYS_open_by_handle_at {
+        return by_handle(f);
+    }
     let (dir, path, flags, resolve) = arguments(f)?;
     if !modifies(flags) {
         return None;
@@ -83,6 +86,38 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
         }
         Err(_) => None,
     }
+}
+
+/// open_by_handle_at with O_TRUNC: which file that is shows when it is open, so it is opened as it
+/// is and cut off then.
+fn by_handle(f: &mut CallFrame) -> Option<Verdict> {
+    let flags = f.args[2] as i32;
+    if flags & libc::O_TRUNC == 0 || flags & libc::O_PATH != 0 {
+        return None;
+    }
+    let mut recording = Recording::begin()?;
+    if flags & libc::O_ACCMODE == libc::O_RDONLY {
+        // Such a descriptor cannot be cut off afterwards.
+        recording
+            .session
+            .incomplete(b"a file was opened by its handle and cut off");
+        return Some(super::done(f));
+    }
+    f.args[2] = (flags & !libc::O_TRUNC) as u32 as u64;
+    f.rax = execute(f);
+    if let Some((fd, stat)) = result(f)
+        && stat.is_regular()
+    {
+        if let Some(open) = super::data::look(&mut recording, fd) {
+            recording.session.before_truncate(&open.file(), 0);
+        }
+        // SAFETY: the program's own descriptor, as its call would have done.
+        unsafe { ckpt_sys::syscall!(libc::SYS_ftruncate, fd, 0) };
+        if let Ok(stat) = paths::stat_fd(fd) {
+            recording.session.touched(&stat);
+        }
+    }
+    Some(Verdict::Done)
 }
 
 /// O_TRUNC of a regular file.

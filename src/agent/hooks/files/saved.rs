@@ -41,6 +41,10 @@ pub fn born() -> *const Map {
 }
 
 impl Map {
+    pub fn id(&self) -> Id {
+        self.id
+    }
+
     /// Are all blocks that `start..end` touches saved?
     pub fn covers(&self, start: u64, end: u64) -> bool {
         let saved = |block: u64| {

@@ -1,4 +1,5 @@
-//! mprotect that makes a shared file mapping writable: what it holds is recorded before.
+//! mprotect that makes a shared file mapping writable, mremap and remap_file_pages that lead to
+//! more of the file: what it holds is recorded before.
 //! (Mappings that are writable from the start: `mapped`, and `checkpoint::mapped` for those
 //! that exist when a table begins.) Any thread of the program.
 
@@ -93,9 +94,46 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
     let [addr, len, prot, ..] = f.args;
     let writable = prot as u32 & WRITE != 0 && MAY_BECOME_WRITABLE.load(Relaxed);
     match f.rax {
+        libc::SYS_mremap => mremap(f),
+        libc::SYS_remap_file_pages => remap_pages(f, addr, len),
         libc::SYS_mprotect | libc::SYS_pkey_mprotect if writable => mprotect(f, addr, len),
         _ => None,
     }
+}
+
+/// mremap that makes a shared file mapping longer (or makes a second one, of length 0): what it
+/// gets of the file is recorded before, all of the file.
+fn mremap(f: &mut CallFrame) -> Option<Verdict> {
+    let [addr, len, new_len, ..] = f.args;
+    if len != 0 && new_len <= len {
+        return None;
+    }
+    let found = Maps::open().and_then(|mut maps| maps.at(addr));
+    if let Ok(found) = found
+        && !found.is_some_and(|m| m.start <= addr && m.shared && m.ino != 0)
+    {
+        return None;
+    }
+    let mut recording = Recording::begin()?;
+    save_range(
+        &mut recording.session,
+        addr,
+        addr.saturating_add(len.max(1)),
+    );
+    if crate::agent::hooks::memory::mremap(f) == Verdict::Forward {
+        f.rax = execute(f);
+    }
+    drop(recording);
+    Some(Verdict::Done)
+}
+
+/// Other pages of the file that is mapped in a range.
+fn remap_pages(f: &mut CallFrame, addr: u64, len: u64) -> Option<Verdict> {
+    let mut recording = Recording::begin()?;
+    save_range(&mut recording.session, addr, addr.saturating_add(len));
+    f.rax = execute(f);
+    drop(recording);
+    Some(Verdict::Done)
 }
 
 /// Saves the files in the range and makes it writable, without a checkpoint in between.

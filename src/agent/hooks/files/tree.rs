@@ -6,6 +6,7 @@ use super::open::before_create;
 use super::paths::{self, CWD, Found, NoName, Path};
 use super::{done, execute};
 use crate::agent::hooks::frame::{CallFrame, Verdict};
+use crate::agent::hooks::user;
 use crate::persist::{FileRef, Stat};
 
 const NOFOLLOW: i32 = libc::AT_SYMLINK_NOFOLLOW;
@@ -23,6 +24,7 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
         libc::SYS_unlinkat => remove(f, a as i32, b),
         libc::SYS_rename => rename(f, (CWD, a), (CWD, b), 0),
         libc::SYS_renameat => rename(f, (a as i32, b), (c as i32, d), 0),
+        libc::SYS_bind => bind(f, b, c),
         libc::SYS_renameat2 => rename(f, (a as i32, b), (c as i32, d), e as u32),
         _ => None,
     }
@@ -46,6 +48,32 @@ fn create(f: &mut CallFrame, dir: i32, path: u64) -> Option<Verdict> {
     before_create(&mut recording, dir, &path)?;
     f.rax = execute(f);
     born(f, &mut recording, dir, &path);
+    Some(Verdict::Done)
+}
+
+/// A socket of the family AF_UNIX gets a name that is a path: bind makes it.
+fn bind(f: &mut CallFrame, address: u64, len: u64) -> Option<Verdict> {
+    const FAMILY: usize = size_of::<libc::sa_family_t>();
+    let mut bytes = [0u8; size_of::<libc::sockaddr_un>()];
+    let len = usize::try_from(len).ok().filter(|&len| len > FAMILY)?;
+    let bytes = bytes.get_mut(..len)?;
+    if user::read_bytes(address, bytes) != Ok(len) {
+        return None;
+    }
+    let (family, text) = bytes.split_at(FAMILY);
+    // The name may end with the address, without a NUL.
+    let text = text.split(|&byte| byte == 0).next()?;
+    if family != (libc::AF_UNIX as libc::sa_family_t).to_ne_bytes() || text.is_empty() {
+        return None;
+    }
+    let mut recording = Recording::begin()?;
+    let path = Path::of(&[text])?;
+    if !matches!(paths::stat_at(CWD, &path, NOFOLLOW), Err(libc::ENOENT)) {
+        return None;
+    }
+    before_create(&mut recording, CWD, &path)?;
+    f.rax = execute(f);
+    born(f, &mut recording, CWD, &path);
     Some(Verdict::Done)
 }
 
