@@ -367,6 +367,23 @@ pub fn mknod(path: &CPath, mode: u32, rdev: u64) -> Sys<()> {
     call!(libc::SYS_mknodat, CWD, path.ptr(), mode, rdev).map(drop)
 }
 
+pub fn effective_uid() -> u32 {
+    // SAFETY: no arguments.
+    unsafe { syscall!(libc::SYS_geteuid) as u32 }
+}
+
+pub const CAP_CHOWN: u32 = 0;
+pub const CAP_DAC_OVERRIDE: u32 = 1;
+pub const CAP_FOWNER: u32 = 3;
+
+/// Does this thread have a capability (one of the first 32)?
+pub fn has_capability(number: u32) -> bool {
+    const VERSION_3: u32 = 0x2008_0522;
+    let (header, mut sets) = ([VERSION_3, 0], [[0u32; 3]; 2]);
+    let got = call!(libc::SYS_capget, &raw const header, &raw mut sets);
+    got.is_ok() && sets[0][0] & (1 << number) != 0
+}
+
 /// Not for symbolic links.
 pub fn chmod(path: &CPath, mode: u32) -> Sys<()> {
     call!(libc::SYS_fchmodat, CWD, path.ptr(), mode & 0o7777).map(drop)
