@@ -372,6 +372,22 @@ pub fn effective_uid() -> u32 {
     unsafe { syscall!(libc::SYS_geteuid) as u32 }
 }
 
+/// Is this the thread's group, or one of its others? Of very many: yes.
+pub fn is_in_group(gid: u32) -> bool {
+    // SAFETY: no arguments.
+    if unsafe { syscall!(libc::SYS_getegid) } as u32 == gid {
+        return true;
+    }
+    let mut groups = [0u32; 256];
+    match call!(libc::SYS_getgroups, groups.len(), groups.as_mut_ptr()) {
+        Ok(count) => groups
+            .iter()
+            .take(count as usize)
+            .any(|group| *group == gid),
+        Err(_) => true,
+    }
+}
+
 pub const CAP_CHOWN: u32 = 0;
 pub const CAP_DAC_OVERRIDE: u32 = 1;
 pub const CAP_FOWNER: u32 = 3;
@@ -454,6 +470,22 @@ pub fn set_xattr(path: &CPath, name: &CPath, value: &[u8]) -> Sys<()> {
 
 pub fn remove_xattr(path: &CPath, name: &CPath) -> Sys<()> {
     call!(libc::SYS_lremovexattr, path.ptr(), name.ptr()).map(drop)
+}
+
+/// Of the inode behind a descriptor (not one of O_PATH).
+pub fn get_xattr_fd(fd: i32, name: &CPath, buf: &mut [u8]) -> Sys<usize> {
+    call!(
+        libc::SYS_fgetxattr,
+        fd,
+        name.ptr(),
+        buf.as_mut_ptr(),
+        buf.len()
+    )
+}
+
+/// Of the inode behind a descriptor.
+pub fn fchmod(fd: i32, mode: u32) -> Sys<()> {
+    call!(libc::SYS_fchmod, fd, mode & 0o7777).map(drop)
 }
 
 /// NUL-separated names.
