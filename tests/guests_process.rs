@@ -214,6 +214,9 @@ mod privileges {
     use crate::common::*;
     use std::os::unix::process::CommandExt;
 
+    /// Makes the calling process somebody else; as the call that it is.
+    type Become = fn() -> libc::c_int;
+
     /// Another group, fewer capabilities, other groups: a restart with these ends with one
     /// line and 125, and the checkpoint is still there for the right start. Only root can
     /// become somebody else.
@@ -226,7 +229,7 @@ mod privileges {
         }
         const CAP_SYS_TIME: libc::c_ulong = 25;
         // SAFETY: each is one system call between fork and exec.
-        let starts: [(&str, fn() -> libc::c_int); 3] = unsafe {
+        let starts: [(&str, Become); 3] = unsafe {
             [
                 ("belongs to uid 0 gid 0, this is uid 0 gid 1", || {
                     libc::setgid(1)

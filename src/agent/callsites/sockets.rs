@@ -120,6 +120,7 @@ unsafe fn gathers(record: &RestartRecord) -> bool {
         // SAFETY: any descriptor number will do.
         _ => {
             waits_for_all(record.nr, &record.args)
+                // SAFETY: reads an option of a descriptor.
                 && unsafe { socket_value(record.args[0] as i32, SO_TYPE) } == Some(SOCK_STREAM)
         }
     }
