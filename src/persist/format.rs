@@ -31,6 +31,8 @@ pub const AT_SEQ: usize = 8;
 pub const AT_FLAGS: usize = 12;
 pub const AT_BASE: usize = 16;
 pub const AT_CRC: usize = 24;
+/// The name under which something is being made now ([`making`]); 0: none.
+pub const AT_MAKING: usize = 48;
 /// When an undo first looked for changes of somebody else (`AT_CHECKED`); 0: not known.
 pub const AT_BEGUN: usize = 56;
 pub const AT_ALIVE: usize = 64;
@@ -79,6 +81,16 @@ pub fn is_known(magic: &[u8]) -> bool {
 /// Is it the table of a later version of this library?
 pub fn is_newer(bytes: &[u8]) -> bool {
     bytes.starts_with(&MAGIC) && bytes.get(MAGIC.len()).is_some_and(|v| *v > VERSION)
+}
+
+/// A name in a directory as one word, never 0.
+pub fn making(dir: &Id, name: &[u8]) -> u64 {
+    let words = [dir.dev.to_le_bytes(), dir.ino.to_le_bytes()];
+    let bytes = words.iter().flatten().chain(name);
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    hash | 1
 }
 
 /// The fixed part of the header.

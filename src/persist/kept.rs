@@ -8,8 +8,8 @@ use super::writer::Writer;
 use super::{Id, Stat, table};
 use std::path::Path;
 
-/// Longest list of names and longest value of extended attributes that is kept with a
-/// copy or a directory.
+/// Longer lists of names and longer values of extended attributes are read into memory that is
+/// allocated.
 const XATTR_LIST: usize = 1024;
 const XATTR_VALUE: usize = 4096;
 
@@ -99,6 +99,10 @@ pub fn keep<'a>(
             }
         }
     }
+    // What is made again would belong to the program's user.
+    if !may_own(stat) {
+        return Err(libc::EPERM);
+    }
     match stat.mode & libc::S_IFMT {
         libc::S_IFREG => {
             writer.kept_serial += 1;
@@ -119,6 +123,24 @@ pub fn keep<'a>(
             text: b"",
         }),
     }
+}
+
+/// Could this thread give an inode that it makes this one's owner and group?
+pub fn may_own(stat: &Stat) -> bool {
+    let own = sys::effective_uid() == stat.uid && sys::is_in_group(stat.gid);
+    own || sys::has_capability(sys::CAP_CHOWN)
+}
+
+/// Could what is moved or linked into this directory be taken out of it again? Not what is
+/// another user's, out of a directory as `/tmp`.
+pub fn may_leave(stat: &Stat, dir_path: &[u8]) -> bool {
+    let own = sys::effective_uid();
+    let free = |dir: Stat| dir.mode & libc::S_ISVTX == 0 || dir.uid == own;
+    stat.uid == own
+        || sys::has_capability(sys::CAP_FOWNER)
+        || CPath::new(&[dir_path])
+            .and_then(|dir| sys::stat(&dir))
+            .is_ok_and(free)
 }
 
 fn named<'a>(kind: u8, path: &[u8], from: usize, text: &'a mut [u8]) -> Keep<'a> {
@@ -144,20 +166,45 @@ fn copy(path: &CPath, to: &CPath, stat: &Stat, sync: bool) -> Sys<()> {
 /// Calls `f` with each extended attribute of the inode at `path`. An attribute that
 /// cannot be read, or set again, without rights that the program lacks is left out.
 pub fn each_xattr(path: &CPath, mut f: impl FnMut(&[u8], &[u8])) -> Sys<()> {
-    let mut names = [0u8; XATTR_LIST];
-    let len = match sys::list_xattrs(path, &mut names) {
-        Ok(len) => len,
+    let (mut names, mut long_names) = ([0u8; XATTR_LIST], Vec::new());
+    let names = match grow(&mut names, &mut long_names, |buf| {
+        sys::list_xattrs(path, buf)
+    }) {
+        Ok(names) => names,
         Err(libc::EOPNOTSUPP) => return Ok(()),
         Err(e) => return Err(e),
     };
-    let names = names.get(..len).unwrap_or_default();
+    let mut long_value = Vec::new();
     for name in names.split(|b| *b == 0).filter(|n| !n.is_empty()) {
+        let name_z = CPath::new(&[name])?;
         let mut value = [0u8; XATTR_VALUE];
-        match sys::get_xattr(path, &CPath::new(&[name])?, &mut value) {
-            Ok(len) => f(name, value.get(..len).unwrap_or_default()),
+        match grow(&mut value, &mut long_value, |buf| {
+            sys::get_xattr(path, &name_z, buf)
+        }) {
+            Ok(value) => f(name, value),
             Err(libc::ERANGE) => return Err(libc::ERANGE),
+            Err(libc::ENOMEM) => return Err(libc::ENOMEM),
             Err(_) => {}
         }
     }
     Ok(())
+}
+
+/// What `read` puts into the buffer, or into one of 64 KiB when it does not fit.
+fn grow<'a>(
+    short: &'a mut [u8],
+    long: &'a mut Vec<u8>,
+    read: impl Fn(&mut [u8]) -> Sys<usize>,
+) -> Sys<&'a [u8]> {
+    match read(short) {
+        Ok(len) => return Ok(short.get(..len).unwrap_or_default()),
+        Err(libc::ERANGE) => {}
+        Err(e) => return Err(e),
+    }
+    if long.is_empty() {
+        long.try_reserve_exact(1 << 16).map_err(|_| libc::ENOMEM)?;
+        long.resize(1 << 16, 0);
+    }
+    let len = read(long)?;
+    Ok(long.get(..len).unwrap_or_default())
 }

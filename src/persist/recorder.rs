@@ -15,7 +15,7 @@ mod contents;
 mod names;
 
 use super::exclude;
-use super::format::{Encoder, TAG_INCOMPLETE, TAG_RETURNED};
+use super::format::{self, Encoder, TAG_INCOMPLETE, TAG_RETURNED};
 use super::index::{Index, Node};
 use super::lock::Lock;
 use super::sys::{self, CPath};
@@ -39,6 +39,8 @@ pub(super) struct Inner {
     scratch: Encoder,
     /// Where the records of the last operation on names begin; 0: none.
     operation: u64,
+    /// The table says that something is being made.
+    is_making: bool,
     /// This table is of a recorded return, which modifies kept inodes as well.
     returning: bool,
 }
@@ -63,6 +65,7 @@ pub(super) static STATE: State = State {
         rules: 0,
         scratch: Encoder::new(),
         operation: 0,
+        is_making: false,
         returning: false,
     }),
 };
@@ -151,6 +154,9 @@ fn begin(mask: Option<u64>) -> Option<Session> {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        if std::mem::take(&mut self.inner.is_making) {
+            self.inner.writer.making(0);
+        }
         release(self.mask);
     }
 }
@@ -277,6 +283,22 @@ impl Session {
     pub fn hot(&mut self, id: &Id) -> Option<*mut u32> {
         let slot = self.inner.index.row(id)?.slot;
         self.inner.writer.hot(slot)
+    }
+
+    /// Something is about to be made under this name, in this session: should a kill come before
+    /// it is told, an undo knows by this word alone that nobody else has made it.
+    pub fn making(&mut self, dir: &Id, name: &[u8]) {
+        self.inner.is_making = true;
+        self.inner.writer.making(format::making(dir, name));
+    }
+
+    /// Stores that nobody sees modify this inode from here on: what is noted of it is not to be
+    /// judged by.
+    pub fn mapped(&mut self, id: &Id) {
+        if let Some(mark) = self.hot(id) {
+            // SAFETY: a word of the open table.
+            unsafe { mark.write_volatile(1) };
+        }
     }
 
     /// What follows is a recorded return.

@@ -170,6 +170,8 @@ pub struct Table {
     pub alive_ns: i64,
     /// When its undo began, if that is `checked`; 0: not known.
     pub begun_ns: i64,
+    /// The name under which something was being made (`format::making`); 0: none.
+    pub making: u64,
     /// The journal ends before the modifications do.
     pub broken: bool,
     /// There are bytes behind the last whole record that a kill does not explain.
@@ -532,6 +534,7 @@ fn parse(path: &Path, bytes: &[u8], cut: bool) -> Option<Option<Table>> {
         undone: wide(bytes, format::AT_UNDONE),
         checked: word(bytes, format::AT_CHECKED) != 0,
         begun_ns: wide(bytes, format::AT_BEGUN) as i64,
+        making: wide(bytes, format::AT_MAKING),
         // What follows a kill is one record that was being written.
         damaged: rest.is_some_and(format::records_follow),
         slots,

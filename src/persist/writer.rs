@@ -317,6 +317,13 @@ impl Writer {
         }
     }
 
+    /// Something is about to be made under a name (`format::making`); 0: it is made and told.
+    pub fn making(&self, name: u64) {
+        if let Some(place) = self.wide(format::AT_MAKING) {
+            place.store(name, Ordering::Release);
+        }
+    }
+
     /// A row's slot; `format::NO_SLOT` when all are used.
     pub fn take_slot(&mut self) -> u32 {
         if self.next_slot >= format::SLOTS {

@@ -74,5 +74,6 @@ fn record_all(mappings: &[Mapping]) {
             return;
         }
         session.before_write(&file, mapping.start, end);
+        session.mapped(&stat.id);
     }
 }

@@ -84,6 +84,48 @@ impl Session {
         true
     }
 
+    /// As `save`, of a file of the program's own too whose mode forbids to read it: its mode,
+    /// recorded before, is lifted for the moment of opening.
+    fn save_readable(&mut self, file: &FileRef, start: u64, end: u64) {
+        let lifted = match (file.fd, file.any_fd) {
+            (None, Some(fd)) if file.stat.mode & 0o400 == 0 => {
+                self.open_lifted(file, fd, start, end)
+            }
+            _ => None,
+        };
+        match &lifted {
+            Some(fd) => {
+                let file = FileRef {
+                    fd: Some(fd.0),
+                    ..*file
+                };
+                self.save(&file, start, end);
+            }
+            None => self.save(file, start, end),
+        }
+    }
+
+    fn open_lifted(&mut self, file: &FileRef, fd: i32, start: u64, end: u64) -> Option<sys::Fd> {
+        let row = self.inner.index.row_mut(&file.stat.id)?;
+        let end = end.min(row.size0);
+        if row.all || start >= end {
+            return None;
+        }
+        row.unsaved(start / BLOCK, end.div_ceil(BLOCK))?;
+        if file.stat.uid != sys::effective_uid() || sys::has_capability(sys::CAP_DAC_OVERRIDE) {
+            return None;
+        }
+        if !self.ensure_row(file, MODE) {
+            return None;
+        }
+        self.inner.writer.sync();
+        sys::fchmod(fd, file.stat.mode | 0o400).ok()?;
+        let opened = sys::reopen_high(fd, libc::O_RDONLY);
+        // What it was: nobody else may change it, but by the same user's programs.
+        let _ = sys::fchmod(fd, file.stat.mode);
+        opened.ok()
+    }
+
     /// Saves what of bytes `start..end` of the checkpoint's contents is not saved.
     fn save(&mut self, file: &FileRef, start: u64, end: u64) {
         let inner = &mut *self.inner;
@@ -143,7 +185,7 @@ impl Session {
         if !self.ensure_row(file, which) {
             return Coverage::Free;
         }
-        self.save(file, start, end);
+        self.save_readable(file, start, end);
         if self.inner.index.row(&file.stat.id).is_some_and(|r| r.all) {
             self.ensure_row(file, SIZE);
         }
@@ -180,7 +222,7 @@ impl Session {
         }
         self.keep_capability(file);
         if self.ensure_row(file, which) {
-            self.save(file, new_size, u64::MAX);
+            self.save_readable(file, new_size, u64::MAX);
             if let Some(row) = self.inner.index.row(&file.stat.id) {
                 self.inner.writer.in_flight(row.slot);
             }
@@ -286,11 +328,15 @@ impl Session {
         let mut value = Vec::new();
         value.try_reserve(1 << 16).map_err(|_| libc::ENOMEM)?;
         value.resize(1 << 16, 0u8);
-        let c_name = CPath::new(&[name])?;
+        let name_z = CPath::new(&[name])?;
+        // It may have lost its name.
         let got = match file.any_fd.or(file.fd) {
-            // It may have no name any more.
-            Some(fd) => sys::get_xattr_fd(fd, &c_name, &mut value),
-            None => sys::get_xattr(&CPath::new(&[path])?, &c_name, &mut value),
+            Some(fd) => sys::get_xattr_fd(fd, &name_z, &mut value),
+            None => Err(libc::EBADF),
+        };
+        let got = match got {
+            Err(libc::EBADF) => sys::get_xattr(&CPath::new(&[path])?, &name_z, &mut value),
+            got => got,
         };
         let e = inner.scratch.begin(TAG_XATTR).u32(row).text(name);
         match got {

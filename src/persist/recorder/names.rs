@@ -69,6 +69,7 @@ impl Session {
     pub fn before_link(&mut self, target: &FileRef, name: &NameRef) {
         // The row tells an undo what this inode was called.
         let existed = self.ensure_row(target, 0);
+        self.may_leave(target.stat, name);
         if existed && self.name_excluded(name) {
             // What is taken back has no other names than it had, wherever they are.
             self.absent(name);
@@ -128,9 +129,14 @@ impl Session {
             return;
         }
         if let Err(e) = self.try_gone(name, stat) {
-            match CPath::join(name.dir_path, name.name) {
-                Ok(path) => self.inner.failed(path.bytes(), e),
-                Err(_) => self.inner.failed(name.name, e),
+            let path = CPath::join(name.dir_path, name.name);
+            let path = path.as_ref().map_or(name.name, CPath::bytes);
+            match e {
+                libc::EPERM => self.inner.incomplete(
+                    path,
+                    b"it belongs to somebody else and could not be made again",
+                ),
+                e => self.inner.failed(path, e),
             }
         }
         if let Some(row) = self.inner.index.row_mut(&stat.id) {
@@ -142,6 +148,9 @@ impl Session {
         let inner = &mut *self.inner;
         let path = CPath::join(name.dir_path, name.name)?;
         let mut text = [0u8; sys::PATH_LEN];
+        if stat.is_dir() && !kept::may_own(stat) {
+            return Err(libc::EPERM);
+        }
         let with_xattrs = if stat.is_dir() {
             let e = inner.scratch.begin(TAG_REMOVED_DIR);
             e.name(&name.dir, name.dir_path, name.name).stat(stat);
@@ -210,8 +219,12 @@ impl Session {
         let index = &self.inner.index;
         let matters = |s: &Stat| s.is_dir() || !index.is_born(&s.id);
         let moves = matters(from_stat);
+        let either = moves || other.is_some_and(matters);
+        if moves {
+            self.may_leave(from_stat, to);
+        }
         if let Some(other) = other {
-            let either = moves || matters(other);
+            self.may_leave(other, from);
             // XFS changes the times of the directories themselves.
             self.exchanged(from, from_stat);
             self.exchanged(to, other);
@@ -256,6 +269,16 @@ impl Session {
                 any_fd: None,
             };
             self.ensure_row(&file, 0);
+        }
+    }
+
+    /// Can what gets this name be taken away again?
+    fn may_leave(&mut self, stat: &Stat, name: &NameRef) {
+        if !kept::may_leave(stat, name.dir_path)
+            && let Ok(path) = CPath::join(name.dir_path, name.name)
+        {
+            let reason = b"what is somebody else's cannot be moved out of this directory again";
+            self.inner.incomplete(path.bytes(), reason);
         }
     }
 

@@ -1,6 +1,7 @@
 //! Undoing one table, record by record: contents and attributes. Names are in `names`.
 
 use super::findings::Findings;
+use super::lift::{as_writer, is_bare};
 use super::rows::{RowInfo, Rows};
 use super::state::Replaced;
 use super::{Fate, ForeignFile, Options, UndoError, failed, known_ids};
@@ -45,6 +46,10 @@ pub struct Undoer<'o, 'a> {
     /// What is done is recorded (`record`).
     pub recorded: bool,
     births: Cell<Births>,
+    /// Names under which something was being made when the program was killed.
+    pub making: Vec<u64>,
+    /// Modes of files do not concern the undo.
+    pub is_privileged: bool,
 }
 
 /// The table that is being undone.
@@ -109,6 +114,12 @@ impl<'o, 'a> Undoer<'o, 'a> {
             open: None,
             recorded: false,
             births: Cell::default(),
+            making: tables
+                .iter()
+                .map(|t| t.making)
+                .filter(|m| *m != 0)
+                .collect(),
+            is_privileged: sys::has_capability(sys::CAP_DAC_OVERRIDE),
         })
     }
 
@@ -174,6 +185,7 @@ impl<'o, 'a> Undoer<'o, 'a> {
                 _ => {}
             }
         }
+        self.lift_directories(&current)?;
         let mut undone = 0;
         for (k, (offset, record)) in table.records.iter().enumerate().rev() {
             if *offset < current.marked {
@@ -244,7 +256,7 @@ impl<'o, 'a> Undoer<'o, 'a> {
     }
 
     /// Where a row's inode can be reached now; `None`: leave it alone.
-    fn locate(&mut self, current: &Current, row: u32) -> Result<Option<Vec<u8>>, UndoError> {
+    pub fn locate(&mut self, current: &Current, row: u32) -> Result<Option<Vec<u8>>, UndoError> {
         let Some(info) = current.rows.rows.get(&row) else {
             return Ok(None);
         };
@@ -365,7 +377,10 @@ impl<'o, 'a> Undoer<'o, 'a> {
         if which & MODE != 0 && !is_link && (owner || now.mode != stat.mode) {
             self.step("set the mode of", &as_path(&path))?;
             self.tell_file(&path, |session, file| session.before_attributes(file, MODE))?;
-            on(sys::chmod(&at, stat.mode), "set the mode of", &path)?;
+            // A directory has its mode when nothing has to be done in it any more.
+            let lifted = !self.is_privileged && is_bare(stat);
+            let mode = stat.mode | if lifted { 0o700 } else { 0 };
+            on(sys::chmod(&at, mode), "set the mode of", &path)?;
         }
         Ok(())
     }
@@ -437,8 +452,8 @@ impl<'o, 'a> Undoer<'o, 'a> {
         self.step("set an attribute of", &as_path(&path))?;
         self.tell_file(&path, |session, file| session.before_xattr(file, text))?;
         let done = match value {
-            Some(value) => sys::set_xattr(&at, &name, value),
-            None => match sys::remove_xattr(&at, &name) {
+            Some(value) => as_writer(&at, || sys::set_xattr(&at, &name, value)),
+            None => match as_writer(&at, || sys::remove_xattr(&at, &name)) {
                 Err(libc::ENODATA) => Ok(()),
                 other => other,
             },
@@ -448,15 +463,22 @@ impl<'o, 'a> Undoer<'o, 'a> {
 
     /// When all records are undone: times, and modes that were in the way.
     fn last_of_all(&mut self, current: &Current) -> Result<(), UndoError> {
+        let mut last = Vec::new();
         for (row, info) in &current.rows.rows {
             let is_link = info.stat.mode & libc::S_IFMT == libc::S_IFLNK;
-            let bare = info.stat.mode & 0o200 == 0 && !info.stat.is_dir() && !is_link;
-            if info.times.is_none() && !bare {
-                continue;
-            }
-            let Some(path) = self.locate(current, *row)? else {
-                continue;
+            let bare = match info.stat.is_dir() {
+                true => !self.is_privileged && is_bare(&info.stat),
+                false => info.stat.mode & 0o200 == 0 && !is_link,
             };
+            if (info.times.is_some() || bare)
+                && let Some(path) = self.locate(current, *row)?
+            {
+                last.push((path, bare, info));
+            }
+        }
+        // What is in a directory before the directory, which may then not be searched any more.
+        last.sort_by(|a, b| b.0.cmp(&a.0));
+        for (path, bare, info) in last {
             let at = c(&path)?;
             let now = on(sys::lstat(&at), "look at", &path)?;
             if bare && now.mode != info.stat.mode {
@@ -509,20 +531,11 @@ fn directories(tables: &[Table]) -> BTreeMap<Vec<u8>, (Stat, u64)> {
     all
 }
 
-/// Opens for writing, over a mode that forbids it to the owner; `last_of_all` sets
-/// the mode right if a kill comes in between.
+/// Opens for writing, over a mode that forbids it to the owner.
 fn open_for_writing(path: &CPath) -> Sys<Fd> {
-    let flags = libc::O_WRONLY | libc::O_NONBLOCK;
-    match sys::open(path, flags, 0) {
-        Err(libc::EACCES) => {
-            let mode = sys::lstat(path)?.mode;
-            sys::chmod(path, mode | 0o200)?;
-            let fd = sys::open(path, flags, 0);
-            sys::chmod(path, mode)?;
-            fd
-        }
-        other => other,
-    }
+    as_writer(path, || {
+        sys::open(path, libc::O_WRONLY | libc::O_NONBLOCK, 0)
+    })
 }
 
 /// Makes bytes zero, as a hole where the file system has holes. Beyond the end there

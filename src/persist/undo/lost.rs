@@ -251,6 +251,7 @@ mod tests {
             power: false,
             alive_ns: 0,
             begun_ns: 0,
+            making: 0,
             broken: false,
             damaged: false,
             undone: 0,

@@ -21,6 +21,7 @@
 mod apply;
 mod findings;
 mod foreign;
+mod lift;
 mod lost;
 mod names;
 mod place;

@@ -194,7 +194,12 @@ impl Undoer<'_, '_> {
             return Ok(());
         }
         self.make_directory(&name.dir_path, stat)?;
-        self.make_anew((current.table.file.seq, k), name, stat, None, None, xattrs)
+        self.make_anew((current.table.file.seq, k), name, stat, None, None, xattrs)?;
+        // What was in it comes back, where it was not empty at the checkpoint.
+        match current.rows.of_inode(&stat.identity()) {
+            Some(_) => self.lift(&path),
+            None => Ok(()),
+        }
     }
 
     #[allow(clippy::too_many_arguments)] // what a record says, as it says it
@@ -215,6 +220,8 @@ impl Undoer<'_, '_> {
         {
             return Ok(());
         }
+        self.lift_parent(&from_path)?;
+        self.lift_parent(&to_path)?;
         let (a, b) = (c(&from_path)?, c(&to_path)?);
         let (at_from, at_to) = (self.look(&a)?, self.look(&b)?);
         let is = |there: &Option<Stat>, moved: &Moved, r: &super::state::Replaced| {

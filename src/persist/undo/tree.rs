@@ -5,6 +5,7 @@ use super::apply::{Current, Undoer, as_path, c, on};
 use super::place::beside;
 use super::{Fate, ForeignFile, UndoError, failed};
 use crate::config::Foreign;
+use crate::persist::format;
 use crate::persist::sys::{self, CPath, Sys};
 use crate::persist::table::{self, Name, Xattrs};
 use crate::persist::{Id, Stat};
@@ -46,6 +47,7 @@ impl Undoer<'_, '_> {
     pub fn remove(&mut self, path: &[u8], stat: &Stat, sure: bool) -> Result<bool, UndoError> {
         if stat.is_dir() {
             let mut all = true;
+            self.lift(path)?;
             let names = on(sys::list(&c(path)?), "list", path)?;
             for name in names {
                 let inner = on(CPath::join(path, &name), "use", path)?;
@@ -64,7 +66,8 @@ impl Undoer<'_, '_> {
             return Ok(false);
         }
         let kept = self.findings.keep.contains(&stat.id);
-        if kept || !sure && stat.is_regular() && self.is_strange(stat) {
+        let strange = || !sure && stat.is_regular() && self.is_strange(stat);
+        if kept || strange() && (self.is_later(stat) || !self.was_being_made(path)) {
             if kept || self.options.foreign == Foreign::Keep {
                 if self.findings.keep.insert(stat.id) {
                     self.found(path, None, "made")?;
@@ -78,6 +81,19 @@ impl Undoer<'_, '_> {
         self.tell_name(path, |session, name| session.before_remove(name, stat))?;
         on(sys::unlink(&c(path)?), "remove", path)?;
         Ok(true)
+    }
+
+    /// Was the program killed while it made something under this name? Then nothing tells of
+    /// the inode, but it is its own.
+    fn was_being_made(&self, path: &[u8]) -> bool {
+        let Some(slash) = path.iter().rposition(|byte| *byte == b'/') else {
+            return false;
+        };
+        let (dir, name) = path.split_at(slash);
+        let dir: &[u8] = if dir.is_empty() { b"/" } else { dir };
+        let dir = CPath::new(&[dir]).and_then(|dir| sys::stat(&dir));
+        let making = dir.map(|dir| format::making(&dir.id, name.get(1..).unwrap_or_default()));
+        making.is_ok_and(|making| self.making.contains(&making))
     }
 
     fn found(

@@ -26,5 +26,7 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
     recording
         .session
         .before_write(&open.file(), offset, end.max(offset));
+    // Before the call, in case a kill comes after it and before this.
+    recording.session.mapped(&open.stat.id);
     finish(f, recording, &open)
 }

@@ -172,6 +172,7 @@ pub fn before_create(recording: &mut Recording, dir: i32, path: &Path) -> Option
     let name = match paths::parent_of(dir, path) {
         Ok(parent) => {
             if recording.session.is_led_back(&parent.id, parent.name) {
+                recording.session.making(&parent.id, parent.name);
                 return Some(());
             }
             // Where the program has changed names before it may do so, or its call fails and
@@ -181,7 +182,9 @@ pub fn before_create(recording: &mut Recording, dir: i32, path: &Path) -> Option
         }
         Err(reason) => told(recording, Err(reason)),
     }?;
-    recording.session.before_create(&name.as_ref());
+    let name = name.as_ref();
+    recording.session.before_create(&name);
+    recording.session.making(&name.dir, name.name);
     Some(())
 }
 

@@ -87,6 +87,7 @@ fn save_file(session: &mut Session, mapping: &Mapping, path: &[u8]) {
         any_fd: Some(fd.raw()),
     };
     session.before_write(&file, 0, stat.size);
+    session.mapped(&stat.id);
 }
 
 /// The other memory hooks still get what is forwarded.

@@ -204,6 +204,9 @@ fn rename(f: &mut CallFrame, from: Place, to: Place, flags: u32) -> Option<Verdi
     f.rax = execute(f);
     if f.rax < 0 {
         session.failed();
+    } else if flags & libc::RENAME_WHITEOUT != 0 {
+        // The device node that is left in its place.
+        born(f, &mut recording, from.0, &from_path);
     }
     Some(Verdict::Done)
 }

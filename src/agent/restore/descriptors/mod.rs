@@ -121,6 +121,7 @@ pub fn restore(
 
 fn restore_all(r: &mut Restorer) -> Result<(), RestoreError> {
     r.make_room()?;
+    r.keep_stderr();
     if r.ctx.inside {
         kept::take(r)?;
         r.close_others();
@@ -161,6 +162,8 @@ pub(crate) struct Restorer<'a, 'c> {
     /// Inode-like objects that several descriptions open: (dev, ino) of the image
     /// -> a descriptor set aside.
     pub objects: BTreeMap<(u64, u64), Fd>,
+    /// Where what goes wrong can be told when 2 is closed, or the program's.
+    pub stderr: Option<Fd>,
     pub out: Restored,
 }
 
@@ -183,6 +186,7 @@ impl<'a, 'c> Restorer<'a, 'c> {
             sources: BTreeMap::new(),
             made: vec![false; table.files.len()],
             objects: BTreeMap::new(),
+            stderr: None,
             out: Restored::default(),
         }
     }

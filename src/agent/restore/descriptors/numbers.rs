@@ -128,6 +128,7 @@ impl Restorer<'_, '_> {
     pub(super) fn close_others(&self) {
         let mut keep: Vec<RawFd> = self.ctx.keep.to_vec();
         keep.extend(self.sources.values());
+        keep.extend(self.stderr.iter().map(Fd::raw));
         keep.retain(|&fd| fd >= 0);
         keep.sort_unstable();
         let mut from = 0u32;
@@ -140,12 +141,18 @@ impl Restorer<'_, '_> {
         close_range(from, u32::MAX);
     }
 
-    /// The reason why it cannot be restored is to be seen.
+    /// A duplicate of the new start's standard error, until all is in place. (A rollback's
+    /// program goes on with its own.)
+    pub(super) fn keep_stderr(&mut self) {
+        if !self.ctx.inside && !self.ctx.keep.contains(&2) {
+            self.stderr = self.set_aside(2).ok().map(Fd::own);
+        }
+    }
+
+    /// The reason why it cannot be restored is to be seen, and not in a file of the program.
     pub(super) fn give_back_stderr(&self) {
-        if let Some(&aside) = self.sources.get(&2)
-            && sys::fstat(2).is_err()
-        {
-            let _ = sys::dup3(aside, 2, false);
+        if let Some(aside) = &self.stderr {
+            let _ = sys::dup3(aside.raw(), 2, false);
         }
     }
 
