@@ -11,8 +11,6 @@ mod common;
 mod lost;
 #[path = "files/outputs.rs"]
 mod outputs;
-#[path = "files/owner.rs"]
-mod owner;
 
 use common::{EAGER_COPY, LAZY_FORK, Program, Setting, Trial, build};
 use std::collections::BTreeMap;
