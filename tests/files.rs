@@ -11,8 +11,6 @@ mod common;
 mod lost;
 #[path = "files/outputs.rs"]
 mod outputs;
-#[path = "files/owner.rs"]
-mod owner;
 #[path = "files/ways.rs"]
 mod ways;
 
