@@ -433,10 +433,7 @@ pub fn is_in_group(gid: u32) -> bool {
     }
     let mut groups = [0u32; 256];
     match call!(libc::SYS_getgroups, groups.len(), groups.as_mut_ptr()) {
-        Ok(count) => groups
-            .iter()
-            .take(count as usize)
-            .any(|group| *group == gid),
+        Ok(count) => groups.iter().take(count).any(|group| *group == gid),
         Err(_) => true,
     }
 }
