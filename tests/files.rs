@@ -11,6 +11,8 @@ mod common;
 mod lost;
 #[path = "files/outputs.rs"]
 mod outputs;
+#[path = "files/owner.rs"]
+mod owner;
 #[path = "files/ways.rs"]
 mod ways;
 
