@@ -97,10 +97,17 @@ impl Session {
         inner.commit();
     }
 
+    /// Is what has this name, where files are left alone, an inode that existed and is recorded? The
+    /// number of a removed directory may be another inode's by now.
+    fn is_followed(&self, stat: &Stat, name: &NameRef) -> bool {
+        let made = || sys::made_ns(&CPath::join(name.dir_path, name.name).ok()?);
+        self.has_row(&stat.id) && made().is_none_or(|made| made <= self.inner.began_ns)
+    }
+
     /// A name is about to be removed (unlink, rmdir).
     pub fn before_remove(&mut self, name: &NameRef, stat: &Stat) {
         let excluded = self.name_excluded(name);
-        if excluded && !self.has_row(&stat.id) {
+        if excluded && !self.is_followed(stat, name) {
             return;
         }
         self.inner.operation = self.inner.writer.log_pos;
@@ -199,8 +206,8 @@ impl Session {
         }
         let outside = (self.name_excluded(from), self.name_excluded(to));
         // What has a row is followed wherever it goes.
-        let from_counts = !outside.0 || self.has_row(&from_stat.id);
-        let to_counts = !outside.1 || to_stat.is_some_and(|t| self.has_row(&t.id));
+        let from_counts = !outside.0 || self.is_followed(from_stat, from);
+        let to_counts = !outside.1 || to_stat.is_some_and(|t| self.is_followed(t, to));
         if !from_counts && !to_counts {
             return;
         }
