@@ -33,7 +33,7 @@ pub enum Kind {
     /// io_setup: kernel AIO, leaves no descriptor.
     Aio = 1 << 3,
     Bpf = 1 << 4,
-    /// pkey_alloc: memory protection keys.
+    /// pkey_mprotect: a mapping has a memory protection key.
     ProtectionKeys = 1 << 5,
     /// modify_ldt, iopl, ioperm: processor state that only the kernel knows.
     ProcessorState = 1 << 6,
@@ -47,6 +47,8 @@ pub enum Kind {
     ThreadSwitches = 1 << 10,
     /// prctl(PR_SET_SECUREBITS), likewise.
     SecureBits = 1 << 11,
+    /// pkey_alloc: there may be memory protection keys, though no mapping has one.
+    KeyAllocated = 1 << 12,
 }
 
 /// A facility was used.

@@ -11,9 +11,9 @@ use crate::agent::checkpoint::files;
 use crate::agent::checkpoint::increments::prepare_restored;
 use crate::agent::checkpoint::mapped::{self, Mapping};
 use crate::agent::clock::{self, Clocks};
-use crate::agent::collect::process;
 use crate::agent::collect::signals::{put_back, put_back_own};
 use crate::agent::collect::threads::{SCHED_ATTR_SIZE, SCHED_FLAG_RESET_ON_FORK, SchedAttr};
+use crate::agent::collect::{keys, process};
 use crate::agent::hooks;
 use crate::agent::procfs::OwnFd;
 use crate::agent::region::{self, Region};
@@ -482,6 +482,10 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
     }
     // Before its limit may forbid it.
     lock_future(payload.process.mlockall);
+    keys::restore(
+        payload.process.protection_keys,
+        payload.return_value.is_some(),
+    );
     // What the program had set itself, the rest as the process was started.
     let own = &payload.process.rlimits;
     let given = settings::get().map_or(&[][..], |s| &s.limits);

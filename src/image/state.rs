@@ -133,6 +133,8 @@ pub struct ProcessState {
     pub auxv: Vec<u8>,
     /// `mlockall` flags in force (MCL_*), 0 for none.
     pub mlockall: u32,
+    /// Memory protection keys that are allocated: bit n is key n.
+    pub protection_keys: u32,
     /// Dynamic XSAVE features the program was permitted (ARCH_GET_XCOMP_PERM).
     pub xcomp_perm: u64,
 }

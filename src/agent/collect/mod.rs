@@ -7,6 +7,7 @@ pub mod cpu;
 pub mod credentials;
 pub mod descriptors;
 pub mod identity;
+pub mod keys;
 pub mod memory;
 pub mod objects;
 pub mod process;

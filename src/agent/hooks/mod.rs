@@ -43,6 +43,7 @@ pub mod symbol;
 pub mod testing;
 pub mod user;
 
+use crate::agent::refusal;
 use crate::agent::resume::ImageFile;
 use crate::agent::state::AGENT;
 use crate::agent::track::{fault, touch};
@@ -154,6 +155,10 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
 
 /// What each hook has to say, one after the other.
 fn handle(frame: &mut CallFrame) -> Verdict {
+    // Key 0 is every mapping's, and -1 stands for none.
+    if frame.rax == libc::SYS_pkey_mprotect && frame.args[3] as i32 > 0 {
+        refusal::note(refusal::Kind::ProtectionKeys);
+    }
     if let Some(verdict) = files::dispatch(frame) {
         return verdict;
     }
@@ -226,7 +231,7 @@ pub struct Restored<'a> {
 /// # Safety
 /// In the restored process before the program's threads run.
 pub unsafe fn after_restore(restored: &Restored) {
-    use crate::agent::{callsites::HOOKED, refusal};
+    use crate::agent::callsites::HOOKED;
     use ckpt_sys::callsite::{MAY_CHANGE_FILES, hook_byte};
     use ckpt_sys::syscall;
     // SAFETY: no pointers.

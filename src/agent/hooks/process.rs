@@ -28,6 +28,7 @@ pub const NUMBERS: &[libc::c_long] = &[
     libc::SYS_io_setup,
     libc::SYS_bpf,
     libc::SYS_pkey_alloc,
+    libc::SYS_pkey_mprotect,
     libc::SYS_modify_ldt,
     libc::SYS_iopl,
     libc::SYS_ioperm,
@@ -76,7 +77,7 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
         }
         libc::SYS_io_setup => refusal::note(Kind::Aio),
         libc::SYS_bpf => refusal::note(Kind::Bpf),
-        libc::SYS_pkey_alloc => refusal::note(Kind::ProtectionKeys),
+        libc::SYS_pkey_alloc => refusal::note(Kind::KeyAllocated),
         libc::SYS_modify_ldt | libc::SYS_iopl | libc::SYS_ioperm => {
             refusal::note(Kind::ProcessorState);
         }
