@@ -122,16 +122,34 @@ pub fn collect(stopped: &Stopped, threads: &mut [ThreadState]) -> (SignalState, 
     unreachable!("the last reading is taken as it is")
 }
 
+/// The helper's own pending signals: what the kernel says to whoever writes beyond RLIMIT_FSIZE
+/// (SIGXFSZ) or to a pipe without readers. Given to the program they would end it.
+fn discard_own() {
+    let status = procfs::read_file(b"/proc/thread-self/status").unwrap_or_default();
+    let own = procfs::field(&status, "SigPnd").and_then(procfs::hex);
+    let own = own.unwrap_or(0) & !RESERVED_BIT;
+    for bit in (0..64).map(|n| 1u64 << n).filter(|bit| own & bit != 0) {
+        // SAFETY: the helper blocks every signal; a thread's own come before the process's.
+        unsafe { take(bit) };
+    }
+}
+
 /// The process's pending signals; each thread's into its state.
 fn pending(stopped: &Stopped, threads: &mut [ThreadState], sent: &Sent) -> Vec<PendingSignal> {
-    let mut shared = 0u64;
-    // SAFETY: the kernel fills the set. The helper blocks every signal and has none of its
-    // own, so that these are the process's, and what it takes is as well.
-    unsafe { syscall!(libc::SYS_rt_sigpending, &raw mut shared, 8) };
-    shared &= !RESERVED_BIT;
+    let waiting = || {
+        let mut set = 0u64;
+        // SAFETY: the kernel fills the set. The helper blocks every signal.
+        unsafe { syscall!(libc::SYS_rt_sigpending, &raw mut set, 8) };
+        set & !RESERVED_BIT
+    };
+    let mut shared = waiting();
+    if shared != 0 {
+        discard_own();
+        shared = waiting();
+    }
     let mut process = Vec::new();
     if shared != 0 {
-        // SAFETY: as above.
+        // SAFETY: the helper has none of its own: what it takes is the process's.
         while let Some(signal) = unsafe { take(shared) } {
             process.push(signal);
         }
