@@ -4,7 +4,7 @@
 use super::common::run::{Life, Started};
 use super::common::*;
 use super::compare_files;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 fn trial(args: &[&str], foreign: &str) -> Trial {
@@ -15,6 +15,14 @@ fn trial(args: &[&str], foreign: &str) -> Trial {
     let trial = Trial::new(program, LAZY_FORK).ckpt("CKPT_FOREIGN", foreign);
     // Checkpoints when the test says so: what is done by others comes after the last one.
     trial.ckpt("CKPT_INTERVAL", "150ms")
+}
+
+/// A file of the program's user.
+fn give(path: &Path, content: &[u8]) {
+    std::fs::write(path, content).expect("a file");
+    if let Some(user) = user::ordinary() {
+        std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid)).expect("chown");
+    }
 }
 
 fn path(trial: &Trial, name: &str) -> PathBuf {
@@ -72,7 +80,7 @@ fn remove(trial: &Trial, name: &str) {
 }
 
 fn put(trial: &Trial, name: &str, text: &str) {
-    std::fs::write(path(trial, name), text).expect("another version");
+    give(&path(trial, name), text.as_ref());
 }
 
 #[test]
@@ -164,7 +172,7 @@ fn removed_and_not_known() {
              known: put a file there and start with CKPT_FOREIGN=keep",
         );
     }
-    std::fs::write(path(&trial, "log"), log).expect("it is put back");
+    give(&path(&trial, "log"), log.as_ref());
     goes_on(&mut trial, &bare);
     let whole = std::fs::read(trial.dir.join("bare/log")).expect("the bare run's");
     let is = std::fs::read(path(&trial, "log")).expect("the log");
