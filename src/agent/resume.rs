@@ -107,6 +107,7 @@ pub struct Payload {
     pub timers: TimerState,
     pub process: ProcessState,
     pub mdwe: u32,
+    pub protection_keys: u32,
     /// Ranges that are mappings of image files (start, end, `vma_flag`s), and which
     /// files those are.
     pub mapped: Vec<(u64, u64, u32)>,
@@ -175,6 +176,7 @@ impl Payload {
         self.process = manifest.process.clone();
         self.process.auxv.clear();
         self.mdwe = manifest.privileges.mdwe;
+        self.protection_keys = manifest.privileges.protection_keys;
         self.shared = mapped::of(manifest.memory.vmas.iter());
     }
 
@@ -482,10 +484,7 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
     }
     // Before its limit may forbid it.
     lock_future(payload.process.mlockall);
-    keys::restore(
-        payload.process.protection_keys,
-        payload.return_value.is_some(),
-    );
+    keys::restore(payload.protection_keys, payload.return_value.is_some());
     // What the program had set itself, the rest as the process was started.
     let own = &payload.process.rlimits;
     let given = settings::get().map_or(&[][..], |s| &s.limits);

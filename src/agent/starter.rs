@@ -6,8 +6,8 @@
 //! credentials (setuid) is theirs only. Where the helper ends before the program (exec, sandbox)
 //! a thread of the program takes the tie over.
 //!
-//! Called by the restored helper, by hooks in program threads, and by `stop` and `rollback` for
-//! what they record.
+//! Called by the restored helper, by hooks and `resume` in program threads, and by `rollback`, which
+//! hands it on.
 
 use crate::agent::state::AGENT;
 use ckpt_sys::syscall;

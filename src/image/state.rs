@@ -37,6 +37,8 @@ pub struct Privileges {
     pub credentials: Vec<u8>,
     /// PR_SET_MDWE.
     pub mdwe: u32,
+    /// Memory protection keys that are allocated: bit n is key n.
+    pub protection_keys: u32,
     /// Switches of threads, in the order of `Manifest::threads`; those behind the end are off.
     pub threads: Vec<Switches>,
 }
@@ -133,8 +135,6 @@ pub struct ProcessState {
     pub auxv: Vec<u8>,
     /// `mlockall` flags in force (MCL_*), 0 for none.
     pub mlockall: u32,
-    /// Memory protection keys that are allocated: bit n is key n.
-    pub protection_keys: u32,
     /// Dynamic XSAVE features the program was permitted (ARCH_GET_XCOMP_PERM).
     pub xcomp_perm: u64,
 }

@@ -83,10 +83,9 @@ fn put(trial: &Trial, name: &str, text: &str) {
     give(&path(trial, name), text.as_ref());
 }
 
-#[test]
-fn removed_while_it_was_dead() {
+fn made_again_under(foreign: &str) {
     for (file, arg) in [("d/mapped", "mapped"), ("whole", "whole")] {
-        let mut trial = trial(&[arg], "restore");
+        let mut trial = trial(&[arg], foreign);
         let bare = trial.bare();
         let started = live(&mut trial);
         kill(&mut trial, started);
@@ -98,6 +97,11 @@ fn removed_while_it_was_dead() {
         );
         compare_files(&mut trial);
     }
+}
+
+#[test]
+fn removed_while_it_was_dead() {
+    made_again_under("restore");
 }
 
 #[test]
@@ -126,19 +130,7 @@ fn removed_with_its_directory() {
 /// The program cannot go on without a file that it has mapped or open.
 #[test]
 fn removed_and_kept_so() {
-    for (file, arg) in [("d/mapped", "mapped"), ("whole", "whole")] {
-        let mut trial = trial(&[arg], "keep");
-        let bare = trial.bare();
-        let started = live(&mut trial);
-        kill(&mut trial, started);
-        remove(&trial, file);
-        goes_on(&mut trial, &bare);
-        log_has(
-            &mut trial,
-            "was removed by somebody else: made again as it was",
-        );
-        compare_files(&mut trial);
-    }
+    made_again_under("keep");
 }
 
 #[test]

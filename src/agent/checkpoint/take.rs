@@ -5,7 +5,7 @@ use super::files::Beginning;
 use super::increments::{Ahead, Increments, with_own};
 use super::{CheckpointError, mapped, refused, store_error};
 use crate::agent::collect::descriptors::{self, InheritedFd, Known, Target};
-use crate::agent::collect::{credentials, identity, memory, process, signals, threads};
+use crate::agent::collect::{credentials, identity, keys, memory, process, signals, threads};
 use crate::agent::outputs::keep::{self, Output};
 use crate::agent::settings::Settings;
 use crate::agent::side::SideBuffer;
@@ -349,6 +349,7 @@ fn collect(
     let privileges = Privileges {
         credentials: settings.credentials.clone(),
         mdwe: process::mdwe().unwrap_or(0),
+        protection_keys: keys::allocated(),
         threads: threads::switches(stopped),
     };
     let mut side = SideBuffer::default();

@@ -1,6 +1,5 @@
 //! Process-wide state: ids, working directory, limits, prctl, mm fields.
 
-use super::keys;
 use crate::agent::hooks::{self, ids};
 use crate::agent::procfs::{OwnFd, field, number, read_file, read_link, stat_fields, task_file};
 use crate::agent::settings;
@@ -91,7 +90,6 @@ pub fn collect(tid: i32) -> Result<ProcessState, ProcessError> {
         mm,
         auxv: read_file(b"/proc/thread-self/auxv").map_err(fail("auxv"))?,
         mlockall: hooks::memory::locked_in_future(),
-        protection_keys: keys::allocated(),
         xcomp_perm: xcomp_perm(),
     })
 }

@@ -89,8 +89,9 @@ fn actions() -> Vec<KernelSigaction> {
 /// gains a tick.
 const READINGS: usize = 16;
 
-/// With so few threads all are looked at.
-const FEW: usize = 4;
+/// With so few threads all are looked at, whoever may have sent them something. One alone has
+/// parked last, and has reported all.
+const FEW: std::ops::RangeInclusive<usize> = 2..=4;
 
 /// Collects actions, pending signals and timers; fills in `pending` of each thread.
 ///
@@ -99,14 +100,16 @@ const FEW: usize = 4;
 pub fn collect(stopped: &Stopped, threads: &mut [ThreadState]) -> (SignalState, TimerState) {
     let mut sent = Sent::take();
     let actions = actions();
-    for reading in 1.. {
+    let mut readings = READINGS;
+    loop {
+        readings -= 1;
         let mut timers = timers::collect();
         for timer in timers.posix.iter().filter(|t| t.tid != 0) {
             sent.add(timer.tid);
         }
         let pending = pending(stopped, threads, &sent);
         if timers::any_runs(&timers)
-            && reading < READINGS
+            && readings > 0
             && timers::expired_between(&timers, &timers::collect())
         {
             continue;
@@ -119,7 +122,6 @@ pub fn collect(stopped: &Stopped, threads: &mut [ThreadState]) -> (SignalState, 
         let state = SignalState { actions, pending };
         return (state, timers);
     }
-    unreachable!("the last reading is taken as it is")
 }
 
 /// The helper's own pending signals: what the kernel says to whoever writes beyond RLIMIT_FSIZE
@@ -154,7 +156,7 @@ fn pending(stopped: &Stopped, threads: &mut [ThreadState], sent: &Sent) -> Vec<P
             process.push(signal);
         }
     }
-    let few = threads.len() <= FEW;
+    let few = FEW.contains(&threads.len());
     for (slot, thread) in stopped.threads().zip(threads.iter_mut()) {
         thread.pending.clear();
         let tid = slot.tid.load(Ordering::Relaxed) as i32;

@@ -14,11 +14,7 @@ fn ns(seconds: u64, nanoseconds: u64) -> u64 {
 /// Is one of them running?
 pub fn any_runs(state: &TimerState) -> bool {
     let posix = state.posix.iter().any(|timer| timer.remaining_ns != 0);
-    posix
-        || state
-            .itimers
-            .iter()
-            .any(|&(remaining, interval)| remaining | interval != 0)
+    posix || state.itimers.iter().any(|timer| *timer != (0, 0))
 }
 
 /// Has a timer expired between the two readings? Between them the program could set none.
@@ -26,12 +22,10 @@ pub fn expired_between(before: &TimerState, after: &TimerState) -> bool {
     // One that starts again has more time left than before; ITIMER_REAL does so when its
     // signal is taken off the queue, and has none until then.
     let expired = |before: u64, after: u64| before != 0 && after == 0 || after > before;
-    let itimers = before.itimers.iter().zip(&after.itimers);
-    let posix = before.posix.iter().zip(&after.posix);
-    itimers.clone().any(|(b, a)| expired(b.0, a.0))
-        || posix
-            .clone()
-            .any(|(b, a)| expired(b.remaining_ns, a.remaining_ns))
+    let mut itimers = before.itimers.iter().zip(&after.itimers);
+    let mut posix = before.posix.iter().zip(&after.posix);
+    itimers.any(|(b, a)| expired(b.0, a.0))
+        || posix.any(|(b, a)| expired(b.remaining_ns, a.remaining_ns))
 }
 
 /// Reads /proc/self/timers (needs CONFIG_CHECKPOINT_RESTORE; without it: no file,
