@@ -69,8 +69,12 @@ mod refusals {
             started.kill(true);
             return;
         }
-        // One that began before the reason was there may still be published.
-        std::thread::sleep(Duration::from_millis(100));
+        // One that began before the reason was there may still be published, and takes as
+        // long as the disk does; when a later one was refused it is over.
+        let refusal = |trial: &Trial| log(trial).contains(reason);
+        while !refusal(&trial) && !started.has_ended() && Instant::now() < limit {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         let before = trial.generation();
         let mut shown = false;
         while trial.notes("reason goes") == 0 && Instant::now() < limit && !started.has_ended() {

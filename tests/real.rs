@@ -72,7 +72,12 @@ fn java_side_by_side() {
     let (mut b, b_bare, b_started) = one(EAGER_COPY);
     a.note(a_started.kill(true).describe());
     b.note(b_started.kill(true).describe());
-    let third = std::process::Command::new("java").arg("-version").output();
+    // Of the same user: a JVM looks through the directory of its own user only.
+    let mut third = std::process::Command::new("java");
+    if let Some(user) = common::user::ordinary() {
+        std::os::unix::process::CommandExt::uid(&mut third, user.uid).gid(user.gid);
+    }
+    let third = third.arg("-version").output();
     assert!(third.expect("java").status.success());
     let (a_started, b_started) = (a.start(), b.start());
     let lives = [a_started, b_started].map(|life| life.end(Duration::from_secs(120)));

@@ -5,6 +5,11 @@
 static long born;
 static void *child(void *argument)
 {
+    /* By itself: pthread_detach by another thread, just while this one ends (glibc bug 19951),
+     * looks at the descriptor once more when a new thread may have it already, and frees
+     * that one's; a join then had the result of another thread in a bare run too. */
+    if ((long)argument % 8 == 0)
+        CHECK_EQ(pthread_detach(pthread_self()), 0);
     __atomic_add_fetch(&born, 1, __ATOMIC_SEQ_CST);
     return argument;
 }
@@ -13,10 +18,8 @@ static void *storm(void *argument)
     for (long i = 0, n = guest_rounds() * 80; i < n; i++) {
         void *result;
         pthread_t thread = guest_thread(child, (void *)i);
-        if (i % 8 == 0) {
-            CHECK_EQ(pthread_detach(thread), 0);
+        if (i % 8 == 0)
             continue;
-        }
         CHECK_EQ(pthread_join(thread, &result), 0);
         CHECK_EQ((long)result, i);
     }

@@ -19,12 +19,25 @@ const REGISTERING: u32 = 1 << 31;
 /// [`REGISTERING`], and how many threads move mappings.
 static STATE: AtomicU32 = AtomicU32::new(0);
 
-/// So often is the processor given away before a wait ends.
+/// So often is the processor given away before the helper's wait ends.
 const MOST_TRIES: u32 = 5000;
+/// A thread gives it away so often, and then sleeps so often for 100 us (200 ms in all): a
+/// helper that has lost its processor while it registers comes back sooner than that.
+const YIELDS: u32 = 1000;
+const SLEEPS: u32 = 2000;
 
 fn give_way() {
     // SAFETY: no arguments.
     unsafe { syscall!(libc::SYS_sched_yield) };
+}
+
+fn sleep() {
+    let time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 100_000,
+    };
+    // SAFETY: a time of ours; every signal but the one of a fault is blocked.
+    unsafe { syscall!(libc::SYS_nanosleep, &time, 0) };
 }
 
 /// After a restore: nobody is at it.
@@ -55,9 +68,15 @@ impl Moving {
             )
         };
         let mut state = STATE.load(Relaxed);
-        for _ in 0..MOST_TRIES {
+        let mut waits = 0;
+        while waits < YIELDS + SLEEPS {
             if state & REGISTERING != 0 {
-                give_way();
+                if waits < YIELDS {
+                    give_way()
+                } else {
+                    sleep()
+                }
+                waits += 1;
                 state = STATE.load(Relaxed);
                 continue;
             }
