@@ -61,6 +61,7 @@ pub(super) fn take<S: ImageSink>(
         // passes.
         stop::StopError::Stuck { .. }
         | stop::StopError::TooMany(_)
+        | stop::StopError::Exec
         | stop::StopError::Signal { .. } => CheckpointError::Postponed(error.to_string()),
         other => refused(other),
     })?;
