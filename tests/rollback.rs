@@ -262,6 +262,32 @@ mod guard_regions {
     }
 }
 
+/// Many pages are put back by two threads, and stay open: the same pages each time, others each
+/// time, checkpoints in between.
+mod pages {
+    use super::*;
+
+    fn run(tracker: &str, rounds: &str, seed: &str) {
+        let trial = trial("roll_pages", &["16", rounds, seed], LAZY_FORK);
+        ends_with(trial.ckpt("CKPT_TRACKER", tracker), "pages ok\n");
+    }
+
+    #[test]
+    fn uffd() {
+        run("uffd", "60", "1");
+    }
+
+    #[test]
+    fn mprotect() {
+        run("mprotect", "30", "2");
+    }
+
+    #[test]
+    fn full() {
+        run("full", "10", "3");
+    }
+}
+
 mod model {
     use super::*;
 

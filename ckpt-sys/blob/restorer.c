@@ -13,7 +13,8 @@
  *  3. a fresh vdso at the image's address (ARCH_MAP_VDSO_64);
  *     (2 and 3 not at a rollback that leaves memory mapped: the tape begins with that)
  *  4. the tape: mappings, contents, mm fields, signal actions;
- *  5. the helper thread, then the image's threads;
+ *  5. the helper thread, then the image's threads (where there is much to be read the helper
+ *     is born before that and takes its share);
  *  6. everyone waits for `go`, then enters the image's resume function.
  */
 #include "restorer.h"
@@ -163,6 +164,57 @@ static long spawn(struct restorer_thread *t, struct restorer_args *a, u64 stack,
     return ret;
 }
 
+static void play(struct restorer_args *a, u64 from, u64 to);
+
+/* So many operations are taken at a time by each of two threads. */
+#define SHARE 8
+/* So often a word is looked at before the thread sleeps. */
+#define SPINS 400
+
+/* Plays what nobody has taken yet of the part that two threads may play. */
+static void play_share(struct restorer_args *a)
+{
+    for (;;) {
+        u64 from = __atomic_fetch_add(&a->share_next, SHARE, __ATOMIC_SEQ_CST);
+        if (from >= a->share_to)
+            return;
+        u64 to = from + SHARE < a->share_to ? from + SHARE : a->share_to;
+        play(a, from, to);
+    }
+}
+
+/* Until the word is `wanted`. */
+static void await_word(volatile u32 *word, u32 wanted)
+{
+    for (u32 i = 0; i < SPINS; i++) {
+        if (__atomic_load_n(word, __ATOMIC_SEQ_CST) == wanted)
+            return;
+        __builtin_ia32_pause();
+    }
+    while (__atomic_load_n(word, __ATOMIC_SEQ_CST) != wanted)
+        sc(SYS_futex, (u64)word, FUTEX_WAIT | FUTEX_PRIVATE_FLAG, !wanted, 0, 0, 0);
+}
+
+static void set_word(volatile u32 *word, u32 value)
+{
+    __atomic_store_n(word, value, __ATOMIC_SEQ_CST);
+    sc(SYS_futex, (u64)word, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, 1, 0, 0, 0);
+}
+
+/* The helper before it enters the image. It is busy before it takes anything: who finds that
+ * nothing is left, and then that it is not busy, knows that all of it is played. */
+static __attribute__((noreturn, used)) void helper_main(struct restorer_args *a)
+{
+    if (a->share_from < a->share_to) {
+        __atomic_store_n(&a->helper_busy, 1, __ATOMIC_SEQ_CST);
+        play_share(a);
+        set_word(&a->helper_busy, 0);
+        await_word(&a->played, 1);
+    }
+    ((void (*)(u64))a->helper_entry)(a->helper_arg);
+    __builtin_unreachable();
+}
+
 /* The helper has its own descriptor table and working directory: no CLONE_FILES,
  * no CLONE_FS. */
 static long spawn_helper(struct restorer_args *a)
@@ -170,28 +222,26 @@ static long spawn_helper(struct restorer_args *a)
     u64 flags = CLONE_VM | CLONE_SIGHAND | CLONE_THREAD | CLONE_SETTLS;
     register u64 r10 __asm__("r10") = 0;
     register u64 r8 __asm__("r8") = a->helper_tls;
-    register u64 entry __asm__("r12") = a->helper_entry;
-    register u64 arg __asm__("r13") = a->helper_arg;
+    register struct restorer_args *arg __asm__("r13") = a;
     long ret;
     __asm__ volatile("syscall\n\t"
                      "test %%rax, %%rax\n\t"
                      "jnz 1f\n\t"
                      "mov %%r13, %%rdi\n\t"
                      "xor %%ebp, %%ebp\n\t"
-                     "call *%%r12\n\t"
+                     "call helper_main\n\t"
                      "ud2\n"
                      "1:"
                      : "=a"(ret)
-                     : "a"(SYS_clone), "D"(flags), "S"(a->helper_stack), "d"(0ul), "r"(r10), "r"(r8), "r"(entry),
-                       "r"(arg)
+                     : "a"(SYS_clone), "D"(flags), "S"(a->helper_stack), "d"(0ul), "r"(r10), "r"(r8), "r"(arg)
                      : "rcx", "r11", "memory");
     return ret;
 }
 
-static void play(struct restorer_args *a)
+static void play(struct restorer_args *a, u64 from, u64 to)
 {
     long fd = -1;
-    for (u64 i = 0; i < a->tape_len; i++) {
+    for (u64 i = from; i < to; i++) {
         struct tape_op *op = &a->tape[i];
         u64 v[6];
         for (u32 k = 0; k < 6; k++)
@@ -277,12 +327,28 @@ __attribute__((section(".text.entry"), used)) void blob_entry(struct restorer_ar
     if (!a->stays)
         unmap_all(a);
     a->stage_ns[1] = now_ns();
-    play(a);
+    u64 rest = 0;
+    u32 shares = a->share_from < a->share_to;
+    if (shares) {
+        play(a, 0, a->share_from);
+        a->share_next = a->share_from;
+        r = spawn_helper(a);
+        if (r < 0)
+            die(a, 10, SYS_clone, r, 0);
+        play_share(a);
+        await_word(&a->helper_busy, 0);
+        rest = a->share_to;
+    }
+    play(a, rest, a->tape_len);
     a->stage_ns[2] = now_ns();
 
-    r = spawn_helper(a);
-    if (r < 0)
-        die(a, 10, SYS_clone, r, 0);
+    if (shares) {
+        set_word(&a->played, 1);
+    } else {
+        r = spawn_helper(a);
+        if (r < 0)
+            die(a, 10, SYS_clone, r, 0);
+    }
     struct restorer_thread *leader = 0;
     for (u64 i = 0; i < a->nthreads; i++) {
         struct restorer_thread *t = &a->threads[i];

@@ -63,6 +63,12 @@ struct restorer_args {
     u32 leader_exits;     /* no thread of the image is the main thread */
     volatile u32 leader_word; /* cleared by the kernel when the initial thread is gone */
     u64 stays;        /* memory is left mapped: the tape unmaps what must go */
+    /* tape[share_from..share_to) may be played by two threads, in any order (0, 0: none). The
+       helper is born before it then. */
+    u64 share_from, share_to;
+    volatile u64 share_next; /* the first one that nobody has taken */
+    volatile u32 helper_busy; /* futex: the helper plays some of them */
+    volatile u32 played;      /* futex: the whole tape is played */
     u64 stage_ns[4];  /* CLOCK_MONOTONIC: entry, unmapped, mapped, threads born */
 };
 

@@ -2,7 +2,7 @@
 //! `blob/restorer.h`. Used by `agent::restore` (which fills them) and by
 //! `agent::resume` (which reads the barrier words).
 
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 /// The flat binary; its entry is at offset 0 and takes a [`RestorerArgs`] pointer.
 pub static RESTORER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/restorer.bin"));
@@ -78,5 +78,10 @@ pub struct RestorerArgs {
     pub leader_exits: u32,
     pub leader_word: AtomicU32,
     pub stays: u64,
+    pub share_from: u64,
+    pub share_to: u64,
+    pub share_next: AtomicU64,
+    pub helper_busy: AtomicU32,
+    pub played: AtomicU32,
     pub stage_ns: [u64; 4],
 }

@@ -55,6 +55,8 @@ pub struct Plan {
     pub vvar_start: u64,
     pub vdso_start: u64,
     pub vdso_end: u64,
+    /// Everything that is mapped, ours as well.
+    pub mapped: Vec<(u64, u64)>,
     flags_known: bool,
     /// By piece: smaps has a line for it.
     seen: Vec<bool>,
@@ -295,6 +297,7 @@ pub fn collect(own: &Own<'_>) -> Result<Plan, MemoryError> {
         if line.start >= TASK_SIZE {
             continue; // [vsyscall]
         }
+        plan.mapped.push((line.start, line.end));
         if line.name == b"[vdso]" {
             (plan.vdso_start, plan.vdso_end) = (line.start, line.end);
             continue;

@@ -104,6 +104,22 @@ impl Maps {
         self.scan(addr)
     }
 
+    /// Is there a mapping from exactly `start` to `end` whose name begins with `name`? False
+    /// also where the kernel does not tell.
+    pub fn is(&mut self, start: u64, end: u64, name: &[u8]) -> bool {
+        let mut buf = [0u8; 32];
+        let mut q = Query {
+            size: size_of::<Query>() as u64,
+            addr: start,
+            name_size: buf.len() as u32,
+            name_addr: buf.as_mut_ptr() as u64,
+            ..Default::default()
+        };
+        // SAFETY: the structure and the buffer are ours.
+        let ret = check(unsafe { syscall!(libc::SYS_ioctl, self.fd, PROCMAP_QUERY, &raw mut q) });
+        ret.is_ok() && (q.vma_start, q.vma_end) == (start, end) && buf.starts_with(name)
+    }
+
     /// The same from the text.
     fn scan(&mut self, addr: u64) -> Result<Option<Mapping>, i32> {
         let mut buf = [0u8; 1024];

@@ -40,7 +40,7 @@ use ckpt_sys::syscall;
 use ckpt_sys::thread::enter_restorer;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 /// What cannot be brought back here.
 #[derive(Debug, thiserror::Error)]
@@ -480,6 +480,11 @@ pub fn restore(
         leader_exits: leader_exits as u32,
         leader_word: AtomicU32::new(leader_exits as u32),
         stays: stay.is_some() as u64,
+        share_from: tape.shared.0 as u64,
+        share_to: tape.shared.1 as u64,
+        share_next: AtomicU64::new(0),
+        helper_busy: AtomicU32::new(0),
+        played: AtomicU32::new(0),
         stage_ns: [0; 4],
     };
     // SAFETY: the room was taken above; everything the blob needs lies in the area;

@@ -12,11 +12,10 @@ use crate::agent::checkpoint::increments::{Knowledge, own_data, with_own};
 use crate::agent::collect::memory::{self, How, PAGE, Piece, Plan};
 use crate::agent::hooks::{self, maps::Maps};
 use crate::agent::log;
-use crate::agent::restore::area;
 use crate::agent::resume::ImageFile;
 use crate::agent::track::blank::{push, without};
 use crate::agent::track::pagemap::PageMap;
-use crate::agent::track::{Change, Dirty, Kept, fault, full};
+use crate::agent::track::{Change, Dirty, Kept, Open, fault, full};
 use crate::image::chain::Sourced;
 use crate::image::state::{Manifest, MemoryState, VmaKind, VmaState, vma_flag};
 use crate::store::generation::GenerationRecord;
@@ -157,7 +156,8 @@ pub fn look(
         guarded || written && part.prot & libc::PROT_WRITE as u32 == 0
     });
     stay.images = images(&stay.parts, &plan.pieces);
-    stay.kept = kept(&stay, pieces);
+    let open = pages.tracker.left_open().cloned().unwrap_or_default();
+    stay.kept = kept(&stay, pieces, &open);
     let mut keep: Vec<Range> = stay
         .parts
         .iter()
@@ -167,8 +167,7 @@ pub fn look(
         keep.push((plan.vvar_start, plan.vdso_end));
         keep.sort_unstable();
     }
-    let mut mapped = area::current_map();
-    mapped.retain(|range| range.0 < memory::TASK_SIZE);
+    let mapped = std::mem::take(&mut plan.mapped);
     without(&mapped, &keep, |start, end| match stay.unmap.last_mut() {
         Some(last) if last.1 == start => last.1 = end,
         _ => stay.unmap.push((start, end)),
@@ -185,7 +184,7 @@ pub fn look(
 
 /// What the tracker needs no look at the page tables for. It has to look where a page that
 /// nobody has written is content.
-fn kept(stay: &Stay, pieces: &[Sourced]) -> Kept {
+fn kept(stay: &Stay, pieces: &[Sourced], before: &Open) -> Kept {
     let parts = stay.parts.iter().filter(|part| part.empties);
     let parts: Vec<Range> = parts.map(|part| (part.start, part.end)).collect();
     let mut contents: Vec<Range> = Vec::new();
@@ -196,6 +195,11 @@ fn kept(stay: &Stay, pieces: &[Sourced]) -> Kept {
     without(&parts, &contents, |start, end| {
         push(&mut kept.blank, (start, end));
     });
+    let reads = stay.reads.iter();
+    kept.open = before.next(reads.map(|read| (read.addr, read.end())));
+    if !kept.open.ranges.is_empty() {
+        return kept;
+    }
     // What lies between two pages that are put back exists where the image has it.
     let all_there = |start: u64, end: u64| {
         let at = contents.partition_point(|range| range.1 <= start);

@@ -24,6 +24,9 @@ const MOST_PIECES: usize = 512;
 /// Runs larger than this are read by a call of their own.
 const GATHER_PAGES: u64 = 64;
 
+/// Fewer reads are not worth a second thread.
+const LEAST_SHARED: usize = 64;
+
 /// Images that are not in memory: so many pieces are mapped though they are small, since
 /// reading a page over a mapping reads the page below it from the disk first.
 const MOST_COLD_PIECES: usize = 8000;
@@ -60,6 +63,8 @@ pub struct Tape {
     pub mapped: Vec<(u64, u64, u32)>,
     /// For each image that is mapped, its number and an address where it is.
     pub examples: Vec<(u32, u64)>,
+    /// Operations that two threads may play at once, in any order.
+    pub shared: (usize, usize),
     /// The file that the current descriptor is of, and whether it is open for writing.
     open: Option<(Vec<u8>, bool)>,
 }
@@ -421,7 +426,11 @@ pub fn stay(tape: &mut Tape, stay: &Stay, options: &Options, area: &mut Area) {
         let advice = libc::MADV_DONTNEED as u64;
         tape.op(libc::SYS_madvise, 0, [start, end - start, advice, 0, 0, 0]);
     }
+    let from = tape.ops.len();
     tape.contents(&stay.reads, options, area);
+    if tape.ops.len() - from >= LEAST_SHARED {
+        tape.shared = (from, tape.ops.len());
+    }
     for part in &stay.open {
         if u64::from(part.prot) & PROT_WRITE == 0 {
             protect(tape, part, u64::from(part.prot));

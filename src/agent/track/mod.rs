@@ -9,6 +9,7 @@
 //! | [`uffd`] | userfaultfd, write protection resolved by the kernel, PAGEMAP_SCAN |
 //! | [`moving`] | that nothing is registered while the program moves it |
 //! | [`lazy`] | mappings of images that it leaves alone until the first sweep |
+//! | [`open`] | what a rollback leaves open for writing |
 //! | [`mprotect`] | write protection and SIGSEGV |
 //! | [`fault`], [`table`], [`touch`] | its handler, state of pages, writes by the kernel |
 //! | [`store`] | pages to be stored before they are written |
@@ -26,6 +27,7 @@ pub mod lazy;
 pub mod model;
 pub mod moving;
 pub mod mprotect;
+pub mod open;
 pub mod pagemap;
 pub mod probe;
 pub mod softdirty;
@@ -35,6 +37,7 @@ pub mod touch;
 pub mod uffd;
 
 pub use dirty::{Change, Dirty, Run};
+pub use open::Open;
 pub use probe::Probe;
 
 use crate::agent::collect::memory::Piece;
@@ -63,6 +66,8 @@ pub struct Kept {
     /// What was put back, and is not watched until it is protected again. Every page in these
     /// ranges exists.
     pub written: Vec<(u64, u64)>,
+    /// What was put back and is not to be protected.
+    pub open: Open,
 }
 
 /// Watches which pages of the program are written. Helper thread only.
@@ -112,6 +117,11 @@ pub trait Tracker {
 
     /// The descriptor by which the kernel watches. As long as it is open it goes on.
     fn descriptor(&self) -> Option<i32> {
+        None
+    }
+
+    /// What the rollback before has left open, if there was one since the latest sweep.
+    fn left_open(&self) -> Option<&Open> {
         None
     }
 

@@ -24,7 +24,7 @@ use super::lazy::{self, Lazy, both, of_images};
 use super::moving;
 use super::pagemap::{PageMap, Query, is};
 use super::probe::with_page;
-use super::{Change, Dirty, Kept, TrackError, Tracker};
+use super::{Change, Dirty, Kept, Open, TrackError, Tracker};
 use crate::agent::collect::memory::{How, PAGE, Piece};
 use crate::agent::procfs::OwnFd;
 use ckpt_sys::raw::check;
@@ -118,6 +118,8 @@ pub struct Uffd {
     lazy: Lazy,
     /// Nothing has been registered yet by this descriptor.
     new: bool,
+    /// Left open by a rollback.
+    open: Open,
 }
 
 /// Mappings of the program are registered, or are about to be.
@@ -157,6 +159,7 @@ impl Uffd {
             blank: Vec::new(),
             lazy: Lazy::default(),
             new: false,
+            open: Open::default(),
         };
         IN_USE.store(true, Relaxed);
         Ok(uffd)
@@ -267,6 +270,9 @@ impl Uffd {
         protect: bool,
         leave: &[Range],
     ) -> Result<(), TrackError> {
+        if protect {
+            self.open.closed();
+        }
         let doubtful = match leave {
             [] => self.register_lazy(pieces)?,
             _ => Vec::new(),
@@ -431,6 +437,10 @@ impl Tracker for Uffd {
 
     fn descriptor(&self) -> Option<i32> {
         Some(self.fd.raw())
+    }
+
+    fn left_open(&self) -> Option<&Open> {
+        Some(&self.open)
     }
 
     fn moved(&mut self, fd: Option<OwnFd>) -> Result<(), TrackError> {

@@ -60,7 +60,7 @@ impl Uffd {
 
     /// Goes on with a descriptor that memory is registered by. What is not registered was
     /// mapped anew; all else is as the image says, and protected but for what `kept` says was
-    /// written. Where a page that nobody has written is content as well, the page tables are
+    /// written or is left open. Where a page that nobody has written is content as well, the page tables are
     /// asked.
     pub(super) fn go_on(&mut self, pieces: &[Piece], kept: &Kept) -> Result<(), TrackError> {
         if self.new || pieces.iter().any(|piece| piece.how == How::All) {
@@ -95,6 +95,7 @@ impl Uffd {
         for &(start, end) in &kept.written {
             self.pagemap.scan(start, end, again, |_, _, _| {})?;
         }
+        self.open = kept.open.clone();
         Ok(())
     }
 }
