@@ -18,6 +18,7 @@ int main(int argc, char **argv)
     for (int k = 0; k < BLOCKS; k++)
         CHECK_EQ(write(fd, block, sizeof block), sizeof block);
     volatile int back = ckpt_checkpoint(1);
+    CHECK(back == 0 || back == 1);
     if (!back) {
         CHECK(ftruncate(fd, 0) == 0);
         int fill = open("fill", O_WRONLY | O_CREAT | O_CLOEXEC, 0644);

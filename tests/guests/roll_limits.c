@@ -91,6 +91,7 @@ static void out_of_memory(int resource)
     rlim_t most = size_of(resource == RLIMIT_AS ? "VmSize:" : "VmData:") + 100 * MIB;
     set(resource, most, most);
     volatile int times = ckpt_checkpoint(1);
+    CHECK(times >= 0);
     struct rlimit limit = get(resource);
     CHECK_EQ(limit.rlim_cur, most);
     CHECK_EQ(limit.rlim_max, most);
@@ -121,6 +122,7 @@ static void lowered(int resource, rlim_t soft, rlim_t hard)
     CHECK_EQ(dup2(0, 90), 90);
     struct rlimit before = get(resource);
     volatile int back = ckpt_checkpoint(1);
+    CHECK(back == 0 || back == 1);
     if (!back) {
         close(90);
         memset(large, 2, LARGE * MIB);
@@ -169,6 +171,7 @@ int main(int argc, char **argv)
         lowered(RLIMIT_AS, 60 * MIB, RLIM_INFINITY);
         lowered(RLIMIT_DATA, MIB, RLIM_INFINITY);
         lowered(RLIMIT_NOFILE, 50, RLIM_INFINITY);
+        lowered(RLIMIT_NOFILE, 5, RLIM_INFINITY);
     }
     printf("limits ok\n");
     guest_end();

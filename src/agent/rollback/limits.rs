@@ -67,6 +67,15 @@ fn numbers(table: &DescriptorTable) -> u64 {
 /// The limits as they were, until this is dropped.
 pub struct Lifted(Vec<(u32, (u64, u64))>);
 
+/// Before the stop: this thread cannot even look without a few numbers of its own.
+pub fn lift_numbers() -> Lifted {
+    let (soft, hard) = now(libc::RLIMIT_NOFILE);
+    let enough = hard.min(2 * SPARE);
+    let raised = soft < enough && set(libc::RLIMIT_NOFILE, (enough, hard));
+    let lifted = raised.then_some((libc::RLIMIT_NOFILE, (soft, hard)));
+    Lifted(lifted.into_iter().collect())
+}
+
 /// Raises them. Helper thread, the program stopped. `given`: those of the start.
 pub fn lift(manifest: &Manifest, given: &[Limit]) -> Lifted {
     let mut lifted = Vec::new();
@@ -293,6 +302,18 @@ mod tests {
             drop(lifted);
             assert_eq!(now(libc::RLIMIT_FSIZE), (4096, before));
             assert_eq!(headroom::address_space(), now(libc::RLIMIT_AS).0);
+        });
+    }
+
+    #[test]
+    fn a_few_numbers_in_any_case() {
+        in_child(|| {
+            let hard = now(libc::RLIMIT_NOFILE).1;
+            assert!(set(libc::RLIMIT_NOFILE, (5, hard)));
+            let lifted = lift_numbers();
+            assert_eq!(now(libc::RLIMIT_NOFILE), (2 * SPARE, hard));
+            drop(lifted);
+            assert_eq!(now(libc::RLIMIT_NOFILE), (5, hard));
         });
     }
 

@@ -97,6 +97,8 @@ pub fn go_back(
     let Some(claimed) = claimed else {
         return refused(libc::ENOENT, "there is no checkpoint yet");
     };
+    // Until it is refused; else the image has its own.
+    let _numbers = limits::lift_numbers();
     match prepare(settings, claimed, wanted) {
         Ok(mut ready) => {
             ready.left = left;
