@@ -191,6 +191,7 @@ fn no_room_to_write_files_back_is_refused_in_time() {
         let store = dir.join(if store_too { "small/store" } else { "store" });
         let mut command = Command::new(build::guest("roll_full"));
         command.arg(dir.join("small"));
+        command.args(store_too.then_some("store"));
         command.env("CKPT_DIR", store).env("CKPT_INTERVAL", "off");
         command.env("LD_PRELOAD", build::library());
         let mount = move || {

@@ -23,6 +23,10 @@ const BLOCK: u64 = 4096;
 /// The table that begins behind it, with what the journal and directories take.
 const STORE: u64 = 512 << 10;
 
+/// What must be free of the store's before anything is removed: the notes of the undo, the
+/// journal's words that newer generations are dropped.
+const NOTES: u64 = 64 << 10;
+
 /// One file system.
 #[derive(Default)]
 struct Budget {
@@ -43,7 +47,7 @@ pub fn check(
     excluded: impl Fn(&[u8]) -> bool,
 ) -> Result<(), UndoError> {
     let mut budgets = Budgets::new();
-    store(job_dir, to_generation, tables, &mut budgets);
+    store(job_dir, to_generation, tables, &mut budgets)?;
     for table in tables {
         of_table(job_dir, table, open, &excluded, &mut budgets);
     }
@@ -65,9 +69,14 @@ pub fn check(
 }
 
 /// What is removed of the job: newer generations, tables.
-fn store(job_dir: &Path, to_generation: u64, tables: &[Table], budgets: &mut Budgets) {
+fn store(
+    job_dir: &Path,
+    to_generation: u64,
+    tables: &[Table],
+    budgets: &mut Budgets,
+) -> Result<(), UndoError> {
     let Ok(dir) = rustix::fs::lstat(job_dir) else {
-        return;
+        return Ok(());
     };
     let here = Id {
         dev: dir.st_dev,
@@ -76,7 +85,7 @@ fn store(job_dir: &Path, to_generation: u64, tables: &[Table], budgets: &mut Bud
     let budget = budgets.entry(here.dev).or_default();
     budget.at = job_dir.as_os_str().as_bytes().to_vec();
     budget.needed.insert(here, STORE);
-    let mut gone = |path: &Path| {
+    let gone = |budget: &mut Budget, path: &Path| {
         if let Ok(stat) = rustix::fs::lstat(path) {
             let id = Id {
                 dev: stat.st_dev,
@@ -89,14 +98,23 @@ fn store(job_dir: &Path, to_generation: u64, tables: &[Table], budgets: &mut Bud
         if parse_dir_name(&name).is_some_and(|(number, _)| number > to_generation) {
             let dir = job_dir.join(OsStr::from_bytes(&name));
             for name in names(&dir) {
-                gone(&dir.join(OsStr::from_bytes(&name)));
+                gone(budget, &dir.join(OsStr::from_bytes(&name)));
             }
         }
     }
-    for table in tables {
-        gone(&table.file.path);
-        gone(&table::shadow_path(job_dir, table.file.seq));
+    let at_once: u64 = budget.freed.values().sum();
+    if let Some(free) = free(&budget.at).filter(|free| free + at_once < NOTES) {
+        return Err(UndoError::NoSpace {
+            path: job_dir.to_owned(),
+            needed: NOTES / 1024,
+            free: free / 1024,
+        });
     }
+    for table in tables {
+        gone(budget, &table.file.path);
+        gone(budget, &table::shadow_path(job_dir, table.file.seq));
+    }
+    Ok(())
 }
 
 fn names(dir: &Path) -> Vec<Vec<u8>> {
@@ -131,7 +149,7 @@ fn of_table(
                 ..
             } if !excluded(&name.path()) => {
                 let copy = table::kept_dir(job_dir, table.file.seq).join(OsStr::from_bytes(copy));
-                if let Ok(found) = rustix::fs::lstat(&copy) {
+                if let Ok(found) = rustix::fs::lstat(copy) {
                     let bytes = found.st_blocks as u64 * 512;
                     need(budgets, stat.id, &name.path(), bytes);
                 }
@@ -150,7 +168,7 @@ fn of_table(
             _ => {}
         }
     }
-    let shadow = rustix::fs::lstat(&table::shadow_path(job_dir, table.file.seq));
+    let shadow = rustix::fs::lstat(table::shadow_path(job_dir, table.file.seq));
     let most = shadow.map_or(0, |stat| stat.st_blocks as u64 * 512);
     for (row, info) in &rows.rows {
         let wanted = held.get(row).copied().unwrap_or(0).min(most);
