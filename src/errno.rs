@@ -107,6 +107,13 @@ impl From<rustix::io::Errno> for Errno {
     }
 }
 
+/// Without the text that std would ask libc for.
+impl From<std::io::Error> for Errno {
+    fn from(error: std::io::Error) -> Errno {
+        error.raw_os_error().map_or(Errno::EIO, Errno)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,5 +124,8 @@ mod tests {
         assert_eq!(format!("{:?}", Errno::ENOSPC), "ENOSPC");
         assert_eq!(Errno(4095).to_string(), "error 4095");
         assert_eq!(Errno::from(rustix::io::Errno::PERM), Errno::EPERM);
+        let error = std::io::Error::from_raw_os_error(libc::ENOSPC);
+        assert_eq!(Errno::from(error), Errno::ENOSPC);
+        assert_eq!(Errno::from(std::io::Error::other("no number")), Errno::EIO);
     }
 }

@@ -128,6 +128,101 @@ fn a_file_that_cannot_be_opened_again_is_refused_in_time() {
     ends_with(trial("roll_reopen", &[], LAZY_FORK), "reopen ok\n");
 }
 
+/// 865, what somebody else has taken away or taken the name of, other than files: the working
+/// directory, FIFOs, what inotify watches, listeners; and what ckpt_redirect may not name.
+#[test]
+fn what_cannot_be_made_again_is_refused_in_time() {
+    ends_with(trial("roll_gone", &[], LAZY_FORK), "gone ok\n");
+}
+
+/// Limits that were used up (out of memory: what a rollback is for) or lowered since. With the
+/// right to raise them and without.
+mod limits {
+    use super::*;
+
+    fn both(which: &str) {
+        for setting in [LAZY_FORK, EAGER_COPY] {
+            for args in [&[which][..], &[which, "bare"]] {
+                ends_with(trial("roll_limits", args, setting), "limits ok\n");
+            }
+        }
+    }
+
+    #[test]
+    fn out_of_address_space() {
+        both("space");
+    }
+
+    #[test]
+    fn out_of_data() {
+        both("data");
+    }
+
+    #[test]
+    fn less_address_space_than_at_the_checkpoint() {
+        both("less");
+    }
+
+    #[test]
+    fn fewer_open_files_than_at_the_checkpoint() {
+        both("numbers");
+    }
+
+    #[test]
+    fn no_file_may_be_written() {
+        both("files");
+    }
+
+    #[test]
+    fn soft_limits() {
+        both("soft");
+    }
+}
+
+/// A full disk: found before anything is touched, where the files are and where the store is. As
+/// root only: it mounts one.
+#[test]
+fn no_room_to_write_files_back_is_refused_in_time() {
+    use std::os::unix::process::CommandExt;
+    for store_too in [false, true] {
+        let dir = std::env::temp_dir().join(format!("ckpt-full-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("small")).unwrap();
+        let small = std::ffi::CString::new(dir.join("small").to_str().unwrap()).unwrap();
+        let store = dir.join(if store_too { "small/store" } else { "store" });
+        let mut command = Command::new(build::guest("roll_full"));
+        command.arg(dir.join("small"));
+        command.args(store_too.then_some("store"));
+        command.env("CKPT_DIR", store).env("CKPT_INTERVAL", "off");
+        command.env("LD_PRELOAD", build::library());
+        let mount = move || {
+            let (none, tmpfs) = (std::ptr::null(), c"tmpfs".as_ptr());
+            // SAFETY: constant strings, in the child before it executes the program.
+            let result = unsafe {
+                let private = libc::MS_REC | libc::MS_PRIVATE;
+                let own = libc::unshare(libc::CLONE_NEWNS) == 0
+                    && libc::mount(none, c"/".as_ptr(), none, private, none.cast()) == 0;
+                let size = c"size=24m".as_ptr().cast();
+                own && libc::mount(tmpfs, small.as_ptr(), tmpfs, 0, size) == 0
+            };
+            match result {
+                true => Ok(()),
+                false => Err(std::io::Error::last_os_error()),
+            }
+        };
+        // SAFETY: only system calls.
+        unsafe { command.pre_exec(mount) };
+        match command.output() {
+            Ok(output) => {
+                let errors = String::from_utf8_lossy(&output.stderr);
+                assert_eq!(output.stdout, b"full ok\n", "{errors}");
+                assert_eq!(output.status.code(), Some(73), "{errors}");
+            }
+            Err(error) => eprintln!("*** NOT TESTED: a full disk ({error})"),
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}
+
 mod threads {
     use super::*;
 

@@ -6,6 +6,7 @@
 
 use crate::agent::procfs;
 use ckpt_sys::syscall;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const PAGE: u64 = 4096;
 
@@ -19,9 +20,20 @@ fn limit(resource: libc::__rlimit_resource_t) -> u64 {
     pair[0]
 }
 
+/// What the address space will be limited to again, while that limit is lifted; 0: it is not.
+static SUPPOSED: AtomicU64 = AtomicU64::new(0);
+
+/// A rollback has lifted the limits, or put them back (0).
+pub fn suppose(limit: u64) {
+    SUPPOSED.store(limit, Ordering::SeqCst);
+}
+
 /// RLIMIT_AS, bytes; `u64::MAX`: none.
 pub fn address_space() -> u64 {
-    limit(libc::RLIMIT_AS)
+    match SUPPOSED.load(Ordering::SeqCst) {
+        0 => limit(libc::RLIMIT_AS),
+        supposed => supposed,
+    }
 }
 
 /// Is the process's address space limited?

@@ -61,6 +61,18 @@ impl Heap {
         self.end = end;
     }
 
+    /// What was never used, but for as much as is in use, and at least `spare`.
+    pub fn unused(&self, start: u64, spare: u64) -> (u64, u64) {
+        let keep = (self.bump - start).max(spare);
+        let from = (self.bump + keep).next_multiple_of(PAGE);
+        (from.min(self.end), self.end)
+    }
+
+    /// It ends there from now on.
+    pub fn cut(&mut self, end: u64) {
+        self.end = self.end.min(end);
+    }
+
     fn class(layout: &Layout) -> Option<usize> {
         let size = layout.size().max(layout.align()).max(1 << MIN_SHIFT);
         let shift = size.next_power_of_two().trailing_zeros();
@@ -269,6 +281,19 @@ mod tests {
         heap.dealloc(y, &big);
         let z = heap.alloc(&Layout::from_size_align(200_000, 8).unwrap());
         assert!(z == x.min(y), "freed neighbours are joined");
+    }
+
+    #[test]
+    fn what_is_unused_can_be_cut_off() {
+        let mut heap = Heap::growing();
+        heap.reset_to(1 << 20, 9 << 20);
+        assert_eq!(heap.unused(1 << 20, 3 << 20), (4 << 20, 9 << 20));
+        assert_eq!(heap.pages(2 << 20), 1 << 20);
+        assert_eq!(heap.unused(1 << 20, 1 << 20), (5 << 20, 9 << 20));
+        assert_eq!(heap.unused(1 << 20, 8 << 20), (9 << 20, 9 << 20));
+        heap.cut(5 << 20);
+        assert_eq!(heap.pages(3 << 20), 0);
+        assert_eq!(heap.pages(2 << 20), 3 << 20);
     }
 
     #[test]

@@ -163,12 +163,31 @@ pub unsafe fn take_over(region: *mut Region) {
             from = fd as i64 + 1;
         }
         syscall!(libc::SYS_close_range, from, u32::MAX, 0);
+        occupy_standard();
         syscall!(libc::SYS_prctl, libc::PR_SET_NAME, c"ckpt-helper".as_ptr());
         // Who bore it may have forbidden that to himself; the vdso's clocks need it.
         syscall!(libc::SYS_prctl, libc::PR_SET_TSC, libc::PR_TSC_ENABLE);
         (*region).started.store(1, Ordering::Release);
         let word = &raw const (*region).started;
         syscall!(libc::SYS_futex, word, FUTEX_WAKE_PRIVATE, i32::MAX, 0, 0, 0);
+    }
+}
+
+/// Numbers 0 to 2 of the helper's table lead nowhere: what anything writes there (the last words
+/// of std, say) must not get into the job's lock or a table.
+fn occupy_standard() {
+    loop {
+        let flags = libc::O_PATH | libc::O_CLOEXEC;
+        // SAFETY: a constant path; a descriptor of our own.
+        unsafe {
+            let fd = syscall!(libc::SYS_openat, libc::AT_FDCWD, c"/".as_ptr(), flags, 0);
+            if fd > 2 {
+                syscall!(libc::SYS_close, fd);
+            }
+            if !(0..=2).contains(&fd) {
+                return;
+            }
+        }
     }
 }
 

@@ -98,7 +98,7 @@ pub fn error_text(errno: i32) -> &'static CStr {
         libc::EBUSY => c"a critical section (ckpt_hold) is open, or a handler of ckpt_on is running",
         libc::EPERM => c"no checkpoints can be taken here any more (ckpt status says why)",
         libc::EAGAIN => c"refused for now: a living child, a critical section, or something that cannot be checkpointed (ckpt status says what)",
-        libc::EIO => c"the checkpoint store failed, or a checkpoint is damaged (ckpt status, the log)",
+        libc::EIO => c"the checkpoint store failed, or a checkpoint is damaged or cannot be reached (ckpt status, the log)",
         libc::EINVAL => c"an argument is not valid (man 3 libckpt)",
         libc::ENOENT => c"there is no checkpoint with this id",
         libc::EFAULT => c"a protected region is not memory that is writable now and was at the checkpoint",

@@ -4,7 +4,10 @@
 //! Destination: the path of `CKPT_LOG`, opened for appending per line, so that no
 //! descriptor has to be kept anywhere. Without it there is no log.
 
+use crate::agent::collect::descriptors::sys;
+use crate::agent::state::AGENT;
 use ckpt_sys::syscall;
+use ckpt_sys::tls::thread_block;
 use std::fmt::{Arguments, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -74,7 +77,8 @@ pub fn line(message: Arguments<'_>) {
     }
 }
 
-/// One line on standard error, for what the user must see before main runs.
+/// One line on the program's standard error, for what its user must see. In the helper, whose
+/// descriptor table is not the program's, on a copy of the program's descriptor.
 pub fn complain(message: Arguments<'_>) {
     let mut line = Line {
         buf: [0; 1024],
@@ -82,6 +86,67 @@ pub fn complain(message: Arguments<'_>) {
     };
     let _ = write!(line, "ckpt: {message}");
     line.buf[line.len] = b'\n';
+    // SAFETY: the block is this thread's own.
+    let in_helper = unsafe { (*thread_block()).is_helper } != 0;
+    let copy = in_helper.then(program_stderr);
+    let fd = match &copy {
+        None => 2,
+        // A pipe that nobody empties must not hold up the helper for ever.
+        Some(Ok(fd)) if poll(fd.raw()) => fd.raw(),
+        Some(_) => return,
+    };
     // SAFETY: raw write of a buffer of ours.
-    unsafe { syscall!(libc::SYS_write, 2, line.buf.as_ptr(), line.len + 1) };
+    unsafe { syscall!(libc::SYS_write, fd, line.buf.as_ptr(), line.len + 1) };
+}
+
+fn program_stderr() -> Result<sys::Fd, i32> {
+    let leader = AGENT.real_pid.load(Ordering::Relaxed);
+    sys::pidfd_getfd(sys::pidfd_of(leader, leader)?.raw(), 2)
+}
+
+/// Can it be written to within a second?
+fn poll(fd: i32) -> bool {
+    let mut poll = libc::pollfd {
+        fd,
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: one live pollfd.
+    unsafe { syscall!(libc::SYS_poll, &raw mut poll, 1, 1000) == 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::hooks::testing::in_child;
+
+    /// What the helper says goes to the program's standard error, not to what has number 2 in a
+    /// table of the helper's own (it was the lock of the job).
+    #[test]
+    fn the_helper_complains_to_the_user() {
+        in_child(|| {
+            let (from, to) = sys::pipe(0).unwrap();
+            sys::dup3(to.raw(), 2, false).unwrap();
+            // SAFETY: no arguments.
+            let pid = unsafe { syscall!(libc::SYS_getpid) } as i32;
+            AGENT.real_pid.store(pid, Ordering::SeqCst);
+            let helper = std::thread::spawn(|| {
+                // SAFETY: this thread's own table and block; the name is constant.
+                let own = unsafe {
+                    assert_eq!(syscall!(libc::SYS_unshare, libc::CLONE_FILES), 0);
+                    let own = syscall!(libc::SYS_memfd_create, c"own".as_ptr(), 0) as i32;
+                    sys::dup3(own, 2, false).unwrap();
+                    (*thread_block()).is_helper = 1;
+                    complain(format_args!("no way {}", 7));
+                    (*thread_block()).is_helper = 0;
+                    own
+                };
+                sys::fstat(own).unwrap().st_size
+            });
+            assert_eq!(helper.join().unwrap(), 0);
+            let mut said = [0u8; 64];
+            let n = sys::read(from.raw(), &mut said).unwrap();
+            assert_eq!(&said[..n], b"ckpt: no way 7\n");
+        });
+    }
 }

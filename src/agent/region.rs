@@ -130,6 +130,32 @@ pub unsafe fn mapped_len(base: u64) -> u64 {
     unsafe { (*(base as *const Region)).len }
 }
 
+/// The end of the present region that nothing has used yet, but for some room.
+pub fn unused() -> (u64, u64) {
+    match REGION.load(Ordering::Relaxed) as *const Region {
+        base if base.is_null() => (0, 0),
+        // SAFETY: a published region; its owner is the caller.
+        base => unsafe { (*base).heap.unused((*base).stack_top, MINIMUM_LEN) },
+    }
+}
+
+/// Gives that back.
+///
+/// # Safety
+/// Only the thread whose region it is.
+pub unsafe fn trim() {
+    let (start, end) = unused();
+    if start < end {
+        let base = REGION.load(Ordering::Relaxed) as *mut Region;
+        // SAFETY: never used, and from here on no part of the heap.
+        unsafe {
+            (*base).heap.cut(start);
+            (*base).len = start - base as u64;
+            syscall!(libc::SYS_munmap, start, end - start);
+        }
+    }
+}
+
 /// Lays out the region at `base` (zeroed memory): control block, stack, heap.
 ///
 /// The fake thread control block gives the helper a valid `%fs`: self pointers,

@@ -441,6 +441,7 @@ pub fn is_in_group(gid: u32) -> bool {
 pub const CAP_CHOWN: u32 = 0;
 pub const CAP_DAC_OVERRIDE: u32 = 1;
 pub const CAP_FOWNER: u32 = 3;
+pub const CAP_SYS_RESOURCE: u32 = 24;
 
 /// Does this thread have a capability (one of the first 32)?
 pub fn has_capability(number: u32) -> bool {

@@ -40,6 +40,7 @@ impl Worker {
         if let Some(prefetch) = self.prefetch.as_mut() {
             prefetch.unwatch();
         }
+        ballast::drop();
         let keep = self.settings.config.undo || wanted.which == Which::Left;
         let kept = match keep {
             true => self
@@ -60,6 +61,7 @@ impl Worker {
             }
             Err(refused) => refused,
         };
+        ballast::take();
         log::line(format_args!("rollback refused: {}", refused.reason));
         refused
     }

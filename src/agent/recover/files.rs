@@ -17,6 +17,7 @@ use crate::config::{Config, Resume, Sync};
 use crate::persist::{Id, exclude, table, undo};
 use crate::store::generation::{GenerationRecord, StreamRecord};
 use crate::store::{Found, Job, RawFs};
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 
 /// What restoring the descriptors must know of the files.
@@ -325,11 +326,12 @@ pub fn leaves_alone(config: &Config, path: &[u8]) -> bool {
 }
 
 /// Rollback: can the files of the running program be brought to this generation? Changes
-/// nothing.
+/// nothing. `open`: inodes that the program has open, where it stands still.
 pub fn can_go_back(
     job: &Job<RawFs>,
     record: &GenerationRecord,
     config: &Config,
+    open: Option<&BTreeSet<Id>>,
 ) -> Result<(), String> {
     if leaves_all_now(config) {
         return Ok(());
@@ -340,7 +342,8 @@ pub fn can_go_back(
             record.generation
         ));
     }
-    let checked = undo::check_by_rules(&job.dir, record.generation, &config.restore_exclude);
+    let exclude = &config.restore_exclude;
+    let checked = undo::check_by_rules(&job.dir, record.generation, exclude, open);
     checked.map_err(|error| error.to_string())
 }
 

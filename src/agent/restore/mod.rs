@@ -2,8 +2,9 @@
 //!
 //! Constructor of the new process, or at a rollback the leader of the old one, alone, with
 //! the control block of the helper ([`Inside`]): one thread; std and libc may be used,
-//! since all of this process's memory is about to be replaced. Every error is one line
-//! and exit status 125.
+//! since all of this process's memory is about to be replaced, but for what needs a locale
+//! (`std::io::Error` asks libc for its text): that control block has none. Every error is one
+//! line and exit status 125.
 
 pub mod ahead;
 pub mod alone;
@@ -28,9 +29,11 @@ use crate::agent::rollback::check::Protected;
 use crate::agent::stop::rseq_area;
 use crate::agent::{clock, hooks, log, procfs};
 use crate::config::RestoreMethod;
+use crate::errno::Errno;
+use crate::image::PAGE;
 use crate::image::chain::{ChainError, Sourced};
 use crate::image::codec;
-use crate::image::state::{Extent, FileKind, Manifest, SharedObject, VmaKind};
+use crate::image::state::{DescriptorTable, Extent, FileKind, Manifest, SharedObject, VmaKind};
 use crate::store::RawFs;
 use crate::store::find::FoundMember;
 use crate::store::working_set::WorkingSet;
@@ -50,18 +53,15 @@ pub enum RestoreError {
     #[error(transparent)]
     Descriptors(#[from] descriptors::RestoreError),
     #[error("change to the working directory {path}: {error}")]
-    Cwd { path: String, error: std::io::Error },
+    Cwd { path: String, error: Errno },
     #[error("put the chain of images together: {0}")]
     Chain(#[from] ChainError),
     #[error("unpack the image of generation {generation}: {error}")]
-    Unpack {
-        generation: u64,
-        error: std::io::Error,
-    },
+    Unpack { generation: u64, error: Errno },
     #[error("find free address space for the restorer: errno {0}")]
     Area(i32),
     #[error("rebuild shared memory {name}: {error}")]
-    Shared { name: String, error: std::io::Error },
+    Shared { name: String, error: Errno },
     #[error("encode the state for the restored process: {0}")]
     Payload(String),
     #[error("find free address space for the vdso")]
@@ -159,7 +159,7 @@ pub fn restore(
     let path = os(&manifest.process.cwd);
     std::env::set_current_dir(&path).map_err(|error| RestoreError::Cwd {
         path: path.to_string_lossy().into_owned(),
-        error,
+        error: error.into(),
     })?;
 
     // The images that contents come from, and the lock. The number that each image of the
@@ -534,7 +534,7 @@ fn needed_files(
             mappable &= unpacked.mappable;
             unpacked.file
         } else {
-            file.try_clone().map_err(fail)?
+            file.try_clone().map_err(|error| fail(error.into()))?
         }));
     }
     Ok((files, mappable))
@@ -548,12 +548,43 @@ fn huge_pages_allowed() -> bool {
 
 /// Contents of unlinked files and memfds, read from a mapping of the image: its
 /// descriptor may change its number meanwhile.
-struct ImageSource(memmap2::Mmap);
+/// Only what holds them: there may be little address space.
+struct ImageSource {
+    start: u64,
+    map: Option<memmap2::Mmap>,
+}
+
+impl ImageSource {
+    fn of(table: &DescriptorTable, image: RawFd) -> std::io::Result<ImageSource> {
+        let (mut start, mut end) = (u64::MAX, 0);
+        for file in &table.files {
+            if let FileKind::Unlinked { extents, .. } | FileKind::Memfd { extents, .. } = &file.kind
+            {
+                for e in extents {
+                    start = start.min(e.offset);
+                    end = end.max(e.offset + e.npages * PAGE);
+                }
+            }
+        }
+        let mut options = memmap2::MmapOptions::new();
+        let map = (start < end).then(|| {
+            options.offset(start).len((end - start) as usize);
+            // SAFETY: published images are never changed or truncated.
+            unsafe { options.map(image) }
+        });
+        let map = map.transpose()?;
+        Ok(ImageSource { start, map })
+    }
+}
 
 impl descriptors::ContentSource for ImageSource {
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), i32> {
-        let start = offset as usize;
-        let bytes = self.0.get(start..start + buf.len()).ok_or(libc::EIO)?;
+        let start = offset.checked_sub(self.start).ok_or(libc::EIO)? as usize;
+        let bytes = self
+            .map
+            .as_ref()
+            .and_then(|m| m.get(start..start + buf.len()));
+        let bytes = bytes.ok_or(libc::EIO)?;
         buf.copy_from_slice(bytes);
         Ok(())
     }
@@ -567,12 +598,11 @@ fn restore_descriptors(
     files: &FilesBack,
     inside: bool,
 ) -> Result<Vec<descriptors::Late>, RestoreError> {
-    // SAFETY: published images are never changed or truncated.
-    let map = unsafe { memmap2::Mmap::map(keep[0]) }.map_err(|error| RestoreError::Shared {
+    let source = ImageSource::of(&manifest.descriptors, keep[0]);
+    let source = source.map_err(|error| RestoreError::Shared {
         name: "image".into(),
-        error,
+        error: error.into(),
     })?;
-    let source = ImageSource(map);
     let mut warn = |line: &str| log::line(format_args!("{line}"));
     let mut ctx = descriptors::Context {
         keep,
@@ -740,9 +770,9 @@ fn can_write(path: &[u8]) -> bool {
 
 /// A memfd with the contents of a shared object that no descriptor refers to.
 fn rebuild_object(object: &SharedObject, image_fd: i32) -> Result<i32, RestoreError> {
-    let fail = |error| RestoreError::Shared {
+    let fail = |error: std::io::Error| RestoreError::Shared {
         name: String::from_utf8_lossy(&object.name).into_owned(),
-        error,
+        error: error.into(),
     };
     let name = object
         .name

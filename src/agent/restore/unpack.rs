@@ -9,12 +9,13 @@
 //! Constructor of the new process.
 
 use crate::agent::procfs;
+use crate::errno::{Errno, Io};
 use crate::image::chain::Sourced;
 use crate::image::sums::SUM_BLOCK;
 use crate::image::{Blocks, PAGE};
 use crate::store::RawFs;
 use crate::store::fs::FileOf;
-use std::io::{Error, Result};
+use std::io::Error;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -40,7 +41,7 @@ pub fn unpack(
     mut blocks: Blocks,
     mut parts: Vec<Part>,
     beside: &Path,
-) -> Result<Unpacked> {
+) -> Io<Unpacked> {
     let needed: u64 = parts.iter().map(|part| part.1 * PAGE).sum();
     let (file, mappable) = if needed <= available() / 4 {
         (memory()?, false)
@@ -64,7 +65,7 @@ pub fn unpack(
             let now = (end.min(border) - at) as usize;
             blocks
                 .read(&source, &mut buffer[..now], at)
-                .map_err(Error::other)?;
+                .map_err(|_| Errno::EIO)?;
             file.write_all_at(&buffer[..now], at)?;
             at += now as u64;
         }
@@ -75,17 +76,17 @@ pub fn unpack(
     })
 }
 
-fn memory() -> Result<OwnedFd> {
+fn memory() -> Io<OwnedFd> {
     // SAFETY: a constant name; the descriptor is nobody else's.
     unsafe {
         match libc::memfd_create(c"ckpt-unpacked".as_ptr(), libc::MFD_CLOEXEC) {
             fd if fd >= 0 => Ok(OwnedFd::from_raw_fd(fd)),
-            _ => Err(Error::last_os_error()),
+            _ => Err(Error::last_os_error().into()),
         }
     }
 }
 
-fn nameless(dir: &Path) -> Result<OwnedFd> {
+fn nameless(dir: &Path) -> Io<OwnedFd> {
     use rustix::fs::{CWD, Mode, OFlags, openat};
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     Ok(openat(CWD, dir, flags, Mode::RUSR | Mode::WUSR)?)

@@ -193,6 +193,7 @@ fn go_back(mut handover: Handover) -> restore::RestoreError {
     handover.payload.kept_timers = stop_timers(manifest);
     handover.payload.kept_signals = take_signals(manifest);
     let [rseq, len] = [0, 1].map(|k| RSEQ[k].load(Ordering::SeqCst));
+    limits::make_room(manifest, rseq);
     handover.options.inside = Some(Inside {
         rseq: (rseq, len as u32),
         protected: handover.protected,

@@ -9,6 +9,8 @@
 //! | [`pass`] | helper, leader | descriptors from the helper's table to the program's |
 //! | [`leader`] | stop handler of the leader | its part, and the ends of the other threads |
 //! | [`reopen`] | helper thread | files that must be opened again: can they be? |
+//! | [`limits`] | helper, leader | limits of the process that are in the way |
+//! | [`named`] | helper thread | the same of objects with names that are no files |
 //! | [`redirect`] | any thread; helper | `ckpt_redirect` |
 //! | [`ask`] | helper thread | requests of the `ckpt` command |
 //!
@@ -20,6 +22,8 @@ pub mod ask;
 pub mod call;
 pub mod check;
 pub mod leader;
+mod limits;
+mod named;
 pub mod order;
 pub mod pass;
 pub mod redirect;

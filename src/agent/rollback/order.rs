@@ -80,7 +80,7 @@ pub fn check(
 ) -> Result<u64, Refused> {
     let claimed = claimed.ok_or_else(|| refused(libc::ENOENT, "there is no checkpoint yet"))?;
     let ready = prepare(settings, claimed, wanted)?;
-    files::can_go_back(&claimed.job, &ready.record, &settings.config)
+    files::can_go_back(&claimed.job, &ready.record, &settings.config, None)
         .map_err(|reason| refused(libc::EIO, reason))?;
     Ok(ready.record.generation)
 }
@@ -97,6 +97,8 @@ pub fn go_back(
     let Some(claimed) = claimed else {
         return refused(libc::ENOENT, "there is no checkpoint yet");
     };
+    // Until it is refused; else the image has its own.
+    let _numbers = limits::lift_numbers();
     match prepare(settings, claimed, wanted) {
         Ok(mut ready) => {
             ready.left = left;
@@ -242,6 +244,8 @@ fn while_stopped(
     if increments.standing_on(ready.record.generation).is_none() {
         ready.since = None;
     }
+    // Put back when it is refused.
+    let lifted = limits::lift(&ready.member.image.manifest, &settings.limits);
     let prepared = may_go_back().and_then(|()| last_checks(settings, claimed, &ready, stopped));
     let protected = match prepared {
         Ok(protected) => protected,
@@ -312,6 +316,8 @@ fn while_stopped(
         job: job.name(),
     });
     let handover = Box::into_raw(handover);
+    // The image has its own.
+    std::mem::forget(lifted);
     CONTROL.handover.store(handover, Ordering::SeqCst);
     step(COMMIT);
     CONTROL.order.store(END, Ordering::SeqCst);
@@ -349,10 +355,15 @@ fn last_checks(
     if let Some(reason) = credentials::changed(stopped, leader as i32, then) {
         return Err(refused(libc::EPERM, reason));
     }
-    files::can_go_back(&claimed.job, &ready.record, &settings.config)
+    let open = reopen::open_now();
+    let (job, inodes) = (&claimed.job, open.inodes());
+    files::can_go_back(job, &ready.record, &settings.config, Some(&inodes))
         .map_err(|reason| refused(libc::EIO, reason))?;
-    let table = &ready.member.image.manifest.descriptors;
-    reopen::check(table, &claimed.job, &ready.record, &settings.config)
+    let manifest = &ready.member.image.manifest;
+    let images = 3 + ready.member.older.len();
+    limits::check(manifest, &settings.limits, &ready.regions, images)
+        .map_err(|(errno, reason)| refused(errno, reason))?;
+    reopen::check(manifest, open, job, &ready.record, &settings.config)
         .map_err(|reason| refused(libc::EIO, reason))?;
     check::copy(&ready.regions).map_err(no_region)
 }

@@ -1,37 +1,57 @@
-//! Files of the checkpoint that the program has closed since: can they be opened again? What
-//! cannot must be found out before there is no way back.
+//! Files of the checkpoint that the program has closed since: can they be opened again? And can
+//! the working directory be entered? What cannot must be found out before there is no way back.
+//! Other objects with names: [`named`].
 //!
 //! Helper thread, the program stopped. Nothing is changed: a file is opened for a moment in the
 //! helper's own table.
 
-use crate::agent::collect::descriptors::{fdinfo::FdInfo, sys};
+use crate::agent::collect::descriptors::{fdinfo, fdinfo::FdInfo, sys};
 use crate::agent::recover::files;
 use crate::agent::restore::descriptors::regular;
-use crate::agent::rollback::redirect;
+use crate::agent::rollback::{named, redirect};
 use crate::agent::state::AGENT;
 use crate::config::Config;
-use crate::image::state::{DescriptorTable, FileKind, OpenFileState};
+use crate::image::state::{FileKind, Manifest, OpenFileState};
 use crate::persist::{Id, undo};
 use crate::store::generation::GenerationRecord;
 use crate::store::{Job, RawFs};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
 /// An object, and how it is open (`O_ACCMODE`).
 type Opened = (u64, u64, i32);
 
-/// Checks all descriptions of the checkpoint that would have to be opened by their names.
+/// Checks the working directory and all descriptions of the checkpoint that would have to be
+/// opened by their names.
 pub fn check(
-    table: &DescriptorTable,
+    manifest: &Manifest,
+    mut open: OpenNow,
     job: &Job<RawFs>,
     record: &GenerationRecord,
     config: &Config,
 ) -> Result<(), String> {
+    let table = &manifest.descriptors;
     let mut used = vec![false; table.files.len()];
     for d in &table.fds {
         used[d.file as usize] = true;
     }
-    let mut open = open_now();
+    let comes_back = |path: &[u8], id: Id| {
+        let exclude = &config.restore_exclude;
+        let concerns = || undo::reach::concerns(&job.dir, record.generation, exclude, path, id);
+        let brought =
+            !files::leaves_alone(config, path) && concerns().map_err(|e| e.to_string())?;
+        Ok::<bool, String>(brought)
+    };
+    let cwd = &manifest.process.cwd;
+    if let Err(errno) = named::can_be_entered(cwd)
+        && !comes_back(cwd, NO_INODE)?
+    {
+        let path = String::from_utf8_lossy(cwd);
+        let reason = sys::errno_text(errno);
+        return Err(format!(
+            "{path} was the working directory at the checkpoint and cannot be entered: {reason}"
+        ));
+    }
     let mut redirects = config.redirect.clone();
     redirects.extend(redirect::asked());
     let files = table.files.iter().zip(used).filter(|(_, used)| *used);
@@ -39,58 +59,97 @@ pub fn check(
         let (path, dev, ino) = match &state.kind {
             FileKind::Regular { path, dev, ino, .. } => (path, *dev, *ino),
             FileKind::Directory { path, ino } => (path, 0, *ino),
-            _ => continue,
+            other => {
+                if let Err((path, reason)) = named::can_be_made(other, &open.sockets)
+                    && (path.is_empty() || !comes_back(&path, NO_INODE)?)
+                {
+                    return Err(reason);
+                }
+                continue;
+            }
         };
         let redirected = redirects.iter().rev().find(|(old, _)| old == path);
         if let Some((_, new)) = redirected {
-            regular::would_open(new, state.flags)
-                .map_err(|errno| sentence(new, &sys::errno_text(errno)))?;
+            let opened = regular::would_open(new, flags(state));
+            let opened = opened.map_err(|errno| sentence(new, &sys::errno_text(errno)))?;
+            if !same_kind(state, &opened) {
+                let (old, new) = (String::from_utf8_lossy(path), String::from_utf8_lossy(new));
+                return Err(format!(
+                    "{new}, which {old} is redirected to, is no file of its kind"
+                ));
+            }
             continue;
         }
         let access = state.flags as i32 & libc::O_ACCMODE;
-        if let Some(count) = open.get_mut(&(dev, ino, access)).filter(|n| **n > 0) {
+        let files = &mut open.files;
+        if let Some(count) = files.get_mut(&(dev, ino, access)).filter(|n| **n > 0) {
             *count -= 1;
             continue;
         }
         let Err(reason) = as_it_was(path, ino, state) else {
             continue;
         };
-        let id = Id { dev, ino };
-        let exclude = &config.restore_exclude;
-        let comes_back = !files::leaves_alone(config, path)
-            && undo::reach::concerns(&job.dir, record.generation, exclude, path, id)
-                .map_err(|error| error.to_string())?;
-        if !comes_back {
+        if !comes_back(path, Id { dev, ino })? {
             return Err(sentence(path, &reason));
         }
     }
     Ok(())
 }
 
+/// Only the path counts.
+const NO_INODE: Id = Id { dev: 0, ino: 0 };
+
 fn sentence(path: &[u8], reason: &str) -> String {
     let path = String::from_utf8_lossy(path);
     format!("{path} was open at the checkpoint and cannot be opened again: {reason}")
 }
 
-/// Is the file still there, and can it be opened?
-fn as_it_was(path: &[u8], ino: u64, state: &OpenFileState) -> Result<(), String> {
-    let flags = match &state.kind {
+fn flags(state: &OpenFileState) -> u32 {
+    match &state.kind {
         FileKind::Directory { .. } => state.flags | libc::O_DIRECTORY as u32,
         _ => state.flags,
-    };
-    match regular::would_open(path, flags) {
-        Ok(Some(st)) if st.st_ino != ino => Err("another file has taken its place".into()),
+    }
+}
+
+fn same_kind(state: &OpenFileState, opened: &regular::Opened) -> bool {
+    match &state.kind {
+        FileKind::Regular { mode, .. } => (opened.stat.st_mode ^ mode) & libc::S_IFMT == 0,
+        _ => true,
+    }
+}
+
+/// Is the file still there, and can it be opened?
+fn as_it_was(path: &[u8], ino: u64, state: &OpenFileState) -> Result<(), String> {
+    match regular::would_open(path, flags(state)) {
+        Ok(opened) if !same_kind(state, &opened) || opened.stable && opened.stat.st_ino != ino => {
+            Err("another file has taken its place".into())
+        }
         Ok(_) => Ok(()),
         Err(errno) => Err(sys::errno_text(errno)),
     }
 }
 
-/// How often each object is open in the program. Directories without their device, which an
-/// image does not have.
-fn open_now() -> BTreeMap<Opened, u32> {
+/// What the program has open.
+#[derive(Default)]
+pub struct OpenNow {
+    /// How often each object is open. Directories without their device, which an image does
+    /// not have.
+    files: BTreeMap<Opened, u32>,
+    sockets: Vec<named::Socket>,
+}
+
+impl OpenNow {
+    pub fn inodes(&self) -> BTreeSet<Id> {
+        let files = self.files.keys();
+        files.map(|&(dev, ino, _)| Id { dev, ino }).collect()
+    }
+}
+
+pub fn open_now() -> OpenNow {
     let leader = AGENT.real_pid.load(Ordering::Relaxed);
     let task = format!("/proc/self/task/{leader}");
-    let mut open = BTreeMap::new();
+    let mut open = OpenNow::default();
+    let pidfd = sys::pidfd_of(leader, leader);
     let flags = libc::O_RDONLY | libc::O_DIRECTORY;
     let (Ok(fds), Ok(infos)) = (
         sys::open(format!("{task}/fd").as_bytes(), flags, 0),
@@ -100,7 +159,7 @@ fn open_now() -> BTreeMap<Opened, u32> {
     };
     let mut text = Vec::new();
     for name in sys::list_dir(fds.raw()).unwrap_or_default() {
-        let name = sys::cstr(&name);
+        let (number, name) = (fdinfo::number(&name, 10) as i32, sys::cstr(&name));
         let Ok(st) = sys::fstatat(fds.raw(), &name, 0) else {
             continue;
         };
@@ -114,7 +173,13 @@ fn open_now() -> BTreeMap<Opened, u32> {
             libc::S_IFDIR => 0,
             _ => st.st_dev,
         };
-        *open.entry((dev, st.st_ino, access)).or_insert(0) += 1;
+        *open.files.entry((dev, st.st_ino, access)).or_insert(0) += 1;
+        if st.st_mode & libc::S_IFMT == libc::S_IFSOCK
+            && let Ok(pidfd) = &pidfd
+            && let Ok(fd) = sys::pidfd_getfd(pidfd.raw(), number)
+        {
+            open.sockets.push(named::Socket::of(st.st_ino, &fd));
+        }
     }
     open
 }

@@ -12,6 +12,7 @@
 //! | `findings` | what was found out about others, for an undo that is gone on with |
 //! | `apply` | one record |
 //! | `names` | records about names |
+//! | `space` | whether there is room for it |
 //! | `reach` | whether a file is brought back |
 //! | `tree` | removing, putting aside, making inodes anew |
 //! | `foreign` | what somebody else changed |
@@ -28,6 +29,7 @@ mod place;
 pub mod reach;
 mod record;
 pub(super) mod rows;
+mod space;
 pub(super) mod state;
 mod tree;
 
@@ -151,6 +153,16 @@ pub enum UndoError {
     },
     #[error("{} is damaged", .0.display())]
     Damaged(PathBuf),
+    /// Nothing was changed.
+    #[error(
+        "no space left on device: {needed} KiB are needed to put the files back where {} is, {free} are free",
+        path.display()
+    )]
+    NoSpace {
+        path: PathBuf,
+        needed: u64,
+        free: u64,
+    },
 }
 
 pub(super) fn failed(verb: &'static str, path: &Path, errno: i32) -> UndoError {
@@ -180,13 +192,22 @@ pub fn check(
     tables(job_dir, to_generation, restore_exclude, false).map(drop)
 }
 
-/// The same for a rollback, from which the process's own rules take files out.
+/// The same for a rollback, from which the process's own rules take files out. `open`: inodes
+/// that the program, which stands still, has open; then it is asked as well whether there is
+/// room for what is written.
 pub fn check_by_rules(
     job_dir: &Path,
     to_generation: u64,
     restore_exclude: &[Vec<u8>],
+    open: Option<&BTreeSet<Id>>,
 ) -> Result<(), UndoError> {
-    tables(job_dir, to_generation, restore_exclude, true).map(drop)
+    let tables = tables(job_dir, to_generation, restore_exclude, true)?;
+    let Some(open) = open else {
+        return Ok(());
+    };
+    let by_option = |path: &[u8]| restore_exclude.iter().any(|glob| matches(glob, path));
+    let excluded = |path: &[u8]| by_option(path) || is_excluded(path);
+    space::check(job_dir, to_generation, &tables, open, excluded)
 }
 
 /// The tables that lead from now back to a generation, newest first, whole and

@@ -1,7 +1,7 @@
 //! Does an undo bring a file back? For a rollback, which must know before it begins.
 
-use super::super::Id;
 use super::super::table::{Name, Record};
+use super::super::{Id, MODE, OWNER};
 use super::{UndoError, tables};
 use std::path::Path;
 
@@ -25,9 +25,13 @@ fn is_about(record: &Record, path: &[u8], id: Id) -> bool {
             stat.id == id || leads(name, path)
         }
         Record::Renamed { from, moved, .. } => moved.inode.id == id || leads(from, path),
+        // A directory in which something was made or removed has other times, no more.
         Record::Inode {
-            stat, path: called, ..
-        } => stat.id == id || is_on(called, path),
+            stat,
+            which,
+            path: called,
+            ..
+        } => stat.id == id || which & (MODE | OWNER) != 0 && is_on(called, path),
         _ => false,
     }
 }
@@ -50,6 +54,22 @@ fn is_on(name: &[u8], path: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::persist::{Stat, TIMES};
+
+    #[test]
+    fn times_of_a_directory_bring_nothing_back() {
+        let of = |which| Record::Inode {
+            row: 0,
+            slot: 0,
+            which,
+            stat: Stat::default(),
+            path: b"/a".into(),
+        };
+        let id = Id { dev: 1, ino: 1 };
+        assert!(is_about(&of(MODE), b"/a/b", id));
+        assert!(!is_about(&of(TIMES), b"/a/b", id));
+        assert!(is_about(&of(TIMES), b"/c", Stat::default().id));
+    }
 
     #[test]
     fn names_on_a_path() {

@@ -183,6 +183,23 @@ fn drain(fd: i32) {
     }
 }
 
+/// The first watch that could not be added now.
+pub fn obstacle(watches: &[InotifyWatch]) -> Option<(&[u8], i32)> {
+    // SAFETY: no memory is involved.
+    let fd = check(unsafe { syscall!(libc::SYS_inotify_init1, libc::IN_CLOEXEC) });
+    // Without one of our own it is not known.
+    let fd = Fd::own(fd.ok()? as i32);
+    let mut watches = watches.iter();
+    watches.find_map(|watch| {
+        let path = sys::cstr(&watch.path);
+        let mask = libc::IN_DELETE_SELF;
+        // SAFETY: a live NUL-terminated path.
+        let added =
+            check(unsafe { syscall!(libc::SYS_inotify_add_watch, fd.raw(), path.as_ptr(), mask) });
+        added.err().map(|errno| (&watch.path[..], errno))
+    })
+}
+
 fn add_watch(fd: i32, watch: &InotifyWatch) -> Result<(), i32> {
     let path = sys::cstr(&watch.path);
     let mask = watch.mask & (libc::IN_ALL_EVENTS | libc::IN_EXCL_UNLINK | libc::IN_ONESHOT);

@@ -16,14 +16,14 @@
 //!
 //! At a rollback there is no new start: [`kept`] finds what is open still.
 
-mod anon;
+pub mod anon;
 mod epoll;
 mod kept;
 mod locks;
 mod numbers;
 mod pipes;
 pub mod regular;
-mod sockets;
+pub mod sockets;
 mod sockpair;
 mod tty;
 

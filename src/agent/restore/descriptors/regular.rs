@@ -55,23 +55,41 @@ fn open_again(path: &[u8], flags: i32) -> Result<Fd, i32> {
     }
 }
 
-/// What [`open_again`] would open, without a trace; `None` where a file cannot be told from
-/// another.
-pub fn would_open(path: &[u8], flags: u32) -> Result<Option<libc::stat>, i32> {
-    let flags = open_flags(flags);
+/// What [`open_again`] would open.
+pub struct Opened {
+    pub stat: libc::stat,
+    /// Its number and size mean something.
+    pub stable: bool,
+}
+
+/// What [`open_again`] would open, without a trace.
+pub fn would_open(path: &[u8], flags: u32) -> Result<Opened, i32> {
+    let flags = open_flags(flags) | flags as i32 & libc::O_DIRECTORY;
+    let stable = |stat| Opened { stat, stable: true };
+    let follow = match flags & libc::O_NOFOLLOW {
+        0 => 0,
+        _ => libc::AT_SYMLINK_NOFOLLOW,
+    };
+    let there = sys::fstatat(libc::AT_FDCWD, &sys::cstr(path), follow)?;
+    // Opening another kind may wait, or do something.
+    if !matches!(there.st_mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFDIR) {
+        return Ok(stable(there));
+    }
     let opened = match sys::open(path, flags, 0) {
         Err(libc::EPERM) => sys::open(path, flags & !libc::O_NOATIME, 0),
         other => other,
     };
     match opened {
-        Ok(fd) if is_unstable(&fd) => Ok(None),
-        Ok(fd) => sys::fstat(fd.raw()).map(Some),
+        Ok(fd) => {
+            let stat = sys::fstat(fd.raw())?;
+            let stable = !is_unstable(&fd);
+            Ok(Opened { stat, stable })
+        }
         Err(libc::EACCES) => {
-            let st = sys::stat(path)?;
             // SAFETY: no arguments.
             let own = unsafe { ckpt_sys::syscall!(libc::SYS_geteuid) } as u32;
-            if st.st_uid == own {
-                Ok(Some(st))
+            if there.st_uid == own {
+                Ok(stable(there))
             } else {
                 Err(libc::EACCES)
             }

@@ -78,8 +78,19 @@ fn bound(r: &Restorer, file: usize, s: &SocketState) -> Result<Fd, RestoreError>
     Ok(fd)
 }
 
+/// Could [`make`] bind a socket to its address now? Of one whose name is a file this is not
+/// asked: it would be made.
+pub fn would_bind(s: &SocketState) -> Result<(), i32> {
+    let fd = socket(s.domain, s.ty, s.protocol)?;
+    let _ = sockopts::apply(fd.raw(), s);
+    if s.domain == libc::AF_INET || s.domain == libc::AF_INET6 {
+        let _ = set_int(fd.raw(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);
+    }
+    bind(fd.raw(), s)
+}
+
 /// Is there an address beyond the family? (An unbound IP socket has port 0.)
-pub(super) fn named(address: &[u8]) -> bool {
+pub fn named(address: &[u8]) -> bool {
     match address {
         [] | [_] | [_, _] => false,
         [family, 0, port @ ..] if [libc::AF_INET as u8, libc::AF_INET6 as u8].contains(family) => {
