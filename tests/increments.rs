@@ -165,8 +165,8 @@ fn of_shared_memory_what_changed_is_stored() {
         return;
     }
     let bytes = |g: &serde_json::Value| g["bytes_stored"].as_u64().expect("bytes");
-    let most = all.iter().map(bytes).max().expect("some");
-    assert!(most > 30 << 20, "{all:#?}");
+    let sum: u64 = all.iter().map(bytes).sum();
+    assert!(sum > 30 << 20, "{all:#?}");
     // The last ones were taken when it had long been filled.
     let last: Vec<_> = all.iter().rev().take(3).collect();
     let little = |g: &&serde_json::Value| g["kind"] != "increment" || bytes(g) < 8 << 20;
