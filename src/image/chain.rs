@@ -305,13 +305,13 @@ mod tests {
             npages,
         };
         let page = OBJECTS_AT / PAGE;
-        let generation = |number, npages, extents: &[Extent], dropped: &[(u64, u64)]| {
+        let generation = |number: u64, npages, extents: &[Extent], dropped: &[(u64, u64)]| {
             let dropped = dropped.iter().map(|&(p, n)| ((page + p) * PAGE, n));
             MemoryState {
                 objects: vec![object(npages)],
                 extents: extents.to_vec(),
                 dropped: dropped.collect(),
-                base: (number > 0).then(|| base(number - 1).unwrap()),
+                base: (number > 0).then(|| base(number - 1).expect("a base")),
                 ..Default::default()
             }
         };
