@@ -208,6 +208,42 @@ mod refusals {
         refused(Program::guest("ref_mqueue"), "message queue", true);
     }
 
+    /// A program that had entered a sandbox gave up its lock: `ckpt status` called it not
+    /// running, and its job could be restored while it lived. Nor may it be asked by a
+    /// signal, whose handler might be its death.
+    #[test]
+    fn a_sandboxed_program_keeps_its_job() {
+        let reason = "PR_SET_SYSCALL_USER_DISPATCH";
+        let mut trial = Trial::new(facility("dispatch").seconds(1.2), LAZY_FORK);
+        let bare = trial.bare();
+        let mut started = trial.start();
+        if !comes_to_its_reason(&mut trial, &mut started, 1) {
+            started.kill(true);
+            return;
+        }
+        let limit = Instant::now() + LIMIT;
+        while !log(&trial).contains(reason) && Instant::now() < limit {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let said: serde_json::Value = serde_json::from_str(&status(&trial, true)).expect("JSON");
+        let state = &said["status"][0];
+        if state["state"] != "asleep" || state["running"] != true || state["answered"] != false {
+            trial.fail(&format!("`ckpt status` says {said}"));
+        }
+        let mut restore = Command::new(build::command());
+        restore.env("CKPT_DIR", trial.dir.join("store"));
+        let output = restore.arg("restore").output().expect("ckpt restore");
+        let line = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() || !line.contains(&started.id.to_string()) {
+            trial.fail(&format!("`ckpt restore` while it runs: {output:?}"));
+        }
+        if trial.notes("reason goes") != 0 {
+            trial.fail("it was asked too late");
+        }
+        let life = started.end(LIMIT);
+        trial.compare(&bare, &life);
+    }
+
     #[test]
     fn seccomp() {
         refused(Program::guest("ref_seccomp"), "seccomp", false);

@@ -8,7 +8,7 @@ use super::output::print_json;
 use super::{Cli, NO_ANSWER, exit, select};
 use crate::agent::restore::proxy::STARTER_NAME;
 use crate::config::Config;
-use crate::store::report::{Ask, Report, RequestResult, encode_request};
+use crate::store::report::{ASLEEP, Ask, Report, RequestResult, encode_request};
 use crate::store::store_root;
 use anyhow::{Context, bail};
 use procfs::process::Process;
@@ -128,6 +128,13 @@ impl Target {
     }
 
     fn send_as(&self, kind: u64, nonce: u32) -> anyhow::Result<u32> {
+        if let Ok(report) = read_report(&self.root, self.pid)
+            && report.start_time == self.start_time
+            && report.state == ASLEEP
+        {
+            let reason = report.last_refusal.map_or(String::new(), |r| r.reason);
+            bail!("the library is asleep in process {}: {reason}", self.pid);
+        }
         let mut info = [0u8; 128];
         let mut put = |at: usize, bytes: &[u8]| info[at..at + bytes.len()].copy_from_slice(bytes);
         // siginfo_t of a queued signal: si_signo, si_code, si_pid, si_uid, si_value.

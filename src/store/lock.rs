@@ -4,7 +4,8 @@
 //! the descriptor holds it too: the restored process of a recovery takes it over
 //! from the starter that way. A forked writer child may outlive its parent by
 //! moments and still hold it; so an owner that is dead, with the lock busy, is
-//! waited for.
+//! waited for. An owner whose helper ends before it does lets the lock go and says so in
+//! the text: the job is its until it is dead.
 //!
 //! Used in the target (constructor, helper thread) and in the command (`prune`).
 
@@ -18,6 +19,8 @@ pub const NAME: &str = "lock";
 /// How long a dead owner's children may take to let go.
 const PATIENCE_MS: u64 = 10_000;
 const POLL_MS: u64 = 20;
+/// The fourth word of an owner who keeps the job without the lock.
+const UNTIL_ITS_END: &str = "asleep";
 
 /// A process, told apart from a later one with the same number.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,6 +149,10 @@ impl JobLock {
             };
             match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {
+                    if let Some(pid) = owned_without_lock(&fd) {
+                        let dir = dir.to_owned();
+                        return Err(LockError::Busy { dir, pid });
+                    }
                     // The job may have been removed, or removed and made again, between
                     // the two calls: then this is a lock on nothing.
                     if same_file(fd.as_fd(), &path) {
@@ -164,7 +171,7 @@ impl JobLock {
                         .map_err(Into::into);
                 }
             }
-            let owner = read_owner(&fd);
+            let owner = read_owner(&fd).map(|(owner, _)| owner);
             // No text yet: its owner is just writing it.
             let alive = owner.as_ref().is_some_and(Owner::is_alive);
             if alive || waited >= patience_ms {
@@ -179,8 +186,22 @@ impl JobLock {
 
     /// Names another owner: the restored process, once it has the descriptor.
     pub fn set_owner(&self, owner: &Owner) -> Result<(), StoreError> {
+        self.write(owner.to_text())
+    }
+
+    /// The job is the owner's as long as it lives, though nobody will hold the lock any
+    /// more: its helper ends before it does (a system-call filter, say).
+    pub fn outlive(&self, owner: &Owner) -> Result<(), StoreError> {
+        let mut text = owner.to_text();
+        text.pop();
+        text.extend_from_slice(b" ");
+        text.extend_from_slice(UNTIL_ITS_END.as_bytes());
+        text.push(b'\n');
+        self.write(text)
+    }
+
+    fn write(&self, text: Vec<u8>) -> Result<(), StoreError> {
         let path = self.dir.join(NAME);
-        let text = owner.to_text();
         rustix::io::pwrite(&self.fd, &text, 0)
             .map_err(Errno::from)
             .on("write", &path)?;
@@ -215,10 +236,10 @@ pub fn live_owner(dir: &Path) -> Option<Owner> {
     let path = dir.join(NAME);
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let fd = rustix::fs::openat(CWD, &path, flags, Mode::empty()).ok()?;
-    let owner = read_owner(&fd)?;
+    let (owner, until_its_end) = read_owner(&fd)?;
     let inode = rustix::fs::fstat(&fd).ok()?.st_ino;
     let live = owner.boot_id == boot_id() && owner.is_alive();
-    (live && is_flocked(inode)).then_some(owner)
+    (live && (until_its_end || is_flocked(inode))).then_some(owner)
 }
 
 /// Does anyone hold a flock on a file with this inode number? (The device is left out:
@@ -244,10 +265,21 @@ fn is_flocked(inode: u64) -> bool {
     })
 }
 
-fn read_owner(fd: &OwnedFd) -> Option<Owner> {
+/// The owner, and whether the job is its until its end ([`JobLock::outlive`]).
+fn read_owner(fd: &OwnedFd) -> Option<(Owner, bool)> {
     let mut text = [0u8; 256];
     let got = rustix::io::pread(fd, &mut text, 0).ok()?;
-    Owner::from_text(&text[..got])
+    let owner = Owner::from_text(&text[..got])?;
+    let mut words = text[..got].split(|byte| b" \n".contains(byte));
+    Some((owner, words.nth(3) == Some(UNTIL_ITS_END.as_bytes())))
+}
+
+/// The process, other than this one, whose job it is though it does not hold the lock.
+/// Not of this boot: it is dead.
+fn owned_without_lock(fd: &OwnedFd) -> Option<i32> {
+    let (owner, until_its_end) = read_owner(fd)?;
+    let lives = until_its_end && owner.boot_id == boot_id() && owner.is_alive();
+    (lives && Owner::current().ok() != Some(owner.clone())).then_some(owner.pid)
 }
 
 /// A checkpoint is code that will run as us: nobody else may have written it.
@@ -324,6 +356,43 @@ mod tests {
         drop(lock);
         assert_eq!(live_owner(&dir.0), None, "it let go, though it lives");
         JobLock::take(&dir.0, false, &me).unwrap();
+    }
+
+    /// A program under seccomp had given up its lock: a second start of the same command
+    /// went on from its last generation while it lived.
+    #[test]
+    fn an_owner_without_the_lock_keeps_it_until_its_end() {
+        let dir = TempDir::new("asleep");
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let pid = child.id() as i32;
+        let owner = Owner {
+            pid,
+            start_time: stat_of(pid).unwrap().1,
+            boot_id: boot_id(),
+        };
+        let me = Owner::current().unwrap();
+        let asleep = |owner: &Owner| {
+            let lock = JobLock::take(&dir.0, true, &me).unwrap();
+            lock.outlive(owner).unwrap();
+        };
+        asleep(&owner);
+        assert_eq!(live_owner(&dir.0), Some(owner.clone()));
+        let busy = JobLock::take(&dir.0, true, &me).unwrap_err();
+        assert!(matches!(busy, LockError::Busy { pid: by, .. } if by == pid));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(live_owner(&dir.0), None);
+        JobLock::take(&dir.0, true, &me).unwrap();
+        // It executed the same command once more: its own job is no obstacle.
+        asleep(&me);
+        JobLock::take(&dir.0, true, &me).unwrap();
+        let lock = JobLock::take(&dir.0, true, &me).unwrap();
+        lock.set_owner(&owner).unwrap();
+        drop(lock);
+        assert_eq!(live_owner(&dir.0), None);
     }
 
     #[test]

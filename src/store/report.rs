@@ -28,6 +28,10 @@ pub fn decode_request(value: u64) -> Option<(u64, u32)> {
     (value >> 48 == REQUEST_MARK).then_some((value >> 32 & 0xffff, value as u32))
 }
 
+/// [`Report::state`] when the library will answer no more. It must not be asked either: a
+/// program under a system-call filter might die of the signal's handler.
+pub const ASLEEP: &str = "asleep";
+
 /// What a running program says about itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {

@@ -7,7 +7,9 @@ use crate::agent::state::AGENT;
 use crate::agent::{exit, interface, log, refusal};
 use crate::config::Resume;
 use crate::persist::table;
+use crate::store::Owner;
 use crate::store::generation::GenerationRecord;
+use crate::store::report::ASLEEP;
 use crate::store::start::Claimed;
 use crate::store::{RawFs, history, report};
 use std::os::unix::ffi::OsStrExt;
@@ -24,6 +26,14 @@ impl Worker {
         let (reason, time_ns) = (reason.to_owned(), identity::realtime_ns());
         self.keep_refusal(&reason, time_ns);
         self.report.last_refusal = Some(report::Refusal { reason, time_ns });
+        if self.owner.is_none() {
+            self.owner = Owner::current().ok();
+        }
+        if let (Some(claimed), Some(owner)) = (&self.claimed, &self.owner)
+            && let Err(error) = claimed.lock.outlive(owner)
+        {
+            log::line(format_args!("{error}"));
+        }
         self.write_report();
     }
 
@@ -121,7 +131,8 @@ impl Worker {
             self.report.job_dir = claimed.job.dir.to_string_lossy().into_owned();
         }
         self.report.program_pid = AGENT.pid.load(Ordering::Relaxed);
-        self.report.state = "idle".into();
+        let retires = refusal::RETIRE.load(Ordering::SeqCst);
+        self.report.state = if retires { ASLEEP } else { "idle" }.into();
         self.report.last_generation = self.last_generation;
         self.report.interval_ms =
             interval_ns(self.settings, &self.pace).map_or(0, |ns| ns / 1_000_000);
