@@ -75,7 +75,8 @@ fn java_side_by_side() {
     // Of the same user: a JVM looks through the directory of its own user only.
     let mut third = std::process::Command::new("java");
     if let Some(user) = common::user::ordinary() {
-        std::os::unix::process::CommandExt::uid(&mut third, user.uid).gid(user.gid);
+        use std::os::unix::process::CommandExt;
+        third.uid(user.uid).gid(user.gid);
     }
     let third = third.arg("-version").output();
     assert!(third.expect("java").status.success());
