@@ -62,6 +62,7 @@ pub(super) fn take<S: ImageSink>(
         // passes.
         stop::StopError::Stuck { .. }
         | stop::StopError::TooMany(_)
+        | stop::StopError::Exec
         | stop::StopError::Signal { .. } => CheckpointError::Postponed(error.to_string()),
         other => refused(other),
     })?;
@@ -92,6 +93,12 @@ pub(super) fn take<S: ImageSink>(
             return Err(error);
         }
     };
+    if Increments::swept_too_early(&ahead) {
+        stop::release(stopped);
+        return Err(CheckpointError::Postponed(
+            "direct input or output, or writing to /proc/self/mem, has begun".into(),
+        ));
+    }
     let residue = increments.residue(&mut ahead, &mut plan);
     if based && ahead.base.is_none() {
         // The tracker has failed: the image is to be complete, and contents were left out.
