@@ -84,14 +84,15 @@ fn end_of(addr: u64, npages: u64) -> u64 {
 }
 
 impl MemoryState {
-    /// Areas whose contents are pages of images. Contents of shared areas stand in the
-    /// generation itself.
+    /// Areas whose contents are pages of images, the spaces of objects last. Contents of
+    /// shared areas that have no such space stand in the generation itself.
     pub fn private(&self) -> impl Iterator<Item = (u64, u64)> {
         let vmas = self.vmas.iter().filter(|vma| match vma.kind {
             VmaKind::Anon | VmaKind::Stack | VmaKind::Heap | VmaKind::FilePrivate { .. } => true,
             VmaKind::FileShared { .. } | VmaKind::Shared { .. } => false,
         });
-        vmas.map(|vma| (vma.start, vma.end))
+        let objects = self.objects.iter().map(|object| (object.at, object.end()));
+        vmas.map(|vma| (vma.start, vma.end)).chain(objects)
     }
 }
 
@@ -155,7 +156,7 @@ pub fn piece_at(pieces: &[Sourced], addr: u64) -> Option<&Sourced> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::state::{Base, Extent, VmaState};
+    use super::super::state::{Base, Extent, OBJECTS_AT, ObjectSpace, VmaState};
     use super::*;
     use std::collections::BTreeMap;
 
@@ -292,6 +293,43 @@ mod tests {
             }
             assert_eq!(pages, naive(&chain), "round {round}: {chain:#?}");
         }
+    }
+
+    /// An object that shrinks and grows again does not get back what it held.
+    #[test]
+    fn contents_of_objects_are_composed_like_memory() {
+        let object = |npages| ObjectSpace {
+            dev: 1,
+            ino: 2,
+            at: OBJECTS_AT,
+            npages,
+        };
+        let page = OBJECTS_AT / PAGE;
+        let generation = |number: u64, npages, extents: &[Extent], dropped: &[(u64, u64)]| {
+            let dropped = dropped.iter().map(|&(p, n)| ((page + p) * PAGE, n));
+            MemoryState {
+                objects: vec![object(npages)],
+                extents: extents.to_vec(),
+                dropped: dropped.collect(),
+                base: (number > 0).then(|| base(number - 1).expect("a base")),
+                ..Default::default()
+            }
+        };
+        let first = generation(0, 4, &[extent(page, 4, 1)], &[]);
+        let small = generation(1, 2, &[extent(page, 1, 1)], &[]);
+        let grown = generation(2, 4, &[], &[(2, 2)]);
+        let pieces = |chain: &[&MemoryState]| {
+            let pieces = compose(chain).unwrap();
+            let told = |p: &Sourced| (p.addr / PAGE - page, p.npages, p.file);
+            pieces.iter().map(told).collect::<Vec<_>>()
+        };
+        assert_eq!(pieces(&[&small, &first]), [(0, 1, 0), (1, 1, 1)]);
+        assert_eq!(pieces(&[&grown, &small, &first]), [(0, 1, 1), (1, 1, 2)]);
+        let without = MemoryState {
+            base: base(1),
+            ..Default::default()
+        };
+        assert!(pieces(&[&without, &small, &first]).is_empty());
     }
 
     #[test]

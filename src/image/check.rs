@@ -6,7 +6,7 @@
 
 use super::PAGE;
 use super::header::ParsedHeader;
-use super::state::{Extent, FileKind, Manifest, VmaKind};
+use super::state::{Extent, FileKind, Manifest, OBJECTS_AT, VmaKind};
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CheckError {
@@ -24,6 +24,8 @@ pub enum CheckError {
     Guarded(usize),
     #[error("memory area {0} names shared object {1}, which does not exist")]
     SharedObject(usize, u32),
+    #[error("the space of object {0} is empty, unaligned or out of order")]
+    ObjectSpace(usize),
     #[error("descriptor {0} is out of order or names an open file that does not exist")]
     Descriptor(i32),
     #[error("an epoll set watches descriptor {0} of an open file that does not exist")]
@@ -44,6 +46,15 @@ pub fn check_manifest(manifest: &Manifest, header: &ParsedHeader) -> Result<(), 
             && object as usize >= memory.shared.len()
         {
             return Err(CheckError::SharedObject(index, object));
+        }
+    }
+    end = end.max(OBJECTS_AT);
+    for (index, object) in memory.objects.iter().enumerate() {
+        let len = object.npages.checked_mul(PAGE);
+        let until = len.and_then(|len| object.at.checked_add(len));
+        match until.filter(|&until| object.at >= end && until > object.at) {
+            Some(until) if object.at % PAGE == 0 => end = until,
+            _ => return Err(CheckError::ObjectSpace(index)),
         }
     }
     check_extents("memory", &memory.extents, header)?;
@@ -153,16 +164,22 @@ fn check_guarded(manifest: &Manifest) -> Result<(), CheckError> {
 
 /// Every page of memory lies in some area; both lists ascend.
 fn check_cover(manifest: &Manifest) -> Result<(), CheckError> {
-    let mut vmas = manifest.memory.vmas.iter().peekable();
-    for extent in &manifest.memory.extents {
+    let memory = &manifest.memory;
+    let objects = memory
+        .objects
+        .iter()
+        .map(|object| (object.at, object.end()));
+    let vmas = memory.vmas.iter().map(|vma| (vma.start, vma.end));
+    let mut areas = vmas.chain(objects).peekable();
+    for extent in &memory.extents {
         let end = extent.addr + extent.npages * PAGE;
         let mut at = extent.addr;
         while at < end {
-            match vmas.peek() {
-                Some(vma) if vma.end <= at => {
-                    vmas.next();
+            match areas.peek() {
+                Some(&(_, until)) if until <= at => {
+                    areas.next();
                 }
-                Some(vma) if vma.start <= at => at = vma.end.min(end),
+                Some(&(start, until)) if start <= at => at = until.min(end),
                 _ => return Err(CheckError::Stray(at)),
             }
         }
@@ -224,6 +241,38 @@ pub(crate) mod tests {
         check_manifest(&manifest, &header()).unwrap();
         change(&mut manifest);
         check_manifest(&manifest, &header()).unwrap_err()
+    }
+
+    #[test]
+    fn spaces_of_objects_are_checked() {
+        let space = |at, npages| ObjectSpace {
+            dev: 1,
+            ino: 2,
+            at,
+            npages,
+        };
+        let mut good = sample_manifest(PAGE);
+        good.memory.objects = vec![space(OBJECTS_AT, 1), space(OBJECTS_AT + PAGE, 2)];
+        good.memory.extents[0].npages = 1;
+        good.memory.extents.push(Extent {
+            addr: OBJECTS_AT + PAGE,
+            npages: 1,
+            offset: 2 * PAGE,
+        });
+        check_manifest(&good, &header()).unwrap();
+        for objects in [
+            vec![space(0x2000_0000, 1)],
+            vec![space(OBJECTS_AT, 0)],
+            vec![space(OBJECTS_AT + 1, 1)],
+            vec![space(OBJECTS_AT, u64::MAX)],
+            vec![space(OBJECTS_AT, 2), space(OBJECTS_AT + PAGE, 1)],
+        ] {
+            let error = refused(|m| m.memory.objects = objects);
+            assert!(matches!(error, CheckError::ObjectSpace(_)), "{error}");
+        }
+        good.memory.objects.pop();
+        let stray = check_manifest(&good, &header()).unwrap_err();
+        assert_eq!(stray, CheckError::Stray(OBJECTS_AT + PAGE));
     }
 
     #[test]

@@ -11,7 +11,7 @@
 use super::PAGE;
 use super::pack::Packed;
 use super::places::Places;
-use super::state::{Base, ClockState, Manifest, Privileges};
+use super::state::{Base, ClockState, Manifest, ObjectSpace, Privileges};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// No manifest or record is larger.
@@ -52,6 +52,11 @@ const PRIVILEGES_VERSION: u32 = 1;
 /// the same, and its clocks jump.
 const TAG_CLOCK: u32 = OPTIONAL | 7;
 const CLOCK_VERSION: u32 = 1;
+
+/// Where the contents of objects lie: [`ObjectSpace`]. It must be understood: a program that
+/// does not know it would restore them empty.
+const TAG_OBJECTS: u32 = 8;
+const OBJECTS_VERSION: u32 = 1;
 
 /// Runs of pages as the distance from the end of the run before, and the length, in pages.
 fn gaps(runs: &[(u64, u64)]) -> Vec<(u64, u64)> {
@@ -155,6 +160,10 @@ pub fn encode_region(manifest: &Manifest, packed: Option<&Packed>) -> Result<Vec
         let payload = encode(&gaps(&manifest.memory.guarded))?;
         push_section(&mut region, TAG_GUARDED, GUARDED_VERSION, &payload);
     }
+    if !manifest.memory.objects.is_empty() {
+        let payload = encode(&manifest.memory.objects)?;
+        push_section(&mut region, TAG_OBJECTS, OBJECTS_VERSION, &payload);
+    }
     if manifest.privileges != Privileges::default() {
         let payload = encode(&manifest.privileges)?;
         push_section(&mut region, TAG_PRIVILEGES, PRIVILEGES_VERSION, &payload);
@@ -225,6 +234,7 @@ struct Sections<'r> {
     places: Option<&'r [u8]>,
     privileges: Option<&'r [u8]>,
     clock: Option<&'r [u8]>,
+    objects: Option<&'r [u8]>,
 }
 
 impl<'r> Sections<'r> {
@@ -255,6 +265,7 @@ impl<'r> Sections<'r> {
                 (TAG_PLACES, PLACES_VERSION) => &mut sections.places,
                 (TAG_PRIVILEGES, PRIVILEGES_VERSION) => &mut sections.privileges,
                 (TAG_CLOCK, CLOCK_VERSION) => &mut sections.clock,
+                (TAG_OBJECTS, OBJECTS_VERSION) => &mut sections.objects,
                 _ if tag & OPTIONAL != 0 => continue,
                 _ => return Err(CodecError::Unknown { tag, version }),
             };
@@ -269,6 +280,8 @@ impl<'r> Sections<'r> {
         let mut manifest: Manifest = decode(self.manifest.ok_or(CodecError::Missing)?)?;
         let guarded = self.guarded.map(decode::<Vec<(u64, u64)>>).transpose()?;
         manifest.memory.guarded = runs(&guarded.unwrap_or_default())?;
+        let objects = self.objects.map(decode::<Vec<ObjectSpace>>).transpose()?;
+        manifest.memory.objects = objects.unwrap_or_default();
         manifest.clock = self.clock.map(decode).transpose()?.unwrap_or_default();
         manifest.privileges = self.privileges.map(decode).transpose()?.unwrap_or_default();
         let packed = self.rest(&mut manifest)?;
@@ -288,7 +301,38 @@ impl<'r> Sections<'r> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::state::{Extent, OBJECTS_AT};
     use super::*;
+
+    #[test]
+    fn spaces_of_objects_round_trip() {
+        let mut manifest = Manifest::default();
+        manifest.memory.objects = vec![ObjectSpace {
+            dev: 1,
+            ino: 7,
+            at: OBJECTS_AT,
+            npages: 3,
+        }];
+        manifest.memory.extents = vec![Extent {
+            addr: OBJECTS_AT + PAGE,
+            npages: 2,
+            offset: PAGE,
+        }];
+        let region = encode_manifest(&manifest).unwrap();
+        assert_eq!(decode_manifest(&region).unwrap(), manifest);
+        // Of a base only where the pages lie is read: the space is an area like others.
+        let base = decode_base(&region).unwrap().0.memory;
+        assert_eq!(base.extents, manifest.memory.extents);
+        let areas: Vec<_> = base.private().collect();
+        assert_eq!(areas, [(OBJECTS_AT, OBJECTS_AT + 3 * PAGE)]);
+        // A program that does not know them must not restore it.
+        let mut unknown = Vec::new();
+        push_section(&mut unknown, TAG_OBJECTS, OBJECTS_VERSION + 1, &[]);
+        let version = OBJECTS_VERSION + 1;
+        let tag = TAG_OBJECTS;
+        let error = CodecError::Unknown { tag, version };
+        assert_eq!(decode_manifest(&unknown), Err(error));
+    }
 
     #[test]
     fn guard_regions_round_trip() {

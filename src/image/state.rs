@@ -178,6 +178,30 @@ pub struct MemoryState {
     /// not be touched. Ascending, disjoint. In a section of its own as well.
     #[serde(skip)]
     pub guarded: Vec<(u64, u64)>,
+    /// Objects whose contents are pages of this image and of those it stands on, like
+    /// memory's. Ascending by `at`, disjoint. In a section of its own.
+    #[serde(skip)]
+    pub objects: Vec<ObjectSpace>,
+}
+
+/// Addresses from here on are those of contents of objects: no memory is there.
+pub const OBJECTS_AT: u64 = 1 << 60;
+
+/// The contents of a shared object, or of an open file without a name: page `n` of it is
+/// the page `at + n * 4096` of `MemoryState::extents` and `dropped`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectSpace {
+    pub dev: u64,
+    pub ino: u64,
+    pub at: u64,
+    pub npages: u64,
+}
+
+impl ObjectSpace {
+    pub fn end(&self) -> u64 {
+        self.at
+            .saturating_add(self.npages.saturating_mul(super::PAGE))
+    }
 }
 
 /// The image that an increment stands on (docs/INCREMENTS.md).
@@ -256,7 +280,8 @@ pub struct SharedObject {
     /// As /proc/self/maps shows it, without " (deleted)".
     pub name: Vec<u8>,
     pub kind: SharedKind,
-    /// Contents: `addr` is the offset in the object.
+    /// Contents: `addr` is the offset in the object. Empty where `MemoryState::objects`
+    /// has it.
     pub extents: Vec<Extent>,
 }
 
@@ -384,14 +409,31 @@ pub struct DescriptorTable {
 impl DescriptorTable {
     /// The extents of every open file whose contents are in the image.
     pub fn content_extents(&mut self) -> impl Iterator<Item = &mut Vec<Extent>> {
-        self.files
-            .iter_mut()
-            .filter_map(|file| match &mut file.kind {
-                FileKind::Unlinked { extents, .. } | FileKind::Memfd { extents, .. } => {
-                    Some(extents)
-                }
-                _ => None,
-            })
+        let contents = |file| OpenFileState::contents_mut(file).map(|(_, _, extents)| extents);
+        self.files.iter_mut().filter_map(contents)
+    }
+}
+
+impl OpenFileState {
+    /// Of a file whose contents are in the image: device and inode, size, and where they lie.
+    pub fn contents_mut(&mut self) -> Option<((u64, u64), u64, &mut Vec<Extent>)> {
+        match &mut self.kind {
+            FileKind::Unlinked {
+                dev,
+                ino,
+                size,
+                extents,
+                ..
+            }
+            | FileKind::Memfd {
+                object_dev: dev,
+                object_ino: ino,
+                size,
+                extents,
+                ..
+            } => Some(((*dev, *ino), *size, extents)),
+            _ => None,
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use ckpt::agent::collect::descriptors::{self as collect, ContentSink, Known, Target};
 use ckpt::agent::recover::files::FilesBack;
 use ckpt::agent::restore::descriptors::{self as restore, ContentSource, Context, Restored};
-use ckpt::image::state::{DescriptorTable, FileKind};
+use ckpt::image::state::{DescriptorTable, Extent, FileKind};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -187,8 +187,8 @@ impl ContentSink for Pages {
 }
 
 impl ContentSource for Pages {
-    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), i32> {
-        let at = offset as usize;
+    fn read(&self, extent: &Extent, skip: u64, buf: &mut [u8]) -> Result<(), i32> {
+        let at = (extent.offset + skip) as usize;
         buf.copy_from_slice(&self.0[at..at + buf.len()]);
         Ok(())
     }

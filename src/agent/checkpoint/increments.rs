@@ -10,8 +10,11 @@ use super::{CheckpointError, store_error};
 use crate::agent::collect::memory::{self, How, Piece, Plan};
 use crate::agent::procfs::OwnFd;
 use crate::agent::settings::Settings;
+use crate::agent::side::SideBuffer;
 use crate::agent::snapshot::choose::{self, Costs, Method, Room};
+use crate::agent::snapshot::contents::Contents;
 use crate::agent::snapshot::copy::Buffer;
+use crate::agent::snapshot::pages::Chunk;
 use crate::agent::snapshot::precopy::{self, Live};
 use crate::agent::snapshot::{Pages, SnapshotError};
 use crate::agent::state::AGENT;
@@ -41,6 +44,8 @@ pub struct Increments {
     pub dirty: Dirty,
     /// The generation that the next one may stand on; `None`: the next one is complete.
     base: Option<u64>,
+    /// What the base holds of shared memory and of files without a name.
+    pub contents: Contents,
     pub buffer: Buffer,
     pub costs: Costs,
     pub live: Live,
@@ -232,6 +237,7 @@ impl Increments {
             tracker: track::choose_adopting(choice, fd, || Probe::for_choice(choice)),
             dirty: Dirty::new(),
             base: None,
+            contents: Contents::default(),
             buffer: Buffer::default(),
             costs: Costs::default(),
             live,
@@ -307,6 +313,7 @@ impl Increments {
         }
         self.unseen_of.push((generation, self.unseen));
         self.dirty.clear();
+        self.contents.published();
         self.base = self.tracker.increments().then_some(generation);
     }
 
@@ -368,6 +375,12 @@ impl Increments {
             Ok::<(), SnapshotError>(())
         })
         .map_err(store_error)?;
+        self.contents
+            .begin(self.tracker.increments(), ahead.base.is_some());
+        if !self.by_child {
+            self.contents_ahead(&mut ahead, settings)
+                .map_err(store_error)?;
+        }
         self.prepare_buffer(&ahead, settings.config.snapshot);
         ahead.precopied = ahead.pages.written;
         ahead.precopy_us = (now_ns() - started) / 1000;
@@ -418,6 +431,44 @@ impl Increments {
             }
         }
         self.know_flags(plan);
+        Ok(())
+    }
+
+    /// Stores what is new of shared memory. What cannot be read now is left for the stop, which
+    /// looks at all of it again.
+    fn contents_ahead<S: ImageSink>(
+        &mut self,
+        ahead: &mut Ahead<S>,
+        settings: &Settings,
+    ) -> Result<(), SnapshotError> {
+        let Ok(mut plan) = with_own(&settings.store_root, memory::collect) else {
+            return Ok(());
+        };
+        let mut side = SideBuffer::default();
+        let mut error = None;
+        let pages = &mut ahead.pages;
+        let mut outlet = |places: &[u64], data: &[u8]| {
+            let mut chunks = Vec::with_capacity(places.len());
+            for (&addr, data) in places.iter().zip(data.chunks_exact(memory::PAGE as usize)) {
+                let over_file = false;
+                chunks.push(Chunk {
+                    addr,
+                    data,
+                    over_file,
+                });
+            }
+            pages.put(&chunks).map_err(|failed| {
+                error = Some(failed);
+                libc::EIO
+            })
+        };
+        let read = plan.shared_ahead(&mut side, &mut self.contents, &mut outlet);
+        match (error, read) {
+            (Some(error), _) => return Err(error),
+            (None, Err(error)) => log::line(format_args!("before the stop: {error}")),
+            (None, Ok(())) => {}
+        }
+        ahead.pages.end_pass();
         Ok(())
     }
 

@@ -4,11 +4,12 @@
 use super::files::Beginning;
 use super::increments::{Ahead, Increments, with_own};
 use super::{CheckpointError, mapped, refused, store_error};
-use crate::agent::collect::descriptors::{self, InheritedFd, Known, Target};
+use crate::agent::collect::descriptors::{self, ContentSink, InheritedFd, Known, Target};
 use crate::agent::collect::{credentials, identity, keys, memory, process, signals, threads};
 use crate::agent::outputs::keep::{self, Output};
 use crate::agent::settings::Settings;
 use crate::agent::side::SideBuffer;
+use crate::agent::snapshot::contents::Contents;
 use crate::agent::snapshot::stretch::store_frozen;
 use crate::agent::snapshot::{self, Frame, Method, Outcome, SnapshotError, fork, priority};
 use crate::agent::state::AGENT;
@@ -81,6 +82,8 @@ pub(super) fn take<S: ImageSink>(
             "the program is about to go back (ckpt_rollback)".into(),
         ));
     }
+    let based = ahead.base.is_some();
+    increments.contents.stopped();
     let collected = collect(settings, increments, &stopped, table.job(), known);
     let t2 = now_ns();
     let (manifest, mut plan, side, outputs) = match collected {
@@ -97,6 +100,16 @@ pub(super) fn take<S: ImageSink>(
         ));
     }
     let residue = increments.residue(&mut ahead, &mut plan);
+    if based && ahead.base.is_none() {
+        // The tracker has failed: the image is to be complete, and contents were left out.
+        let seen = std::mem::take(&mut ahead.pending);
+        stop::release(stopped);
+        increments.keep(&seen);
+        increments.contents.forget();
+        return Err(CheckpointError::Postponed(
+            "what has changed is not known: the next one is complete".into(),
+        ));
+    }
     let t3 = now_ns();
     let mut phases = Phases {
         park_us: (t1 - t0) / 1000,
@@ -331,11 +344,24 @@ fn has_descriptor(manifest: &Manifest, dev: u64, ino: u64) -> bool {
         })
 }
 
+/// Contents of open files go to the buffer unless the base holds them.
+struct Compared<'a>(&'a mut SideBuffer, &'a mut Contents);
+
+impl ContentSink for Compared<'_> {
+    fn append(&mut self, pages: &[u8]) -> Result<u64, i32> {
+        self.0.append(pages)
+    }
+
+    fn same(&mut self, file: (u64, u64), number: u64, page: &[u8]) -> bool {
+        self.1.same(file, number, page)
+    }
+}
+
 type Collected = (Manifest, memory::Plan, SideBuffer, Vec<Output>);
 
 fn collect(
     settings: &Settings,
-    increments: &Increments,
+    increments: &mut Increments,
     stopped: &Stopped,
     job: &Path,
     known: &mut Known,
@@ -372,14 +398,15 @@ fn collect(
         path_hints: Vec::new(),
         job: job.to_owned(),
     };
-    let descriptors = descriptors::collect(&target, known, &mut side).map_err(refused)?;
+    let mut sink = Compared(&mut side, &mut increments.contents);
+    let descriptors = descriptors::collect(&target, known, &mut sink).map_err(refused)?;
     let mut plan = with_own(&settings.store_root, memory::collect).map_err(refused)?;
     let net = AGENT.net_installed.load(Ordering::Relaxed);
     let flags_known = net && increments.flags(&mut plan);
     if !flags_known && (!net || hooks::memory::special_advice_seen()) {
         plan.read_flags();
     }
-    let manifest = Manifest {
+    let mut manifest = Manifest {
         identity: identity::collect(),
         process,
         threads: thread_states,
@@ -396,7 +423,16 @@ fn collect(
         ..Manifest::default()
     };
     let outputs = keep::scan(&manifest, first);
-    plan.copy_shared(&mut side, &|dev, ino| has_descriptor(&manifest, dev, ino))
+    let contents = &mut increments.contents;
+    let elsewhere = |dev, ino| has_descriptor(&manifest, dev, ino);
+    plan.copy_shared(&mut side, contents, &elsewhere)
         .map_err(refused)?;
+    let files = manifest.descriptors.files.iter_mut();
+    let files = files.filter_map(|file| file.contents_mut().map(|(id, size, _)| (id, size)));
+    let mut objects: Vec<_> = files.collect();
+    objects.extend(plan.shared.iter().map(|o| ((o.dev, o.ino), o.size)));
+    plan.objects = contents
+        .spaces(&objects)
+        .ok_or_else(|| CheckpointError::Postponed("no memory for checksums".into()))?;
     Ok((manifest, plan, side, outputs))
 }

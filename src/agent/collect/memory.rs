@@ -5,14 +5,15 @@
 //! would not see (ranges with MADV_DONTFORK or MADV_WIPEONFORK) is copied. VmFlags are
 //! read before the stop or by the writer; joining of neighbours is the writer's.
 
-use crate::agent::collect::unfrozen::Copier;
+use crate::agent::collect::unfrozen::{Copier, Outlet};
 use crate::agent::hooks;
 use crate::agent::procfs::{self, hex, read_file};
 use crate::agent::region;
 use crate::agent::side::SideBuffer;
+use crate::agent::snapshot::contents::{Contents, Spaced};
 use crate::agent::track;
 use crate::image::state::{
-    Extent, MemoryState, SharedKind, SharedObject, VmaKind, VmaState, vma_flag,
+    Extent, MemoryState, ObjectSpace, SharedKind, SharedObject, VmaKind, VmaState, vma_flag,
 };
 use crate::persist::sys::{self, CPath};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,6 +49,10 @@ pub struct Piece {
 pub struct Plan {
     pub pieces: Vec<Piece>,
     pub shared: Vec<SharedObject>,
+    /// The spaces in which contents of objects will lie (`snapshot::contents`), and those that
+    /// have got them.
+    pub objects: Vec<Spaced>,
+    pub spaces: Vec<ObjectSpace>,
     /// Pages copied during the stop; `Extent::offset` counts from the buffer's start.
     pub copied: Vec<Extent>,
     /// Guard regions, as `(address, pages)`.
@@ -440,14 +445,16 @@ impl Plan {
         self.pieces = out;
     }
 
-    /// Copies shared objects into `side`, unless `elsewhere` says that their contents are
-    /// kept with a descriptor.
+    /// Copies what the base does not hold of shared objects into `side`, unless `elsewhere`
+    /// says that their contents are kept with a descriptor.
     pub fn copy_shared(
         &mut self,
         side: &mut SideBuffer,
+        contents: &mut Contents,
         elsewhere: &dyn Fn(u64, u64) -> bool,
     ) -> Result<(), MemoryError> {
         let mut copier = Copier::new(side);
+        copier.compare(contents);
         for piece in &mut self.pieces {
             let (start, end) = (piece.vma.start, piece.vma.end);
             if let VmaKind::Shared { object, offset } = &piece.vma.kind {
@@ -456,6 +463,32 @@ impl Plan {
                 if !elsewhere(o.dev, o.ino) {
                     copier.shared((start, end), *offset, o)?;
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Before the stop: what is worth it of shared objects goes to `outlet`.
+    pub fn shared_ahead(
+        &mut self,
+        side: &mut SideBuffer,
+        contents: &mut Contents,
+        outlet: &mut Outlet<'_>,
+    ) -> Result<(), MemoryError> {
+        let wanted = |o: &SharedObject| contents.wants_ahead((o.dev, o.ino));
+        let wanted: Vec<bool> = self.shared.iter().map(wanted).collect();
+        if !wanted.contains(&true) {
+            return Ok(());
+        }
+        let mut copier = Copier::new(side);
+        copier.compare(contents);
+        copier.ahead(outlet);
+        for piece in &self.pieces {
+            let range = (piece.vma.start, piece.vma.end);
+            if let VmaKind::Shared { object, offset } = &piece.vma.kind
+                && wanted[*object as usize]
+            {
+                copier.shared(range, *offset, &mut self.shared[*object as usize])?;
             }
         }
         Ok(())
@@ -545,6 +578,7 @@ impl Plan {
             base: None,
             dropped: Vec::new(),
             guarded: self.guarded,
+            objects: self.spaces,
         }
     }
 }

@@ -12,6 +12,7 @@
 use crate::agent::collect::memory::{MemoryError, PAGE, is_zero};
 use crate::agent::procfs::{OwnFd, number, read_file};
 use crate::agent::side::SideBuffer;
+use crate::agent::snapshot::contents::{Contents, Id};
 use crate::agent::track::pagemap::{OWN, PageMap};
 use crate::image::state::{Extent, SharedKind, SharedObject};
 use ckpt_sys::raw::check;
@@ -31,7 +32,15 @@ pub struct Copier<'s> {
     may_open: bool,
     /// Is anything swapped out on this machine?
     swapped: Option<bool>,
+    /// What the base holds of shared objects, and the one at work.
+    base: Option<&'s mut Contents>,
+    object: Option<Id>,
+    /// Before the stop: what becomes of the pages that are to be stored.
+    outlet: Option<&'s mut Outlet<'s>>,
 }
+
+/// Takes pages: the address of each in its object's space, and their contents.
+pub type Outlet<'s> = dyn FnMut(&[u64], &[u8]) -> Result<(), i32> + 's;
 
 /// What is known of the pages of a shared range.
 enum Existing {
@@ -43,15 +52,28 @@ enum Existing {
     All,
 }
 
-impl Copier<'_> {
-    pub fn new(side: &mut SideBuffer) -> Copier<'_> {
+impl<'s> Copier<'s> {
+    pub fn new(side: &'s mut SideBuffer) -> Copier<'s> {
         Copier {
             side,
             mem: None,
             pagemap: None,
             may_open: true,
             swapped: None,
+            base: None,
+            object: None,
+            outlet: None,
         }
+    }
+
+    /// What the base holds of shared objects is left out.
+    pub fn compare(&mut self, base: &'s mut Contents) {
+        self.base = Some(base);
+    }
+
+    /// Nothing is copied: the program runs, and what is not known goes to `outlet`.
+    pub fn ahead(&mut self, outlet: &'s mut Outlet<'s>) {
+        self.outlet = Some(outlet);
     }
 
     /// `start..end` maps `object` from `offset` on. Pages that another mapping of
@@ -65,12 +87,14 @@ impl Copier<'_> {
         let mut known = object.extents.clone();
         known.sort_unstable_by_key(|e| e.addr);
         let mut extents = std::mem::take(&mut object.extents);
+        self.object = Some((object.dev, object.ino));
         let result = match self.existing(start, end, object) {
             Existing::Seek(fd) => self.by_seeking(&fd, (start, end), offset, &known, &mut extents),
             Existing::Resident => self.resident((start, end), offset, &known, &mut extents),
             Existing::All => self.run(start, end, offset, &known, &mut extents),
         };
         object.extents = extents;
+        self.object = None;
         result.map_err(|errno| MemoryError::Shared { addr: start, errno })
     }
 
@@ -225,24 +249,43 @@ impl Copier<'_> {
             self.mem = Some(OwnFd::open(b"/proc/thread-self/mem")?);
         }
         let mem = self.mem.as_ref().map_or(-1, OwnFd::raw);
+        let ahead = self.outlet.is_some();
+        let mut places = Vec::new();
         let mut at = from;
         while at < to {
             let want = (to - at).min(CHUNK * PAGE);
             let before = self.side.len();
             let room = self.side.grow(want as usize)?;
-            // SAFETY: a buffer of that length; the file reports bad addresses.
-            let n = unsafe { syscall!(libc::SYS_pread64, mem, room.as_mut_ptr(), want, at) };
-            let got = n.max(0) as u64 / PAGE;
+            let got = read_pages(mem, at, &mut room[..want as usize]);
             let mut kept = 0;
             for k in 0..got {
                 let page_key = key + (at - from) + k * PAGE;
                 let start = (k * PAGE) as usize;
-                if covered(known, page_key) || is_zero(&room[start..start + PAGE as usize]) {
+                let page = &room[start..start + PAGE as usize];
+                if covered(known, page_key) || is_zero(page) {
+                    continue;
+                }
+                if let (Some(base), Some(id), true) = (&mut self.base, self.object, ahead) {
+                    if let Some(at) = base.before(id, page_key / PAGE, page) {
+                        room.copy_within(start..start + PAGE as usize, kept);
+                        kept += PAGE as usize;
+                        places.push(at);
+                    }
+                    continue;
+                }
+                if let (Some(base), Some(id)) = (&mut self.base, self.object)
+                    && base.same(id, page_key / PAGE, page)
+                {
                     continue;
                 }
                 room.copy_within(start..start + PAGE as usize, kept);
                 push_page(extents, page_key, (before + kept) as u64);
                 kept += PAGE as usize;
+            }
+            if let Some(outlet) = &mut self.outlet {
+                outlet(&places, &room[..kept])?;
+                places.clear();
+                kept = 0;
             }
             self.side.truncate(before + kept);
             // A page that cannot be read (beyond the end of a file) does not exist.
@@ -250,6 +293,26 @@ impl Copier<'_> {
         }
         Ok(())
     }
+}
+
+/// Reads whole pages of this process; how many there are in a row. The file that `mem` is reads
+/// what cannot be read as well, but takes twice as long.
+fn read_pages(mem: i32, at: u64, room: &mut [u8]) -> u64 {
+    let (local, remote) = (
+        [room.as_mut_ptr() as u64, room.len() as u64],
+        [at, room.len() as u64],
+    );
+    // SAFETY: a buffer of that length; a bad address is an error.
+    let n = unsafe {
+        let pid = syscall!(libc::SYS_getpid);
+        syscall!(libc::SYS_process_vm_readv, pid, &local, 1, &remote, 1, 0)
+    };
+    if n >= PAGE as isize {
+        return n as u64 / PAGE;
+    }
+    // SAFETY: as above; the file reports bad addresses.
+    let n = unsafe { syscall!(libc::SYS_pread64, mem, room.as_mut_ptr(), room.len(), at) };
+    n.max(0) as u64 / PAGE
 }
 
 /// Is that page in one of the extents (ascending)?

@@ -11,6 +11,7 @@ pub mod alone;
 pub mod area;
 pub mod check;
 pub mod clocks;
+pub mod contents;
 pub mod descriptors;
 pub mod handlers;
 pub mod layout;
@@ -33,7 +34,7 @@ use crate::errno::Errno;
 use crate::image::PAGE;
 use crate::image::chain::{ChainError, Sourced};
 use crate::image::codec;
-use crate::image::state::{DescriptorTable, Extent, FileKind, Manifest, SharedObject, VmaKind};
+use crate::image::state::{FileKind, Manifest, OBJECTS_AT, SharedObject, VmaKind};
 use crate::store::RawFs;
 use crate::store::find::FoundMember;
 use crate::store::working_set::WorkingSet;
@@ -117,8 +118,10 @@ pub fn restore(
     options: Options,
     mut payload: Payload,
 ) -> Result<std::convert::Infallible, RestoreError> {
-    let pieces = member.compose()?;
+    let mut pieces = member.compose()?;
     let (files, mappable) = needed_files(&member, &pieces, &options.job)?;
+    let memory = pieces.partition_point(|piece| piece.addr < OBJECTS_AT);
+    let objects = pieces.split_off(memory);
     // The descriptors as well: this is the program's table.
     let FoundMember {
         image, file, older, ..
@@ -129,6 +132,7 @@ pub fn restore(
     // From inside that was done before there was no way back; `check::machine` was asked
     // before the files went back.
     follow_moved(&mut manifest, &options.files);
+    contents::place(&mut manifest, &objects);
     let mut mapped = Vec::new();
     if inside.is_none() {
         check::files(&manifest)?;
@@ -189,6 +193,7 @@ pub fn restore(
     keep.extend(mapped.into_iter().map(IntoRawFd::into_raw_fd));
     let late = restore_descriptors(
         &manifest,
+        &place,
         &mut keep,
         &mut payload,
         &options.files,
@@ -211,7 +216,7 @@ pub fn restore(
         let fd = match descriptor_of(&manifest, object.dev, object.ino) {
             Some(fd) => Some(fd),
             None if tape::needs_file(&manifest, k) => {
-                let fd = rebuild_object(object, image_fd)?;
+                let fd = rebuild_object(object, &image_fds)?;
                 keep.push(fd);
                 Some(fd)
             }
@@ -546,63 +551,21 @@ fn huge_pages_allowed() -> bool {
     procfs::read_file(path).is_ok_and(|text| !text.windows(7).any(|w| w == b"[never]"))
 }
 
-/// Contents of unlinked files and memfds, read from a mapping of the image: its
-/// descriptor may change its number meanwhile.
-/// Only what holds them: there may be little address space.
-struct ImageSource {
-    start: u64,
-    map: Option<memmap2::Mmap>,
-}
-
-impl ImageSource {
-    fn of(table: &DescriptorTable, image: RawFd) -> std::io::Result<ImageSource> {
-        let (mut start, mut end) = (u64::MAX, 0);
-        for file in &table.files {
-            if let FileKind::Unlinked { extents, .. } | FileKind::Memfd { extents, .. } = &file.kind
-            {
-                for e in extents {
-                    start = start.min(e.offset);
-                    end = end.max(e.offset + e.npages * PAGE);
-                }
-            }
-        }
-        let mut options = memmap2::MmapOptions::new();
-        let map = (start < end).then(|| {
-            options.offset(start).len((end - start) as usize);
-            // SAFETY: published images are never changed or truncated.
-            unsafe { options.map(image) }
-        });
-        let map = map.transpose()?;
-        Ok(ImageSource { start, map })
-    }
-}
-
-impl descriptors::ContentSource for ImageSource {
-    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), i32> {
-        let start = offset.checked_sub(self.start).ok_or(libc::EIO)? as usize;
-        let bytes = self
-            .map
-            .as_ref()
-            .and_then(|m| m.get(start..start + buf.len()));
-        let bytes = bytes.ok_or(libc::EIO)?;
-        buf.copy_from_slice(bytes);
-        Ok(())
-    }
-}
-
 /// The open file table; descriptors in `keep` may get other numbers.
 fn restore_descriptors(
     manifest: &Manifest,
+    place: &[Option<usize>],
     keep: &mut [RawFd],
     payload: &mut Payload,
     files: &FilesBack,
     inside: bool,
 ) -> Result<Vec<descriptors::Late>, RestoreError> {
-    let source = ImageSource::of(&manifest.descriptors, keep[0]);
-    let source = source.map_err(|error| RestoreError::Shared {
-        name: "image".into(),
-        error: error.into(),
-    })?;
+    let images: Vec<_> = place.iter().map(|at| at.map(|at| keep[at])).collect();
+    let source =
+        contents::ImageSource::map(manifest, &images).map_err(|error| RestoreError::Shared {
+            name: "image".into(),
+            error: error.into(),
+        })?;
     let mut warn = |line: &str| log::line(format_args!("{line}"));
     let mut ctx = descriptors::Context {
         keep,
@@ -769,7 +732,7 @@ fn can_write(path: &[u8]) -> bool {
 }
 
 /// A memfd with the contents of a shared object that no descriptor refers to.
-fn rebuild_object(object: &SharedObject, image_fd: i32) -> Result<i32, RestoreError> {
+fn rebuild_object(object: &SharedObject, image_fds: &[i32]) -> Result<i32, RestoreError> {
     let fail = |error: std::io::Error| RestoreError::Shared {
         name: String::from_utf8_lossy(&object.name).into_owned(),
         error: error.into(),
@@ -798,28 +761,6 @@ fn rebuild_object(object: &SharedObject, image_fd: i32) -> Result<i32, RestoreEr
     let file =
         std::mem::ManuallyDrop::new(std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) }));
     file.set_len(object.size).map_err(fail)?;
-    copy_extents(&object.extents, image_fd, &file).map_err(fail)?;
+    contents::copy(&object.extents, image_fds, &file).map_err(fail)?;
     Ok(fd)
-}
-
-/// Copies contents from the image to a file at the extents' `addr`.
-pub fn copy_extents(
-    extents: &[Extent],
-    image_fd: i32,
-    file: &std::fs::File,
-) -> std::io::Result<()> {
-    use std::os::unix::fs::FileExt;
-    // SAFETY: borrowed for the duration of this call.
-    let image = std::mem::ManuallyDrop::new(unsafe { std::fs::File::from_raw_fd(image_fd) });
-    let mut buffer = vec![0u8; 1 << 20];
-    for e in extents {
-        let (mut done, len) = (0, e.npages * 4096);
-        while done < len {
-            let n = ((len - done) as usize).min(buffer.len());
-            image.read_exact_at(&mut buffer[..n], e.offset + done)?;
-            file.write_all_at(&buffer[..n], e.addr + done)?;
-            done += n as u64;
-        }
-    }
-    Ok(())
 }

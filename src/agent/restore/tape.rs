@@ -5,6 +5,7 @@
 //! (lazy) or read (eager, and small or special ranges); `layout` decides which.
 
 use super::area::Area;
+use super::contents;
 use super::descriptors::Late;
 use super::layout::{self, Contents, Limits};
 use super::stay::{Part, Stay};
@@ -274,7 +275,6 @@ pub fn memory(
     shared_fd: &dyn Fn(usize) -> Option<i32>,
     writable: &dyn Fn(&[u8]) -> bool,
 ) {
-    let image_fd = options.image_fds[0];
     let huge = if enough_huge_pages(manifest, options) {
         libc::MAP_HUGETLB
     } else {
@@ -346,12 +346,9 @@ pub fn memory(
                     tape.mmap(start, len, given, flags, -1, 0);
                     for e in &manifest.memory.shared[*object as usize].extents {
                         if e.addr >= *offset && e.addr < *offset + len {
-                            tape.read(
-                                image_fd,
-                                start + (e.addr - offset),
-                                e.npages * PAGE,
-                                e.offset,
-                            );
+                            let (file, at) = contents::place_of(e);
+                            let image = options.image_fds[file];
+                            tape.read(image, start + (e.addr - offset), e.npages * PAGE, at);
                         }
                     }
                 }

@@ -6,6 +6,7 @@
 //! | [`stretch`] | a dirty set, cut into batches of pages that are read in the same way |
 //! | [`pages`] | pages on their way into the image, the latest copy of each |
 //! | [`precopy`] | rounds of copying while the program runs |
+//! | [`contents`] | shared memory and files without a name: what the base holds of them |
 //! | [`copy`] | the residue is copied aside during the stop, stored after it |
 //! | [`fork`] | the residue is stored by a child whose memory the kernel freezes |
 //! | [`priority`] | the residue is stored while the program runs; what it writes goes first |
@@ -15,6 +16,7 @@
 //! Helper thread; after [`fork::fork`] also the child.
 
 pub mod choose;
+pub mod contents;
 pub mod copy;
 pub mod fork;
 pub mod pages;
@@ -26,9 +28,10 @@ pub use choose::Method;
 pub use pages::Pages;
 
 use crate::agent::collect::memory::{How, MemoryError, PAGE, Piece, Plan};
+use crate::agent::snapshot::contents::Spaced;
 use crate::agent::state;
 use crate::agent::track::{Dirty, TrackError};
-use crate::image::state::{Base, Extent, Manifest};
+use crate::image::state::{Base, DescriptorTable, Extent, Manifest, ObjectSpace, SharedObject};
 use crate::image::writer::{ImageSink, WriteError, Written};
 
 /// What a snapshot method reports.
@@ -100,7 +103,8 @@ pub fn finish<S: ImageSink>(
     }
     let (writer, stored) = pages.parts();
     let at = writer.write_bytes_as_pages(side)?;
-    let objects = plan.shared.iter_mut().map(|object| &mut object.extents);
+    let (spaces, shared) = (std::mem::take(&mut plan.objects), plan.shared.iter_mut());
+    let objects = shared.map(|object| &mut object.extents);
     for extents in objects.chain(manifest.descriptors.content_extents()) {
         extents.iter_mut().for_each(|e| e.offset += at);
     }
@@ -113,6 +117,32 @@ pub fn finish<S: ImageSink>(
     };
     plan.join();
     join_extents(&mut extents, &plan.pieces);
+    let mut dropped = dropped;
+    for Spaced {
+        space,
+        kept,
+        dropped: runs,
+    } in spaces
+    {
+        let mut contents = take_contents(&mut plan.shared, &mut manifest.descriptors, &space);
+        contents.iter_mut().for_each(|e| e.addr += space.at);
+        for &(start, npages) in &kept {
+            let before = contents.len();
+            let end = start + npages * PAGE;
+            let first = stored.partition_point(|e| e.addr + e.npages * PAGE <= start);
+            let inside = stored[first..].iter().take_while(|e| e.addr < end);
+            contents.extend(inside.filter_map(|e| pages::clip(e, start, end)));
+            if contents[before..].iter().map(|e| e.npages).sum::<u64>() != npages {
+                return Err(SnapshotError::Vanished(start));
+            }
+        }
+        contents.sort_unstable_by_key(|e| e.addr);
+        extents.append(&mut contents);
+        if base.is_some() {
+            dropped.extend(runs);
+        }
+        plan.spaces.push(space);
+    }
     let npages = extents.iter().map(|e| e.npages).sum();
     manifest.identity.objects = crate::agent::collect::objects::collect(&plan);
     manifest.memory = plan.into_state(extents);
@@ -127,6 +157,35 @@ pub fn finish<S: ImageSink>(
         header_crc,
         cpu_us: 0,
     })
+}
+
+/// Takes the contents of an object from wherever they were collected; they become pages of the
+/// object's space.
+fn take_contents(
+    shared: &mut [SharedObject],
+    descriptors: &mut DescriptorTable,
+    space: &ObjectSpace,
+) -> Vec<Extent> {
+    let id = (space.dev, space.ino);
+    let mut found = Vec::new();
+    let mut take = |extents: &mut Vec<Extent>| {
+        let extents = std::mem::take(extents);
+        if found.is_empty() {
+            found = extents;
+        }
+    };
+    for object in shared.iter_mut().filter(|o| (o.dev, o.ino) == id) {
+        take(&mut object.extents);
+    }
+    for file in &mut descriptors.files {
+        if let Some((of, _, extents)) = file.contents_mut()
+            && of == id
+        {
+            take(extents);
+        }
+    }
+    found.sort_unstable_by_key(|e| e.addr);
+    found
 }
 
 /// The extents of the image: none crosses the end of a piece.

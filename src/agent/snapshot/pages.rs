@@ -8,7 +8,7 @@
 use super::SnapshotError;
 use crate::agent::collect::memory::{PAGE, is_zero};
 use crate::agent::track::{Change, Dirty};
-use crate::image::state::Extent;
+use crate::image::state::{Extent, OBJECTS_AT};
 use crate::image::writer::{ImageSink, ImageWriter};
 use std::io::IoSlice;
 
@@ -158,9 +158,10 @@ impl<S: ImageSink> Pages<S> {
         }
     }
 
-    /// Before a pass: nothing is known of what was stored any more.
+    /// Before a pass: nothing is known of what was stored of memory any more. (Contents of
+    /// objects are compared once more at the stop.)
     pub fn forget_all(&mut self) {
-        self.stored.clear();
+        self.stored.retain(|e| e.addr >= OBJECTS_AT);
     }
 
     /// Before a pass: the image holds nothing of what is absent now.

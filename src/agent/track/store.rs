@@ -215,7 +215,15 @@ pub fn protect(
     watched: bool,
 ) -> Result<(Storing, Vec<(u64, u64)>), TrackError> {
     let fail = |call| move |errno| TrackError::Call { call, errno };
-    table::create().map_err(fail("mmap"))?;
+    if !table::exists() {
+        table::create().map_err(fail("mmap"))?;
+        // As for `mprotect`: areas with flags of their own (of the program, and our page that
+        // a fork wipes) must not be taken as one with their neighbours.
+        for piece in pieces {
+            table::mark_border(piece.vma.start);
+            table::mark_border(piece.vma.end);
+        }
+    }
     super::mprotect::switch_on().map_err(fail("rt_sigaction"))?;
     if COPIES.load(Relaxed).is_null() {
         let (prot, flags) = (

@@ -100,6 +100,12 @@ pub trait ContentSink {
     /// Appends whole pages of 4096 bytes and returns the offset that
     /// [`Extent::offset`] records for the first of them.
     fn append(&mut self, pages: &[u8]) -> Result<u64, i32>;
+
+    /// Does the generation that the image stands on hold page `number` of the file (device,
+    /// inode) with these bytes? Then it is not to be stored.
+    fn same(&mut self, _file: (u64, u64), _number: u64, _page: &[u8]) -> bool {
+        false
+    }
 }
 
 /// One descriptor before its kind is known.

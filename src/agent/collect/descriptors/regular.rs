@@ -3,6 +3,7 @@
 
 use super::{Collector, Raw, sys};
 use crate::agent::collect::Refusal;
+use crate::agent::collect::memory::is_zero;
 use crate::image::state::{Extent, FileKind};
 use crate::persist::{Id, kept};
 
@@ -232,6 +233,7 @@ fn contents(c: &mut Collector, at: usize) -> Result<Vec<Extent>, Refusal> {
             let npages = (want as u64).div_ceil(PAGE);
             append(
                 c.sink,
+                inode,
                 &mut extents,
                 pos,
                 &chunk[..(npages * PAGE) as usize],
@@ -244,26 +246,30 @@ fn contents(c: &mut Collector, at: usize) -> Result<Vec<Extent>, Refusal> {
     Ok(extents)
 }
 
-/// Stores the pages that are not zero, as few extents as possible.
+/// Stores the pages that are not zero and not known, as few extents as possible.
 fn append(
     sink: &mut dyn super::ContentSink,
+    inode: (u64, u64),
     extents: &mut Vec<Extent>,
     addr: u64,
     pages: &[u8],
 ) -> Result<(), i32> {
     let page = PAGE as usize;
-    let zero = |p: usize| pages[p * page..(p + 1) * page].iter().all(|&b| b == 0);
     let count = pages.len() / page;
+    let first = addr / PAGE;
+    let wanted = |p: usize| {
+        let bytes = &pages[p * page..(p + 1) * page];
+        !is_zero(bytes) && !sink.same(inode, first + p as u64, bytes)
+    };
+    let wanted: Vec<bool> = (0..count).map(wanted).collect();
     let mut p = 0;
     while p < count {
-        if zero(p) {
+        let run = wanted[p..].iter().take_while(|&&wanted| wanted).count();
+        if run == 0 {
             p += 1;
             continue;
         }
-        let mut end = p + 1;
-        while end < count && !zero(end) {
-            end += 1;
-        }
+        let end = p + run;
         let offset = sink.append(&pages[p * page..end * page])?;
         let addr = addr + p as u64 * PAGE;
         let npages = (end - p) as u64;

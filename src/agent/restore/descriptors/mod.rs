@@ -30,14 +30,16 @@ mod tty;
 use crate::agent::collect::descriptors::InheritedFd;
 use crate::agent::collect::descriptors::sys::{self, Fd};
 use crate::agent::recover::files::FilesBack;
-use crate::image::state::{DescriptorState, DescriptorTable, FileKind, FileLock, OpenFileState};
+use crate::image::state::{
+    DescriptorState, DescriptorTable, Extent, FileKind, FileLock, OpenFileState,
+};
 use std::collections::BTreeMap;
 use std::os::fd::RawFd;
 
 /// Where the contents stored through `ContentSink` are read from.
 pub trait ContentSource {
-    /// Fills `buf` from what lies at `offset` (an `Extent::offset`).
-    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), i32>;
+    /// Fills `buf` from what lies `skip` bytes behind the start of `extent`.
+    fn read(&self, extent: &Extent, skip: u64, buf: &mut [u8]) -> Result<(), i32>;
 }
 
 /// What the restorer needs to know of the process it runs in.

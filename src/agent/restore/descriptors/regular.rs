@@ -312,7 +312,7 @@ fn fill(r: &Restorer, fd: i32, size: u64, extents: &[Extent]) -> Result<(), i32>
         let (mut done, bytes) = (0, extent.npages * 4096);
         while done < bytes {
             let len = (bytes - done).min(buf.len() as u64) as usize;
-            r.source.read(extent.offset + done, &mut buf[..len])?;
+            r.source.read(extent, done, &mut buf[..len])?;
             let at = extent.addr + done;
             // The last page may go beyond the end of the file.
             let inside = size.saturating_sub(at).min(len as u64) as usize;
