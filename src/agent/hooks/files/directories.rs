@@ -2,10 +2,10 @@
 //! many files in one does not have its path asked for component by component each time.
 //!
 //! By inode and mount, which together have one path at a time. That the path still leads there is
-//! asked with one call each time, since others move directories unseen; that there is a symbolic
-//! link on it by now takes a directory on it that was moved, after which nothing is known ([`forget`]).
-//! Where somebody else has done both, records made before are under that path as well.
-//! Inside a `Recording`.
+//! asked with one call each time, since others move directories unseen (with none where it is the
+//! one that the program uses). That there is a symbolic link on it by now takes a directory on it
+//! that was moved, after which nothing is known ([`forget`]). Where somebody else has done both,
+//! records made before are under that path as well. Inside a `Recording`.
 
 use super::guard::Recording;
 use super::paths::{self, CWD, Mount, Path};
@@ -55,8 +55,9 @@ pub fn forget(recording: &mut Recording) {
     all(recording).known = [const { None }; KEPT];
 }
 
-/// The real path of a directory, where it is known and still leads there.
-pub fn path_of(recording: &mut Recording, id: Id, mount: Mount) -> Option<Vec<u8>> {
+/// The real path of a directory, where it is known and still leads there. `way`: the path by which
+/// it has just been found.
+pub fn path_of(recording: &mut Recording, id: Id, mount: Mount, way: &[u8]) -> Option<Vec<u8>> {
     let mount = mount?;
     let all = all(recording);
     let is_it = |known: &&mut Option<Known>| {
@@ -66,19 +67,20 @@ pub fn path_of(recording: &mut Recording, id: Id, mount: Mount) -> Option<Vec<u8
     };
     let place = all.known.iter_mut().find(is_it)?;
     let path = &place.as_ref()?.path;
-    let there = paths::stat_and_mount(CWD, path.pointer(), libc::AT_SYMLINK_NOFOLLOW);
-    match there {
-        Ok((stat, there)) if stat.id == id && there == Some(mount) => {
-            let mut text = Vec::new();
-            text.try_reserve_exact(path.text().len()).ok()?;
-            text.extend_from_slice(path.text());
-            Some(text)
-        }
-        _ => {
-            *place = None;
-            None
-        }
+    let asked = way.strip_suffix(b"/").unwrap_or(way) == path.text();
+    if !asked && !leads_to(path, id, mount) {
+        *place = None;
+        return None;
     }
+    let mut text = Vec::new();
+    text.try_reserve_exact(path.text().len()).ok()?;
+    text.extend_from_slice(path.text());
+    Some(text)
+}
+
+fn leads_to(path: &Path, id: Id, mount: u64) -> bool {
+    let there = paths::stat_and_mount(CWD, path.pointer(), libc::AT_SYMLINK_NOFOLLOW);
+    matches!(there, Ok((stat, there)) if stat.id == id && there == Some(mount))
 }
 
 /// Keeps what was found out.

@@ -264,7 +264,7 @@ impl Parent<'_> {
         if ask && !writable(self.at, &self.here) {
             return Err(NoName::WillFail);
         }
-        let known = directories::path_of(recording, self.id, self.mount);
+        let known = directories::path_of(recording, self.id, self.mount, self.way);
         let mut full = match known {
             Some(path) => path,
             None => {
