@@ -207,6 +207,57 @@ fn what_the_kernel_writes_by_itself_is_told() {
     }
 }
 
+/// Without the call-site net no modification is seen: the files of every generation are marked
+/// incomplete, a recovery says so and does nothing, and the memory alone can be had.
+#[test]
+fn what_cannot_be_seen_is_told() {
+    let root = fresh("blind");
+    let first = life(&root, "files_blind", "", &[]);
+    assert_eq!(first.status.signal(), Some(libc::SIGKILL), "{first:?}");
+    let list = Command::new(build::command())
+        .args(["list", "--json"])
+        .env("CKPT_DIR", root.join("store"))
+        .output()
+        .expect("the command starts");
+    let list: Value = serde_json::from_slice(&list.stdout).expect("JSON");
+    let generations = list["jobs"][0]["generations"].as_array().expect("a list");
+    assert_eq!(generations.len(), 2, "{list}");
+    let reason = "the call-site net was not laid";
+    for generation in generations {
+        let why = generation["files_incomplete"].as_str().unwrap_or_default();
+        assert!(why.contains(reason), "{list}");
+    }
+    let second = life(&root, "files_blind", "", &[]);
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert_eq!(second.status.code(), Some(125), "{said}");
+    assert!(said.contains(reason), "{said}");
+    let out = || std::fs::read_to_string(root.join("work/out")).expect("the file");
+    assert_eq!(out(), "before after before after ");
+    let alone = [("CKPT_RESTORE_EXCLUDE", "*")];
+    let third = life(&root, "files_blind", "", &alone);
+    assert_eq!(third.status.code(), Some(73), "{third:?}");
+    let _ = std::fs::remove_dir_all(&root);
+}
+
+/// A restore that fails when the new start's descriptors have given way to the program's, which
+/// has closed its standard error: the reason is still to be seen there.
+#[test]
+fn a_late_failure_is_told_though_stderr_was_closed() {
+    let root = fresh("late");
+    let first = life(&root, "files_late", "", &[]);
+    assert_eq!(first.status.signal(), Some(libc::SIGKILL), "{first:?}");
+    let locked = std::fs::File::open(root.join("work/locked")).expect("the file");
+    locked.lock().expect("nobody has it");
+    let second = life(&root, "files_late", "", &[]);
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert_eq!(second.status.code(), Some(125), "{said}");
+    assert!(said.contains("held by someone else"), "{said:?}");
+    drop(locked);
+    let third = life(&root, "files_late", "", &[]);
+    assert_eq!(third.status.code(), Some(73), "{third:?}");
+    let _ = std::fs::remove_dir_all(&root);
+}
+
 /// Threads write through one descriptor, over what the file held: each write moves the position of
 /// the others. All of it is taken back.
 #[test]

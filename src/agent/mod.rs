@@ -20,6 +20,7 @@ pub mod collect;
 pub mod ending;
 pub mod events;
 pub mod exit;
+pub mod globs;
 pub mod headroom;
 pub mod heap;
 pub mod helper;

@@ -6,7 +6,7 @@
 
 use crate::agent::resume::Payload;
 use crate::agent::state::AGENT;
-use crate::agent::{log, start};
+use crate::agent::{globs, log, start};
 use crate::config::{Config, LogTarget};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -73,7 +73,8 @@ pub fn restored(payload: &Payload) -> Option<Settings> {
         .iter()
         .map(|(name, value)| (name.as_slice(), value.as_slice()));
     // The constructor has validated these very pairs.
-    let config = Config::from_env(pairs).unwrap_or_else(|_| old.config.clone());
+    let mut config = Config::from_env(pairs).unwrap_or_else(|_| old.config.clone());
+    globs::follow_links(&mut config);
     Some(Settings {
         config,
         env: payload.env.clone(),

@@ -14,7 +14,7 @@ use crate::agent::recover;
 use crate::agent::settings::{self, Settings};
 use crate::agent::state::{self, AGENT};
 use crate::agent::track::Probe;
-use crate::agent::{exit, headroom, helper, hooks, log, refusal, request, stop};
+use crate::agent::{exit, globs, headroom, helper, hooks, log, refusal, request, stop};
 use crate::config::Config;
 use crate::persist::exclude;
 use crate::store::{self, JobKey};
@@ -72,7 +72,7 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
     }
     let env = environment();
     let ours: Vec<_> = env.into_iter().filter(|(name, _)| is_ours(name)).collect();
-    let config = match Config::from_env(ours.iter().copied()) {
+    let mut config = match Config::from_env(ours.iter().copied()) {
         Ok(config) => config,
         Err(error) => give_up(format_args!("{error}")),
     };
@@ -88,6 +88,7 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
         return;
     }
     std::panic::set_hook(Box::new(helper::on_panic));
+    globs::follow_links(&mut config);
     AGENT.pid.store(pid, Ordering::SeqCst);
     AGENT.real_pid.store(pid, Ordering::SeqCst);
     AGENT.rseq_offset.store(rseq.0, Ordering::SeqCst);

@@ -82,6 +82,8 @@ pub struct Row {
     pub which: Which,
     /// The size at the checkpoint.
     pub size0: u64,
+    /// How many names it had when its row began, which is before a link to it is made.
+    pub nlink0: u32,
     /// Its path in the journal is what it is called now.
     pub path_known: bool,
     /// All blocks below `size0` are saved.
@@ -94,13 +96,14 @@ pub struct Row {
 }
 
 impl Row {
-    pub fn new(row: u32, slot: u32, size0: u64) -> Row {
+    pub fn new(row: u32, slot: u32, size0: u64, nlink0: u32) -> Row {
         Row {
             row,
             slot,
             birth: 0,
             which: 0,
             size0,
+            nlink0,
             path_known: true,
             all: size0 == 0,
             capability_known: false,
@@ -255,7 +258,7 @@ mod tests {
 
     #[test]
     fn unsaved_runs() {
-        let mut row = Row::new(0, 0, 2000 * BLOCK + 1);
+        let mut row = Row::new(0, 0, 2000 * BLOCK + 1, 1);
         assert_eq!(row.unsaved(3, 9), Some((3, 9)));
         row.mark(5, 7);
         assert_eq!(row.unsaved(3, 9), Some((3, 5)));

@@ -94,6 +94,12 @@ int main(int argc, char **argv)
         begin = now();
         for (long i = 0; i < count; i++)
             MUST(close(open("bench.open", O_RDWR)) == 0);
+    } else if (!strcmp(kind, "open-read")) {
+        close(big("bench.open", 1));
+        checkpoint();
+        begin = now();
+        for (long i = 0; i < count; i++)
+            MUST(close(open("bench.open", O_RDONLY)) == 0);
     } else if (!strcmp(kind, "stat")) {
         close(big("bench.stat", 1));
         struct stat st;
@@ -125,6 +131,54 @@ int main(int argc, char **argv)
             snprintf(name, sizeof name, "bench.dir/%ld", i);
             int fd = open(name, O_WRONLY | O_CREAT | O_EXCL, 0600);
             MUST(fd >= 0 && write(fd, small, sizeof small) == sizeof small && close(fd) == 0);
+        }
+    } else if (!strcmp(kind, "create-absolute")) {
+        /* The same by absolute paths, some directories deep. */
+        char base[4096], path[5000];
+        MUST(mkdir("bench.a", 0700) == 0 && mkdir("bench.a/b", 0700) == 0 && mkdir("bench.a/b/c", 0700) == 0);
+        MUST(getcwd(base, sizeof base) != NULL);
+        checkpoint();
+        begin = now();
+        for (long i = 0; i < count; i++) {
+            snprintf(path, sizeof path, "%s/bench.a/b/c/%ld", base, i);
+            int fd = open(path, O_WRONLY | O_CREAT | O_EXCL, 0600);
+            MUST(fd >= 0 && write(fd, small, sizeof small) == sizeof small && close(fd) == 0);
+        }
+    } else if (!strcmp(kind, "tree")) {
+        /* What `tar x` does: ten files a directory, with modes and times. */
+        struct timespec times[2] = {{1000000000, 0}, {1000000000, 0}};
+        checkpoint();
+        begin = now();
+        for (long i = 0; i < count; i++) {
+            snprintf(name, sizeof name, "bench.%ld", i / 10);
+            if (i % 10 == 0)
+                MUST(mkdir(name, 0700) == 0);
+            snprintf(name, sizeof name, "bench.%ld/%ld", i / 10, i);
+            int fd = openat(AT_FDCWD, name, O_WRONLY | O_CREAT | O_EXCL, 0600);
+            MUST(fd >= 0 && write(fd, small, sizeof small) == sizeof small);
+            MUST(futimens(fd, times) == 0 && fchmod(fd, 0644) == 0 && close(fd) == 0);
+        }
+    } else if (!strcmp(kind, "create-unlink")) {
+        /* A temporary file, over and over. */
+        checkpoint();
+        begin = now();
+        for (long i = 0; i < count; i++) {
+            int fd = open("bench.tmp", O_WRONLY | O_CREAT | O_EXCL, 0600);
+            MUST(fd >= 0 && write(fd, small, sizeof small) == sizeof small && close(fd) == 0);
+            MUST(unlink("bench.tmp") == 0);
+        }
+    } else if (!strcmp(kind, "unlink")) {
+        /* Files that were there. */
+        mkdir("bench.dir", 0700);
+        for (long i = 0; i < count; i++) {
+            snprintf(name, sizeof name, "bench.dir/%ld", i);
+            close(open(name, O_WRONLY | O_CREAT, 0600));
+        }
+        checkpoint();
+        begin = now();
+        for (long i = 0; i < count; i++) {
+            snprintf(name, sizeof name, "bench.dir/%ld", i);
+            MUST(unlink(name) == 0);
         }
     } else
         return 2;

@@ -1,7 +1,7 @@
 /*
  * Calls that modify files in less usual ways: RWF_NOAPPEND, names made by bind, attributes by
  * setxattrat, files opened by handle and cut off, fallocate's ioctl requests, mappings that grow,
- * what the kernel changes along with a call (capabilities, set-user-ID, inherited access lists), and
+ * whiteouts, what the kernel changes along with a call (capabilities, set-user-ID, inherited access lists), and
  * calls on attributes that fail. As in files_routes.c: `setup` makes the files, `go` makes them, takes a checkpoint,
  * modifies and dies by SIGKILL; resumed, it ends with 73. What a file system or this user cannot do is left
  * out. `aio` and `uring`: made after the checkpoint.
@@ -102,6 +102,18 @@ static void names(void)
     TRY(rmdir("handed/down"));
 }
 
+/* What is left of a file by a whiteout is an inode that nobody has made by name: moved on, changed,
+ * exchanged with another. */
+static void whiteouts(void)
+{
+    TRY(renameat2(AT_FDCWD, file(20), AT_FDCWD, "away", RENAME_WHITEOUT));
+    TRY(lchown(file(20), -1, getgid()));
+    TRY(renameat2(AT_FDCWD, file(20), AT_FDCWD, file(21), RENAME_EXCHANGE));
+    TRY(lchown(file(21), -1, getgid()));
+    TRY(renameat2(AT_FDCWD, file(22), AT_FDCWD, file(23), RENAME_WHITEOUT));
+    TRY(unlink(file(22)));
+}
+
 static void handles(void)
 {
     struct {
@@ -189,6 +201,6 @@ int main(int argc, char **argv)
     else if (!strcmp(what, "uring"))
         TRY(syscall(SYS_io_uring_setup, 4, parameters));
     else
-        at_offset(append), names(), handles(), xattrs(), space(), along(), mappings(before);
+        at_offset(append), names(), whiteouts(), handles(), xattrs(), space(), along(), mappings(before);
     kill(getpid(), SIGKILL);
 }

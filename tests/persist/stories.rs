@@ -7,7 +7,9 @@
 
 use crate::Game;
 use ckpt::persist::sys::{self, CPath};
+use ckpt::persist::{FileRef, recorder, table};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 fn number(path: &Path) -> u64 {
@@ -83,4 +85,35 @@ pub fn and_the_undo_is_killed(game: &mut Game) -> bool {
     }
     assert!(steps > 3, "{steps}");
     true
+}
+
+/// A file with one name, or two, is modified and removed by the one that is known. With two it
+/// lives on where nobody knows of it, and its copy would not be what comes back there.
+pub fn of_a_name(game: &mut Game, names: u32) {
+    let file = game.root.join("file");
+    std::fs::write(&file, vec![7; 10_000]).unwrap();
+    if names == 2 {
+        std::fs::hard_link(&file, game.root.join("other")).unwrap();
+    }
+    game.checkpoint();
+    let path = CPath::new(&[file.as_os_str().as_bytes()]).unwrap();
+    let stat = sys::lstat(&path).unwrap();
+    let reference = FileRef {
+        stat: &stat,
+        path: path.bytes(),
+        fd: None,
+        any_fd: None,
+    };
+    {
+        let _hook = ckpt::agent::state::InHook::enter();
+        let mut session = recorder::enter().unwrap();
+        session.before_write(&reference, 0, 4096);
+        let open = std::fs::OpenOptions::new().write(true).open(&file);
+        open.unwrap().write_all_at(&[8; 4096], 0).unwrap();
+    }
+    game.player.remove_at(&file);
+    assert_eq!(table::incomplete_reason().is_some(), names == 2);
+    if names == 1 {
+        game.recover_to(0, false);
+    }
 }

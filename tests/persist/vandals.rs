@@ -22,15 +22,21 @@ fn stat_of(path: &Path) -> Stat {
     sys::lstat(&c_path(path)).unwrap()
 }
 
-/// Files that the tables have rows of, where they are now.
+/// Files that the tables know of, where they are now.
 fn known_files(game: &Game) -> Vec<PathBuf> {
     let mut known = BTreeSet::new();
     for file in table::list(&game.job).unwrap() {
         for (_, record) in table::read(&file.path).unwrap().unwrap().records {
-            if let Record::Inode { stat, .. } = record
-                && stat.is_regular()
-            {
-                known.insert(stat.id.ino);
+            match record {
+                Record::Inode { stat, .. } if stat.is_regular() => {
+                    known.insert(stat.id.ino);
+                }
+                // No row is about one that was only moved.
+                Record::Renamed { moved, other, .. } => {
+                    known.insert(moved.inode.id.ino);
+                    known.extend(other.iter().map(|other| other.inode.id.ino));
+                }
+                _ => {}
             }
         }
     }
@@ -148,6 +154,13 @@ fn trace(files: &Path, store: &Path, seed: u64) -> Option<Report> {
             panic!("seed {seed}: {error}")
         }
     }
+}
+
+/// One trace alone.
+pub fn play_one(files: &Path, store: &Path, seed: u64) {
+    let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
+    exclude::add_rule(false, b"/dev/shm/*");
+    trace(files, store, seed);
 }
 
 pub fn play(files: &Path, store: &Path, traces: u64) {

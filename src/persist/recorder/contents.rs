@@ -45,7 +45,7 @@ impl Session {
                 let row = inner.writer.next_row;
                 inner.writer.next_row += 1;
                 let slot = inner.writer.take_slot();
-                let mut new = Row::new(row, slot, file.stat.size);
+                let mut new = Row::new(row, slot, file.stat.size, file.stat.nlink);
                 new.birth = inner.birth_of_file(file, path);
                 if !inner.index.set(id, Node::Row(new)) {
                     inner.failed(path, libc::ENOMEM);

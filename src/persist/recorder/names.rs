@@ -6,7 +6,7 @@ use super::Session;
 use crate::persist::format::{
     KEPT_LINK, TAG_ABSENT, TAG_BORN, TAG_CANCELLED, TAG_GONE, TAG_REMOVED_DIR, TAG_RENAMED,
 };
-use crate::persist::index::Node;
+use crate::persist::index::{Node, Row};
 use crate::persist::kept::{self, each_xattr};
 use crate::persist::sys::{self, CPath, Sys};
 use crate::persist::{FileRef, Id, NameRef, Stat, TIMES, exclude};
@@ -188,6 +188,11 @@ impl Session {
         inner.scratch.u64(birth);
         if inner.commit() {
             inner.index.cover(&name.dir, name.name);
+        }
+        // What was done to it is to be undone where it lives on.
+        let lives_on = |row: &Row| row.nlink0 > 1;
+        if with_xattrs && !stat.is_dir() && inner.index.row(&stat.id).is_some_and(lives_on) {
+            inner.incomplete(path.bytes(), b"its other names are not known");
         }
         Ok(())
     }

@@ -7,6 +7,7 @@
 use super::apply::{Undoer, as_path};
 use super::findings::{Place, Source};
 use super::lost::Lost;
+use super::moved::Missing;
 use super::rows::{RowInfo, Rows};
 use super::{Fate, ForeignFile, UndoError, failed};
 use crate::config::Foreign;
@@ -239,6 +240,15 @@ impl Undoer<'_, '_> {
                 found.extend(self.judge(tables, table, info));
             }
         }
+        // What an undo to another generation has moved back is not where the tables say.
+        if !self.other_goal {
+            let missing = self.missing_moved(tables, &judged, &undone);
+            found.extend(
+                missing
+                    .into_iter()
+                    .map(|missing| of_missing(tables, missing)),
+            );
+        }
         found
     }
 
@@ -283,6 +293,43 @@ impl Undoer<'_, '_> {
         let other =
             slot.known && !slot.hot && (slot.size, slot.mtime_ns) != (now.size, now.mtime_ns);
         other || self.is_later(now)
+    }
+}
+
+/// An inode that the program has moved, and that no row says more of.
+fn of_missing(tables: &[Table], missing: Missing) -> Found {
+    let Missing {
+        path,
+        inode,
+        table,
+        is_born,
+    } = missing;
+    let stat = Stat {
+        id: inode.id,
+        birth: inode.birth,
+        ..Stat::default()
+    };
+    Found {
+        file: ForeignFile {
+            path: as_path(&path),
+            aside: None,
+            what: what_is_at(tables, &path),
+            fate: Fate::Plain,
+        },
+        stat,
+        lost: Some(is_born.then(|| Lost {
+            inode,
+            table,
+            left: path.clone(),
+            path,
+            is_reused: false,
+            is_tangled: false,
+            moved: None,
+            stat,
+            is_whole: false,
+            is_born,
+        })),
+        changed: false,
     }
 }
 

@@ -17,6 +17,7 @@
 //! | `tree` | removing, putting aside, making inodes anew |
 //! | `foreign` | what somebody else changed |
 //! | `lost`, `place` | what somebody else removed or moved: where it is, making it again |
+//! | `moved` | what the program has moved, and somebody else removed then |
 //! | `record` | a return that is recorded, so that it can be taken back itself |
 
 mod apply;
@@ -24,6 +25,7 @@ mod findings;
 mod foreign;
 mod lift;
 mod lost;
+mod moved;
 mod names;
 mod place;
 pub mod reach;

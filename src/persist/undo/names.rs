@@ -232,10 +232,34 @@ impl Undoer<'_, '_> {
             // Not moved, or moved back already.
             return self.shift_places(&to_path, &from_path);
         }
-        let (id_at_to, other_at_from) = (
+        let (mut id_at_to, mut other_at_from) = (
             is(&at_to, moved, &self.replaced),
             other.is_some_and(|other| is(&at_from, other, &self.replaced)),
         );
+        let made = |moved: &Moved| {
+            let number = || current.born.contains_key(&moved.inode.id);
+            moved.born.unwrap_or_else(number)
+        };
+        // Half of an exchange, the other half moved on by somebody else: it comes back first, so
+        // that an undo that is killed in between finds an exchange.
+        if let Some(other) = other
+            && id_at_to != other_at_from
+        {
+            let (half, back, present) = match id_at_to {
+                true => (other, &from_path, at_from),
+                false => (moved, &to_path, at_to),
+            };
+            if !made(half)
+                && !self.findings.keep.contains(&half.inode.id)
+                && !self.is_placed(&half.inode)
+                && let Some(at) = self.moved_on(half, back)
+            {
+                self.move_back(&at, back, present, last)?;
+                let there = self.look(&c(back)?)?;
+                let is_back = is(&there, half, &self.replaced);
+                (id_at_to, other_at_from) = (id_at_to || is_back, other_at_from || is_back);
+            }
+        }
         if id_at_to && other_at_from {
             self.step("move back", &as_path(&from_path))?;
             self.tell_move(&to_path, &from_path, true)?;
@@ -250,10 +274,6 @@ impl Undoer<'_, '_> {
             // Half of an exchange: what was made since is gone since.
             return self.move_back(&from_path, &to_path, at_to, last);
         }
-        let made = |moved: &Moved| {
-            let number = || current.born.contains_key(&moved.inode.id);
-            moved.born.unwrap_or_else(number)
-        };
         if other.is_some_and(|other| is(&at_to, other, &self.replaced))
             || made(moved) && other.is_none_or(made)
         {

@@ -11,7 +11,7 @@
 //! |---|---|
 //! | [`guard`] | the extent of such a hook: signals blocked, the recorder's lock |
 //! | [`paths`] | paths and names as the recorder wants them |
-//! | [`resolve`] | what a path really leads to |
+//! | [`resolve`], [`directories`] | what a path really leads to, and those of directories that were asked for lately |
 //! | [`open`] | open, creat, openat, openat2 |
 //! | [`data`], [`copies`] | what changes contents and sizes through descriptors and paths |
 //! | [`mapped`] | mmap, shared and writable |
@@ -34,6 +34,7 @@ pub mod cache;
 pub mod copies;
 pub mod data;
 pub mod descriptors;
+pub mod directories;
 pub mod guard;
 pub mod mapped;
 pub mod open;
@@ -284,8 +285,14 @@ pub unsafe fn rule(exclude: bool, glob: *const libc::c_char) -> i32 {
         return -libc::EINVAL;
     }
     let _hook = crate::agent::state::InHook::enter();
-    if !crate::persist::exclude::add_rule(exclude, glob) {
-        return -libc::ENOMEM;
+    let others = crate::agent::globs::meant(glob);
+    let globs = [glob]
+        .into_iter()
+        .chain(others.iter().flatten().map(Vec::as_slice));
+    for glob in globs {
+        if !crate::persist::exclude::add_rule(exclude, glob) {
+            return -libc::ENOMEM;
+        }
     }
     cache::forget_all();
     0

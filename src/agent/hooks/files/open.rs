@@ -178,7 +178,8 @@ pub fn before_create(recording: &mut Recording, dir: i32, path: &Path) -> Option
             // Where the program has changed names before it may do so, or its call fails and
             // the name stays as absent as the record says.
             let ask = !recording.session.is_known(&parent.id);
-            told(recording, parent.full_name(ask))
+            let name = parent.full_name(recording, ask);
+            told(recording, name)
         }
         Err(reason) => told(recording, Err(reason)),
     }?;

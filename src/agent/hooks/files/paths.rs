@@ -4,7 +4,8 @@
 //! No descriptor is opened for this: for a moment it would take a number that another
 //! thread of the program counts on.
 
-use super::resolve;
+use super::guard::Recording;
+use super::{directories, resolve};
 use crate::agent::hooks::user;
 use crate::persist::{FileRef, Id, NameRef, Stat};
 use ckpt_sys::raw::check;
@@ -92,7 +93,16 @@ impl Path {
 /// Attributes of what the program's string at `path` (relative to `dir`) names; `flags` are
 /// statx's. With any result but EFAULT, ENAMETOOLONG and ENOMEM the string can be read.
 pub fn stat_raw(dir: i32, path: u64, flags: i32) -> Result<Stat, i32> {
+    Ok(stat_and_mount(dir, path, flags)?.0)
+}
+
+/// The mount that an inode was found in; `None`: the kernel does not say.
+pub type Mount = Option<u64>;
+
+/// The same, with the mount.
+pub fn stat_and_mount(dir: i32, path: u64, flags: i32) -> Result<(Stat, Mount), i32> {
     const BASIC_STATS: u32 = 0x7ff;
+    const MOUNT: u32 = 0x1000;
     let mut x = MaybeUninit::<libc::statx>::uninit();
     // SAFETY: the kernel checks the path, and fills in what is read of `x`.
     unsafe {
@@ -101,10 +111,12 @@ pub fn stat_raw(dir: i32, path: u64, flags: i32) -> Result<Stat, i32> {
             dir,
             path,
             flags | libc::AT_NO_AUTOMOUNT,
-            BASIC_STATS,
+            BASIC_STATS | MOUNT,
             x.as_mut_ptr()
         ))?;
-        Ok(Stat::from_statx(x.assume_init_ref()))
+        let x = x.assume_init_ref();
+        let mount = (x.stx_mask & MOUNT != 0).then_some(x.stx_mnt_id);
+        Ok((Stat::from_statx(x), mount))
     }
 }
 
@@ -218,6 +230,7 @@ pub struct Parent<'p> {
     pub id: Id,
     pub name: &'p [u8],
     stat: Stat,
+    mount: Mount,
     /// The path up to the name.
     way: &'p [u8],
     at: i32,
@@ -229,7 +242,8 @@ pub fn parent_of(dir: i32, path: &Path) -> Result<Parent<'_>, NoName> {
     let (way, name) = split(path.text()).ok_or(NoName::WillFail)?;
     let here = Path::of(&[if way.is_empty() { b"." } else { way }]);
     let here = here.ok_or(NoName::Unknown)?;
-    let stat = stat_at(dir, &here, 0).map_err(|_| NoName::WillFail)?;
+    let found = stat_and_mount(dir, here.pointer(), 0);
+    let (stat, mount) = found.map_err(|_| NoName::WillFail)?;
     if !stat.is_dir() {
         return Err(NoName::WillFail);
     }
@@ -237,6 +251,7 @@ pub fn parent_of(dir: i32, path: &Path) -> Result<Parent<'_>, NoName> {
         id: stat.id,
         name,
         stat,
+        mount,
         way,
         at: dir,
         here,
@@ -245,21 +260,19 @@ pub fn parent_of(dir: i32, path: &Path) -> Result<Parent<'_>, NoName> {
 
 impl Parent<'_> {
     /// The absolute name. `ask`: whether the program may write to the directory.
-    pub fn full_name(&self, ask: bool) -> Result<Name, NoName> {
+    pub fn full_name(&self, recording: &mut Recording, ask: bool) -> Result<Name, NoName> {
         if ask && !writable(self.at, &self.here) {
             return Err(NoName::WillFail);
         }
-        let real = resolve::real(self.at, self.way, true).ok_or(NoName::Unknown)?;
-        if !real.is(&self.stat) {
-            // A removed directory takes no names.
-            let gone = self.stat.nlink == 0;
-            return Err(if gone {
-                NoName::WillFail
-            } else {
-                NoName::Unknown
-            });
-        }
-        let mut full = real.path;
+        let known = directories::path_of(recording, self.id, self.mount, self.way);
+        let mut full = match known {
+            Some(path) => path,
+            None => {
+                let path = self.real_path()?;
+                directories::note(recording, self.id, self.mount, &path);
+                path
+            }
+        };
         full.try_reserve_exact(self.name.len() + 1)
             .map_err(|_| NoName::Unknown)?;
         if full.last() != Some(&b'/') {
@@ -273,10 +286,25 @@ impl Parent<'_> {
             name_at,
         })
     }
+
+    /// The directory's own path, asked for component by component.
+    fn real_path(&self) -> Result<Vec<u8>, NoName> {
+        let real = resolve::real(self.at, self.way, true).ok_or(NoName::Unknown)?;
+        if !real.is(&self.stat) {
+            // A removed directory takes no names.
+            let gone = self.stat.nlink == 0;
+            return Err(if gone {
+                NoName::WillFail
+            } else {
+                NoName::Unknown
+            });
+        }
+        Ok(real.path)
+    }
 }
 
-pub fn name_at(dir: i32, path: &Path) -> Result<Name, NoName> {
-    parent_of(dir, path)?.full_name(true)
+pub fn name_at(recording: &mut Recording, dir: i32, path: &Path) -> Result<Name, NoName> {
+    parent_of(dir, path)?.full_name(recording, true)
 }
 
 /// May the program write there? Doubts are yes.

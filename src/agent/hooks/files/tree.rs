@@ -4,7 +4,7 @@ use super::data::{concerns, of_interest};
 use super::guard::Recording;
 use super::open::before_create;
 use super::paths::{self, CWD, Found, NoName, Path};
-use super::{done, execute};
+use super::{directories, done, execute};
 use crate::agent::hooks::frame::{CallFrame, Verdict};
 use crate::agent::hooks::user;
 use crate::persist::{FileRef, Stat};
@@ -103,6 +103,14 @@ impl Target {
         paths::find(place.0, &path, follow).map(Target::Path)
     }
 
+    /// Is it known what this is about?
+    fn is_sure(&self) -> bool {
+        match self {
+            Target::Path(found) => found.sure,
+            Target::Open(..) => true,
+        }
+    }
+
     fn is_of_interest(&self, recording: &mut Recording) -> bool {
         match self {
             Target::Path(found) => of_interest(recording, found),
@@ -131,7 +139,9 @@ fn link(f: &mut CallFrame, old: Place, new: Place, flags: i32) -> Option<Verdict
     let path = absent(new)?;
     let target = Target::find(old, flags)?;
     let name = either(&mut recording, new.0, &path)?;
-    if !concerns(&recording, &name.full) && !target.is_of_interest(&mut recording) {
+    // Asked in any case: of one that cannot be resolved no row may begin.
+    let of_interest = target.is_of_interest(&mut recording);
+    if !target.is_sure() || !of_interest && !concerns(&recording, &name.full) {
         return None;
     }
     recording
@@ -177,6 +187,9 @@ fn rename(f: &mut CallFrame, from: Place, to: Place, flags: u32) -> Option<Verdi
         Err(_) => return None,
     };
     let exchange = flags & libc::RENAME_EXCHANGE != 0;
+    if from_stat.is_dir() || to_stat.is_some_and(|stat| stat.is_dir()) {
+        directories::forget(&mut recording);
+    }
     if to_stat.is_some() && flags & libc::RENAME_NOREPLACE != 0
         || to_stat.is_none() && exchange
         || to_stat.is_some_and(|stat| stat.id == from_stat.id)
@@ -213,7 +226,7 @@ fn rename(f: &mut CallFrame, from: Place, to: Place, flags: u32) -> Option<Verdi
 
 /// As [`name`], for names that may be left alone.
 fn either(recording: &mut Recording, dir: i32, path: &Path) -> Option<paths::Name> {
-    match paths::name_at(dir, path) {
+    match paths::name_at(recording, dir, path) {
         Ok(name) => Some(name),
         Err(NoName::WillFail) => None,
         Err(NoName::Unknown) => {
