@@ -31,7 +31,6 @@ use crate::agent::stop::rseq_area;
 use crate::agent::{clock, hooks, log, procfs};
 use crate::config::RestoreMethod;
 use crate::errno::Errno;
-use crate::image::PAGE;
 use crate::image::chain::{ChainError, Sourced};
 use crate::image::codec;
 use crate::image::state::{FileKind, Manifest, OBJECTS_AT, SharedObject, VmaKind};
