@@ -4,7 +4,8 @@
 //!
 //! Helper thread; before the region exists, the constructor.
 
-use crate::agent::procfs;
+use crate::agent::track::table;
+use crate::agent::{procfs, region};
 use ckpt_sys::syscall;
 
 const PAGE: u64 = 4096;
@@ -22,6 +23,17 @@ fn limit(resource: libc::__rlimit_resource_t) -> u64 {
 /// RLIMIT_AS, bytes; `u64::MAX`: none.
 pub fn address_space() -> u64 {
     limit(libc::RLIMIT_AS)
+}
+
+/// RLIMIT_MEMLOCK, bytes.
+pub fn lockable() -> u64 {
+    limit(libc::RLIMIT_MEMLOCK)
+}
+
+/// Does RLIMIT_FSIZE hold for this process? It is not meant for our images, but what this
+/// process writes is held to it.
+pub fn file_size_is_limited() -> bool {
+    limit(libc::RLIMIT_FSIZE) != libc::RLIM_INFINITY
 }
 
 /// Is the process's address space limited?
@@ -44,6 +56,13 @@ pub fn left() -> u64 {
     };
     let space = space.saturating_sub(field(0));
     space.min(data.saturating_sub(field(5)))
+}
+
+/// The program limits its address space to `limit` bytes: reservations become smaller. Any thread
+/// under a guard, or the restored helper.
+pub fn make_room(limit: u64) {
+    region::make_room(limit);
+    table::make_room(limit);
 }
 
 /// May a checkpoint map so many bytes that it could do without?
