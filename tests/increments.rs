@@ -352,13 +352,13 @@ mod trouble {
     /// though the disk had plenty, and every sixteenth checkpoint was complete.
     #[test]
     fn merged_under_a_limited_file_size() {
-        let program = Program::guest("inc_limits").arg("file").seconds(1.5);
+        let program = Program::guest("inc_limits").arg("file").seconds(2.5);
         let trial = Trial::new(program, LAZY_FORK).ckpt("CKPT_CHAIN", "4");
         let mut trial = trial.ckpt("CKPT_INTERVAL", "20ms");
         let bare = trial.bare();
         let mut started = trial.start();
         let mut known = 0;
-        while known < 8 {
+        while known < 5 {
             known = match trial.await_generation(&mut started, known) {
                 Some(generation) => generation,
                 None => trial.fail("it ended too early"),

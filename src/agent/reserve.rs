@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn what_is_closed_is_no_data() {
         in_child(|| {
-            let limit = [64u64 << 20; 2];
+            let limit = [256u64 << 20; 2];
             // SAFETY: a valid pair; this process is a child of the test's own.
             unsafe { syscall!(libc::SYS_prlimit64, 0, libc::RLIMIT_DATA, &limit, 0) };
             let base = map(1 << 30).unwrap();
@@ -167,11 +167,11 @@ mod tests {
                 assert_eq!(bounds.open(base, 512 << 20), None);
                 assert_eq!(bounds.open(base, 1 << 20), Some(base + (1 << 20)));
                 // What is exempt may be opened all the same, and does not grow.
-                let base = map(256 << 20).unwrap() + PAGE;
-                exempt(base, 128 << 20);
-                bounds.set(0, 128 << 20);
-                assert_eq!(bounds.open(base, 128 << 20), Some(base));
-                *((base + (128 << 20) - 1) as *mut u8) = 1;
+                let base = map(1 << 30).unwrap() + PAGE;
+                exempt(base, 512 << 20);
+                bounds.set(0, 512 << 20);
+                assert_eq!(bounds.open(base, 512 << 20), Some(base));
+                *((base + (512 << 20) - 1) as *mut u8) = 1;
                 *(base as *mut u8) = 1;
                 let mut byte = [0u8];
                 assert!(user::read_bytes(base - 1, &mut byte).is_err());
