@@ -332,6 +332,9 @@ mod tests {
         assert_eq!(one("CKPT_FOREIGN", "keep").foreign, Foreign::Keep);
         assert_eq!(one("CKPT_SYNC", "power").sync, Sync::Power);
         assert_eq!(one("CKPT_TRACKER", "uffd").tracker, TrackerChoice::Uffd);
+        for name in ["soft-dirty", "softdirty"] {
+            assert_eq!(one("CKPT_TRACKER", name).tracker, TrackerChoice::SoftDirty);
+        }
         assert_eq!(one("CKPT_SNAPSHOT", "fork").snapshot, SnapshotChoice::Fork);
         assert_eq!(one("CKPT_RESTORE", "eager").restore, RestoreMethod::Eager);
         assert_eq!(one("CKPT_RESTORE", "auto").restore, RestoreMethod::Auto);

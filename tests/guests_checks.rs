@@ -189,10 +189,28 @@ mod damage {
         }
     }
 
+    /// Two bytes of the newest image were damaged on disk. With CKPT_COMPRESS the checksums
+    /// are compared when it is unpacked, which was after the choice: the start ended with
+    /// "unpack the image of generation 2: page data is damaged" though generation 1 was whole.
+    #[test]
+    fn a_byte_of_a_compressed_image() {
+        for method in ["lz4", "zstd"] {
+            let (mut trial, bare) = with_two_and(&[("CKPT_COMPRESS", method)]);
+            goes_on_from_the_one_before(&mut trial, &bare, false);
+        }
+    }
+
     /// Killed when it has two generations at least: both whole.
     fn with_two() -> (Trial, Life) {
+        with_two_and(&[])
+    }
+
+    fn with_two_and(settings: &[(&str, &str)]) -> (Trial, Life) {
         let program = Program::guest("mem_heap").seconds(2.5);
         let mut trial = Trial::new(program, LAZY_FORK).ckpt("CKPT_TRACKER", "full");
+        for (name, value) in settings {
+            trial = trial.ckpt(name, value);
+        }
         let bare = trial.bare();
         let mut started = trial.start();
         while trial.generation() < 4 || trial.notes("begin") == 0 {

@@ -363,6 +363,55 @@ mod trouble {
     fn limited_processes() {
         limits("processes");
     }
+
+    /// A program limited its address space to 300 MB, or its data to 200 MB, and its next malloc
+    /// failed: the library had reserved a gigabyte and more, all of it writable.
+    #[test]
+    fn little_address_space_or_data() {
+        for tracker in ["auto", "mprotect"] {
+            for which in ["small-space", "small-data"] {
+                let program = Program::guest("inc_limits").arg(which).seconds(1.2);
+                let trial = Trial::new(program, LAZY_FORK).ckpt("CKPT_TRACKER", tracker);
+                trial.ckpt("CKPT_INTERVAL", "20ms").survives(2);
+            }
+        }
+    }
+
+    /// A program with 8 MiB that calls mlockall(MCL_CURRENT | MCL_FUTURE) had 1.1 GB locked and in
+    /// memory after a restart: what a restore reserves was brought in.
+    #[test]
+    fn locked_memory_is_the_programs() {
+        for tracker in ["auto", "mprotect"] {
+            let program = Program::guest("inc_limits").arg("locked").seconds(1.2);
+            let trial = Trial::new(program, LAZY_FORK).ckpt("CKPT_TRACKER", tracker);
+            trial.ckpt("CKPT_INTERVAL", "20ms").survives(2);
+        }
+    }
+
+    /// Under the program's RLIMIT_FSIZE the helper's merges failed with "no space left on device",
+    /// though the disk had plenty, and every sixteenth checkpoint was complete.
+    #[test]
+    fn merged_under_a_limited_file_size() {
+        let program = Program::guest("inc_limits").arg("file").seconds(2.5);
+        let trial = Trial::new(program, LAZY_FORK).ckpt("CKPT_CHAIN", "4");
+        let mut trial = trial.ckpt("CKPT_INTERVAL", "20ms");
+        let bare = trial.bare();
+        let mut started = trial.start();
+        let mut known = 0;
+        while known < 5 {
+            known = match trial.await_generation(&mut started, known) {
+                Some(generation) => generation,
+                None => trial.fail("it ended too early"),
+            };
+        }
+        started.kill(true);
+        let life = trial.finish();
+        trial.compare(&bare, &life);
+        let log = std::fs::read_to_string(trial.dir.join("ckpt.log")).unwrap_or_default();
+        if !log.contains(": merged, ") || log.contains("no space left") {
+            trial.fail("it was not merged");
+        }
+    }
 }
 
 /// A tracker that was asked for by name and cannot work: one line, exit status 125, and

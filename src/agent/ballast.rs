@@ -5,7 +5,7 @@
 //!
 //! Helper thread. The mapping is no part of the image ([`range`]).
 
-use crate::agent::headroom;
+use crate::agent::{headroom, reserve};
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -31,6 +31,7 @@ pub fn take() {
     // SAFETY: fresh address space that is never touched.
     let got = unsafe { syscall!(libc::SYS_mmap, 0, LEN, libc::PROT_NONE, flags, -1i32, 0) };
     if let Ok(addr) = check(got) {
+        reserve::unlock(addr as u64, LEN);
         AT.store(addr as u64, SeqCst);
         HELD.store(true, SeqCst);
     }

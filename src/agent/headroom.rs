@@ -4,7 +4,8 @@
 //!
 //! Helper thread; before the region exists, the constructor.
 
-use crate::agent::procfs;
+use crate::agent::track::table;
+use crate::agent::{procfs, region};
 use ckpt_sys::syscall;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -36,6 +37,17 @@ pub fn address_space() -> u64 {
     }
 }
 
+/// RLIMIT_MEMLOCK, bytes.
+pub fn lockable() -> u64 {
+    limit(libc::RLIMIT_MEMLOCK)
+}
+
+/// Does RLIMIT_FSIZE hold for this process? It is not meant for our images, but what this
+/// process writes is held to it.
+pub fn file_size_is_limited() -> bool {
+    limit(libc::RLIMIT_FSIZE) != libc::RLIM_INFINITY
+}
+
 /// Is the process's address space limited?
 pub fn limited() -> bool {
     address_space() != u64::MAX
@@ -56,6 +68,13 @@ pub fn left() -> u64 {
     };
     let space = space.saturating_sub(field(0));
     space.min(data.saturating_sub(field(5)))
+}
+
+/// The program limits its address space to `limit` bytes: reservations become smaller. Any thread
+/// under a guard, or the restored helper.
+pub fn make_room(limit: u64) {
+    region::make_room(limit);
+    table::make_room(limit);
 }
 
 /// May a checkpoint map so many bytes that it could do without?

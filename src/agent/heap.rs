@@ -10,6 +10,7 @@
 //! Size classes with free lists below 32 KiB, page runs above. Page runs that are
 //! freed give their memory back to the kernel, so a checkpoint leaves no trace in RSS.
 
+use crate::agent::reserve::Bounds;
 use crate::agent::state::InHook;
 use crate::agent::track::fault;
 use ckpt_sys::raw::check;
@@ -33,8 +34,8 @@ pub struct Heap {
     /// Never used memory of the present segment.
     bump: u64,
     end: u64,
-    /// May ask the kernel for more segments.
-    growable: bool,
+    /// Of what range this is the heap; `None`: it asks the kernel for more segments.
+    within: Option<(u64, &'static Bounds)>,
     /// Free page runs: (address, bytes).
     runs: [(u64, u64); MAX_RUNS],
     nruns: usize,
@@ -47,30 +48,31 @@ impl Heap {
             free: [0; CLASSES],
             bump: 0,
             end: 0,
-            growable: true,
+            within: None,
             runs: [(0, 0); MAX_RUNS],
             nruns: 0,
         }
     }
 
-    /// Makes this the heap of the page-aligned range `start..end` and no more.
-    pub fn reset_to(&mut self, start: u64, end: u64) {
+    /// Makes this the heap of what is open from `start` on (page-aligned) of the range at `base`,
+    /// whose rest it opens as it needs it.
+    pub fn reset_to(&mut self, start: u64, end: u64, base: u64, bounds: &'static Bounds) {
         *self = Heap::growing();
-        self.growable = false;
+        self.within = Some((base, bounds));
         self.bump = start;
         self.end = end;
     }
 
-    /// What was never used, but for as much as is in use, and at least `spare`.
-    pub fn unused(&self, start: u64, spare: u64) -> (u64, u64) {
-        let keep = (self.bump - start).max(spare);
-        let from = (self.bump + keep).next_multiple_of(PAGE);
-        (from.min(self.end), self.end)
-    }
-
-    /// It ends there from now on.
-    pub fn cut(&mut self, end: u64) {
-        self.end = self.end.min(end);
+    /// Opens more of the range; false: there is no more.
+    fn open_more(&mut self, bytes: u64, base: u64, bounds: &Bounds) -> bool {
+        let missing = bytes - (self.end - self.bump);
+        let steps = [missing.next_multiple_of(SEGMENT), missing];
+        // SAFETY: the heap's own range.
+        let opened = steps
+            .into_iter()
+            .find(|&step| unsafe { bounds.open(base, step) }.is_some());
+        self.end += opened.unwrap_or(0);
+        opened.is_some()
     }
 
     fn class(layout: &Layout) -> Option<usize> {
@@ -92,10 +94,13 @@ impl Heap {
                 return addr;
             }
         }
+        if let Some((base, bounds)) = self.within
+            && self.end - self.bump < bytes
+            && !self.open_more(bytes, base, bounds)
+        {
+            return 0;
+        }
         if self.end - self.bump < bytes {
-            if !self.growable {
-                return 0;
-            }
             let len = bytes.max(SEGMENT).next_multiple_of(SEGMENT);
             // SAFETY: a fresh anonymous mapping, touched by nobody else.
             let got = unsafe {
@@ -281,19 +286,6 @@ mod tests {
         heap.dealloc(y, &big);
         let z = heap.alloc(&Layout::from_size_align(200_000, 8).unwrap());
         assert!(z == x.min(y), "freed neighbours are joined");
-    }
-
-    #[test]
-    fn what_is_unused_can_be_cut_off() {
-        let mut heap = Heap::growing();
-        heap.reset_to(1 << 20, 9 << 20);
-        assert_eq!(heap.unused(1 << 20, 3 << 20), (4 << 20, 9 << 20));
-        assert_eq!(heap.pages(2 << 20), 1 << 20);
-        assert_eq!(heap.unused(1 << 20, 1 << 20), (5 << 20, 9 << 20));
-        assert_eq!(heap.unused(1 << 20, 8 << 20), (9 << 20, 9 << 20));
-        heap.cut(5 << 20);
-        assert_eq!(heap.pages(3 << 20), 0);
-        assert_eq!(heap.pages(2 << 20), 3 << 20);
     }
 
     #[test]

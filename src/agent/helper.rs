@@ -108,11 +108,11 @@ const HELPER_FLAGS: u64 =
     (libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SETTLS) as u64;
 
 fn try_spawn(keep: &[i32]) -> Result<(), i32> {
-    let base = region::map()?;
-    // SAFETY: the region is freshly mapped; its length was found by `map`.
+    let (base, len) = region::map()?;
+    // SAFETY: the region is freshly mapped.
     unsafe {
         let region = base as *mut Region;
-        region::lay_out(base, region::mapped_len(base));
+        region::lay_out(base, len)?;
         for (place, fd) in (*region).keep_fds.iter_mut().zip(keep) {
             *place = *fd;
         }

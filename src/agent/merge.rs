@@ -9,9 +9,11 @@
 //! Helper thread only.
 
 use crate::agent::collect::identity;
+use crate::agent::snapshot::Outcome;
+use crate::agent::snapshot::fork::{self, WriterError};
 use crate::agent::stop::now_ns;
-use crate::agent::{exit, log, procfs};
-use crate::store::generation::GenerationRecord;
+use crate::agent::{exit, headroom, log, procfs};
+use crate::store::generation::{GenerationRecord, MergedMember};
 use crate::store::{Job, Merge, RawFs};
 use ckpt_sys::syscall;
 
@@ -95,6 +97,9 @@ impl Merger {
         let Some(merge) = &mut self.merge else {
             return false;
         };
+        if headroom::file_size_is_limited() && merge.members() == 1 {
+            return self.by_child(job);
+        }
         let started = now_ns();
         // The increments that the program makes meanwhile come near the limit.
         let records = job.generations();
@@ -124,7 +129,7 @@ impl Merger {
         self.due_ns = started + took + took * pause;
         match result {
             Ok(false) => false,
-            Ok(true) => self.finish(job),
+            Ok(true) => self.finish(job, None),
             Err(error) => {
                 log::line(format_args!("{error}"));
                 self.fail();
@@ -133,13 +138,54 @@ impl Merger {
         }
     }
 
+    /// RLIMIT_FSIZE is the program's, and holds for all its threads, ours included: a child whose
+    /// limit is its own writes the image at one go. Meanwhile nothing else is done.
+    fn by_child(&mut self, job: &mut Job<RawFs>) -> bool {
+        let Some(merge) = &mut self.merge else {
+            return false;
+        };
+        let class = self.class;
+        let started = now_ns();
+        let child = fork::fork(&mut || {
+            let _gentle = Gentle::new(class);
+            let members = merge.complete(&RawFs)?;
+            let member = members.first().copied().unwrap_or_default();
+            Ok(Outcome {
+                bytes_stored: member.bytes,
+                header_crc: member.header_crc,
+                ..Outcome::default()
+            })
+        });
+        let result = match child {
+            Some(child) => child.wait(),
+            None => Err(WriterError::Failed("merge: cannot fork".to_owned())),
+        };
+        self.work_ns += now_ns() - started;
+        match result {
+            Ok(outcome) => {
+                let member = MergedMember {
+                    bytes: outcome.bytes_stored,
+                    header_crc: outcome.header_crc,
+                };
+                self.finish(job, Some(vec![member]))
+            }
+            Err(error) => {
+                if !exit::exiting() {
+                    log::line(format_args!("{error} (under the program's RLIMIT_FSIZE)"));
+                }
+                self.fail();
+                false
+            }
+        }
+    }
+
     /// The rest is one sync of what the disk mostly has by now.
-    fn finish(&mut self, job: &mut Job<RawFs>) -> bool {
+    fn finish(&mut self, job: &mut Job<RawFs>, complete: Option<Vec<MergedMember>>) -> bool {
         let Some(merge) = self.merge.take() else {
             return false;
         };
         let (generation, (_, total)) = (merge.generation, merge.progress());
-        match merge.finish(job, identity::realtime_ns()) {
+        match merge.finish_with(job, identity::realtime_ns(), complete) {
             Ok(_) => {
                 log::line(format_args!(
                     "generation {generation}: merged, {} KiB, {} ms of work in {} ms",

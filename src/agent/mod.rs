@@ -35,6 +35,7 @@ pub mod recover;
 pub mod refusal;
 pub mod region;
 pub mod request;
+pub mod reserve;
 pub mod restore;
 pub mod resume;
 pub mod rollback;

@@ -6,6 +6,7 @@ pub mod files;
 mod needs;
 
 use crate::agent::collect::identity;
+use crate::agent::restore::{Contents, RestoreError};
 use crate::agent::resume::Payload;
 use crate::agent::{log, restore, settings, start, stop};
 use crate::config::{Config, Resume};
@@ -53,7 +54,7 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
             "cannot restore job {name}: {reason}; to restore the memory alone: CKPT_RESTORE_EXCLUDE='*', to start afresh: CKPT_RESUME=never"
         )),
     };
-    let found = restorable(&job, found, config, &name);
+    let (found, contents) = restorable(&job, found, config, &name);
     let age_s = identity::realtime_ns().saturating_sub(found.record.time_ns) / 1_000_000_000;
     let generation = found.record.generation;
     log::line(format_args!(
@@ -111,6 +112,7 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
         job: job.dir.clone(),
         files,
         inside: None,
+        contents,
     };
     match restore::restore(member, Some(lock.into_fd()), options, payload) {
         Ok(never) => match never {},
@@ -122,15 +124,24 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
 
 /// The generation found, if its memory can be restored on this machine; where that is the
 /// generation's own fault, an older one. Before anything is done to a file.
-fn restorable(job: &Job<RawFs>, found: Found<RawFs>, config: &Config, name: &str) -> Found<RawFs> {
+fn restorable(
+    job: &Job<RawFs>,
+    found: Found<RawFs>,
+    config: &Config,
+    name: &str,
+) -> (Found<RawFs>, Option<Contents>) {
     let generation = found.record.generation;
-    let check = |found: &Found<RawFs>| match found.members.first() {
-        Some(member) => restore::check::machine(&member.image.manifest)
-            .and_then(|()| restore::handlers::check(member)),
-        None => Ok(()),
+    let check = |found: &Found<RawFs>| -> Result<Option<Contents>, RestoreError> {
+        let Some(member) = found.members.first() else {
+            return Ok(None);
+        };
+        restore::check::machine(&member.image.manifest)?;
+        restore::handlers::check(member)?;
+        // Compressed images are read here, and compared with their checksums.
+        Contents::of(member, &job.dir).map(Some)
     };
     let error = match check(&found) {
-        Ok(()) => return found,
+        Ok(contents) => return (found, contents),
         Err(error) => error,
     };
     if error.is_of_the_generation() && config.resume == Resume::Auto {
@@ -138,14 +149,14 @@ fn restorable(job: &Job<RawFs>, found: Found<RawFs>, config: &Config, name: &str
         for record in older.filter(|r| r.generation < generation) {
             if files::can_reach(job, record, config)
                 && let Ok(found) = job.open_generation(record, config.verify)
-                && check(&found).is_ok()
+                && let Ok(contents) = check(&found)
             {
                 let message = format_args!(
                     "generation {generation}: {error}; falling back to an older checkpoint"
                 );
                 log::complain(message);
                 log::line(message);
-                return found;
+                return (found, contents);
             }
         }
     }

@@ -5,6 +5,7 @@
 use crate::agent::ballast;
 use crate::agent::headroom;
 use crate::agent::heap::{HELPER_HEAP, Heap};
+use crate::agent::reserve::{self, Bounds};
 use crate::agent::snapshot::copy;
 use crate::agent::{side, track};
 use crate::persist::table;
@@ -18,11 +19,15 @@ const TCB: u64 = 4096;
 /// Reserved, not used: the memory is only touched as far as it is needed.
 const PREFERRED_LEN: u64 = 1 << 30;
 pub const MINIMUM_LEN: u64 = 16 << 20;
+/// Closed memory below it ([`reserve::exempt`]).
+pub const GUARD: u64 = PAGE;
+/// Of the heap, open from the beginning.
+const FIRST_HEAP: u64 = 1 << 20;
 
 /// The start of the region.
 #[repr(C)]
 pub struct Region {
-    pub len: u64,
+    pub bounds: Bounds,
     /// Futex: 1 once the helper has taken over.
     pub started: AtomicU32,
     pub tid: AtomicU32,
@@ -52,10 +57,10 @@ pub fn own_ranges() -> impl Iterator<Item = (u64, u64)> {
         0
     } else {
         // SAFETY: a published region stays mapped as long as it is published.
-        unsafe { (*(base as *const Region)).len }
+        unsafe { (*(base as *const Region)).bounds.len() }
     };
     let mut ranges = [(0, 0); 7 + table::OWN_RANGES];
-    ranges[0] = (base, base + len);
+    ranges[0] = (base.saturating_sub(GUARD), base + len);
     ranges[1] = side::range();
     ranges[2] = copy::range();
     ranges[3] = track::table::own_range();
@@ -79,41 +84,31 @@ pub fn kept_fd() -> Option<i32> {
 /// The length to begin with, a power of two: the program would miss what is reserved of a
 /// limited address space, so a small part of it has to do.
 pub fn preferred_len() -> u64 {
-    let share = (headroom::address_space() / 16).clamp(MINIMUM_LEN, PREFERRED_LEN);
+    len_within(headroom::address_space())
+}
+
+/// The same under a limit of `space` bytes.
+pub fn len_within(space: u64) -> u64 {
+    let share = (space / 16).clamp(MINIMUM_LEN, PREFERRED_LEN);
     1 << share.ilog2()
 }
 
-/// Maps a region of its own with a guard page at either end. A size that
-/// RLIMIT_AS does not allow is halved until it fits.
-pub fn map() -> Result<u64, i32> {
+/// Reserves a region of its own with a hole at either end, and says where and how long it is. A
+/// size that RLIMIT_AS does not allow is halved until it fits.
+pub fn map() -> Result<(u64, u64), i32> {
     let mut len = preferred_len();
     loop {
-        // SAFETY: fresh address space.
-        let got = unsafe {
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-            check(syscall!(
-                libc::SYS_mmap,
-                0,
-                len + 2 * PAGE,
-                libc::PROT_NONE,
-                flags,
-                -1i32,
-                0
-            ))
-        };
-        match got {
+        match reserve::map(len + 3 * PAGE) {
             Ok(addr) => {
-                let base = addr as u64 + PAGE;
-                // SAFETY: the range was just mapped. The guards go back to the kernel: a
+                let base = addr + PAGE + GUARD;
+                // SAFETY: the range was just mapped. The outer pages go back to the kernel: a
                 // hole separates the region from its neighbours for good.
                 unsafe {
-                    let prot = libc::PROT_READ | libc::PROT_WRITE;
-                    check(syscall!(libc::SYS_mprotect, base, len, prot))?;
+                    reserve::exempt(base, len);
                     syscall!(libc::SYS_munmap, addr, PAGE);
                     syscall!(libc::SYS_munmap, base + len, PAGE);
-                    (*(base as *mut Region)).len = len;
                 }
-                return Ok(base);
+                return Ok((base, len));
             }
             Err(_) if len > MINIMUM_LEN => len /= 2,
             Err(errno) => return Err(errno),
@@ -121,13 +116,18 @@ pub fn map() -> Result<u64, i32> {
     }
 }
 
-/// The length of a region that [`map`] has made.
-///
-/// # Safety
-/// `base` comes from [`map`].
-pub unsafe fn mapped_len(base: u64) -> u64 {
-    // SAFETY: per contract.
-    unsafe { (*(base as *const Region)).len }
+/// The program limits its address space to `limit` bytes: what is reserved and not used goes.
+/// Any thread, in a hook.
+pub fn make_room(limit: u64) {
+    let base = REGION.load(Ordering::Relaxed);
+    if base != 0 {
+        // SAFETY: the published region; a forked child has its copy of it.
+        unsafe {
+            (*(base as *const Region))
+                .bounds
+                .cut(base, len_within(limit))
+        };
+    }
 }
 
 /// The end of the present region that nothing has used yet, but for some room.
@@ -135,7 +135,7 @@ pub fn unused() -> (u64, u64) {
     match REGION.load(Ordering::Relaxed) as *const Region {
         base if base.is_null() => (0, 0),
         // SAFETY: a published region; its owner is the caller.
-        base => unsafe { (*base).heap.unused((*base).stack_top, MINIMUM_LEN) },
+        base => unsafe { (*base).bounds.closed(base as u64, MINIMUM_LEN) },
     }
 }
 
@@ -146,13 +146,9 @@ pub fn unused() -> (u64, u64) {
 pub unsafe fn trim() {
     let (start, end) = unused();
     if start < end {
-        let base = REGION.load(Ordering::Relaxed) as *mut Region;
-        // SAFETY: never used, and from here on no part of the heap.
-        unsafe {
-            (*base).heap.cut(start);
-            (*base).len = start - base as u64;
-            syscall!(libc::SYS_munmap, start, end - start);
-        }
+        let base = REGION.load(Ordering::Relaxed);
+        // SAFETY: the published region.
+        unsafe { (*(base as *const Region)).bounds.cut(base, start - base) };
     }
 }
 
@@ -163,8 +159,8 @@ pub unsafe fn trim() {
 /// below it, large enough for our own block and libc's errno.
 ///
 /// # Safety
-/// `base..base+len` is mapped, zero and unused.
-pub unsafe fn lay_out(base: u64, len: u64) {
+/// `base..base+len` is reserved (closed), and unused.
+pub unsafe fn lay_out(base: u64, len: u64) -> Result<(), i32> {
     // SAFETY: all accesses stay inside the region per contract; fs:0 is the thread
     // pointer of the calling thread.
     unsafe {
@@ -178,11 +174,17 @@ pub unsafe fn lay_out(base: u64, len: u64) {
         let header = (size_of::<Region>() as u64).next_multiple_of(PAGE);
         let tls = base + header + below;
         let stack_top = tls + TCB + PAGE + STACK;
-        (*region).len = len;
+        let open = stack_top - base + FIRST_HEAP;
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        check(syscall!(libc::SYS_mprotect, base, open, prot))?;
+        (*region).bounds.set(open, len);
         (*region).tls = tls;
         (*region).stack_top = stack_top;
         (*region).keep_fds = [-1; 4];
-        (*region).heap.reset_to(stack_top, base + len);
+        let bounds = &(*region).bounds;
+        (*region)
+            .heap
+            .reset_to(stack_top, base + open, base, bounds);
         let tcb = tls as *mut u64;
         *tcb = tls;
         // dtv: our own copy of the caller's generation word, so that a lookup of
@@ -197,6 +199,7 @@ pub unsafe fn lay_out(base: u64, len: u64) {
         *tcb.add(5) = *((fs + 0x28) as *const u64);
         *tcb.add(6) = *((fs + 0x30) as *const u64);
     }
+    Ok(())
 }
 
 /// Makes the region at `base` the one of the helper that is about to start.

@@ -14,6 +14,7 @@ use crate::agent::clock::{self, Clocks};
 use crate::agent::collect::signals::{put_back, put_back_own};
 use crate::agent::collect::threads::{SCHED_ATTR_SIZE, SCHED_FLAG_RESET_ON_FORK, SchedAttr};
 use crate::agent::collect::{keys, process};
+use crate::agent::headroom;
 use crate::agent::hooks;
 use crate::agent::procfs::OwnFd;
 use crate::agent::region::{self, Region};
@@ -593,6 +594,9 @@ fn set_rlimit(resource: u32, soft: u64, hard: u64) {
             let possible = [soft.min(now[1]), now[1].min(hard)];
             syscall!(libc::SYS_prlimit64, 0, resource, &possible, 0);
         }
+    }
+    if resource == libc::RLIMIT_AS {
+        headroom::make_room(soft);
     }
 }
 

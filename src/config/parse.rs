@@ -143,6 +143,7 @@ pub(super) const VARIABLES: [Variable; 28] = [
                 ("auto", TrackerChoice::Auto),
                 ("uffd", TrackerChoice::Uffd),
                 ("soft-dirty", TrackerChoice::SoftDirty),
+                ("softdirty", TrackerChoice::SoftDirty),
                 ("mprotect", TrackerChoice::Mprotect),
                 ("full", TrackerChoice::Full),
             ];

@@ -47,13 +47,16 @@ pub trait Fs {
     /// Asks the kernel to begin writing that part to the disk, without waiting for it.
     fn start_writing(&self, _file: &Self::File, _offset: u64, _len: u64) {}
 
-    /// Writes all of `bytes`; a short write is ENOSPC, as it nearly always is.
+    /// Writes all of `bytes`. A write that is short does not say why (no space, RLIMIT_FSIZE): the
+    /// one behind it does.
     fn write_all(&self, file: &Self::File, bytes: &[u8], offset: u64) -> Io<()> {
         let written = self.write_at(file, &[IoSlice::new(bytes)], offset)?;
-        if written == bytes.len() {
-            Ok(())
-        } else {
-            Err(Errno::ENOSPC)
+        let Some(rest) = bytes.get(written..).filter(|_| written < bytes.len()) else {
+            return Ok(());
+        };
+        match self.write_at(file, &[IoSlice::new(rest)], offset + written as u64)? {
+            all if all == rest.len() => Ok(()),
+            _ => Err(Errno::ENOSPC),
         }
     }
 

@@ -219,6 +219,11 @@ impl<F: Fs> Merge<F> {
         (self.done, self.total)
     }
 
+    /// How many images it makes.
+    pub fn members(&self) -> usize {
+        self.members.len()
+    }
+
     /// Copies one step; `true`: all is copied, only [`Merge::finish`] is left.
     pub fn slice(&mut self, fs: &F) -> Result<bool, MergeError> {
         let Some(member) = self.members.get_mut(self.at) else {
@@ -231,9 +236,26 @@ impl<F: Fs> Merge<F> {
         Ok(self.at == self.members.len())
     }
 
+    /// All that is left to be written of the images, but not their names: the part that a child
+    /// can do.
+    pub fn complete(&mut self, fs: &F) -> Result<Vec<MergedMember>, MergeError> {
+        while !self.slice(fs)? {}
+        self.members.iter_mut().map(|m| m.complete(fs)).collect()
+    }
+
     /// Makes the generation complete. After an error it is what it was.
-    pub fn finish(mut self, job: &mut Job<F>, time_ns: u64) -> Result<Merged, MergeError> {
-        match self.publish(job, time_ns) {
+    pub fn finish(self, job: &mut Job<F>, time_ns: u64) -> Result<Merged, MergeError> {
+        self.finish_with(job, time_ns, None)
+    }
+
+    /// The same; `complete` is what [`Merge::complete`] said to a child.
+    pub fn finish_with(
+        mut self,
+        job: &mut Job<F>,
+        time_ns: u64,
+        complete: Option<Vec<MergedMember>>,
+    ) -> Result<Merged, MergeError> {
+        match self.publish(job, time_ns, complete) {
             Ok(merged) => {
                 for member in &self.members {
                     // Else the next holder of the lock does it.
@@ -248,7 +270,12 @@ impl<F: Fs> Merge<F> {
         }
     }
 
-    fn publish(&mut self, job: &mut Job<F>, time_ns: u64) -> Result<Merged, MergeError> {
+    fn publish(
+        &mut self,
+        job: &mut Job<F>,
+        time_ns: u64,
+        complete: Option<Vec<MergedMember>>,
+    ) -> Result<Merged, MergeError> {
         let generations = job.generations();
         let record = generations.iter().find(|r| r.generation == self.generation);
         match record.map(|r| r.needs()) {
@@ -256,14 +283,15 @@ impl<F: Fs> Merge<F> {
             Some(None) => return Err(MergeError::Complete(self.generation)),
             Some(Some(_)) => {}
         }
-        let mut merged = Merged {
+        let members = match complete {
+            Some(members) => members,
+            None => self.complete(&job.fs)?,
+        };
+        let merged = Merged {
             generation: self.generation,
             time_ns,
-            members: Vec::new(),
+            members,
         };
-        for member in &mut self.members {
-            merged.members.push(member.complete(&job.fs)?);
-        }
         let dir = job.generation_dir(self.generation);
         for member in &self.members {
             job.fs

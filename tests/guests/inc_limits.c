@@ -29,6 +29,20 @@ int main(int argc, char **argv)
 {
     guest_begin();
     CHECK(argc == 2);
+    /* What the library reserves is no part of what a program may have. */
+    if (strcmp(argv[1], "small-space") == 0)
+        limit(RLIMIT_AS, 120 << 20);
+    if (strcmp(argv[1], "small-data") == 0)
+        limit(RLIMIT_DATA, 32 << 20);
+    int locks = strcmp(argv[1], "locked") == 0;
+    struct rlimit lockable;
+    CHECK(getrlimit(RLIMIT_MEMLOCK, &lockable) == 0);
+    if (locks && geteuid() != 0 && lockable.rlim_cur < 256 << 20) {
+        NOT_TESTED("mlockall: RLIMIT_MEMLOCK");
+        locks = 0;
+    }
+    if (locks)
+        CHECK(mlockall(MCL_CURRENT | MCL_FUTURE) == 0);
     uint64_t *arena = guest_map(PAGES * WORDS * 8, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     uint64_t *model = calloc(PAGES, 8);
     for (int p = 0; p < PAGES; p++)
@@ -38,7 +52,7 @@ int main(int argc, char **argv)
         limit(RLIMIT_DATA, size_of("VmData:") + (8 << 20));
     } else if (strcmp(argv[1], "file") == 0)
         limit(RLIMIT_FSIZE, 1 << 20);
-    else
+    else if (strcmp(argv[1], "processes") == 0)
         limit(RLIMIT_NPROC, 1);
     uint64_t dice = 1;
     ROUNDS(round)
@@ -48,6 +62,10 @@ int main(int argc, char **argv)
             int p = dice % PAGES;
             CHECK_EQ(arena[p * WORDS], model[p]);
             arena[p * WORDS] = model[p] = dice;
+        }
+        if (locks && round % 10 == 0) {
+            CHECK(size_of("VmLck:") < 100 << 20);
+            CHECK(size_of("VmRSS:") < 150 << 20);
         }
         /* There is still room for what the limit leaves. */
         void *more = guest_map(1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

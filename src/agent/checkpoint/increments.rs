@@ -8,6 +8,7 @@
 
 use super::{CheckpointError, store_error};
 use crate::agent::collect::memory::{self, How, Piece, Plan};
+use crate::agent::headroom;
 use crate::agent::procfs::OwnFd;
 use crate::agent::settings::Settings;
 use crate::agent::side::SideBuffer;
@@ -27,7 +28,6 @@ use crate::image::pack;
 use crate::image::state::{Base, VmaState};
 use crate::image::writer::{ImageSink, ImageWriter};
 use crate::store::generation::{GenerationKind, GenerationRecord};
-use ckpt_sys::syscall;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// A residue of no more pages than this is not worth another round while the program
@@ -160,16 +160,6 @@ pub fn with_own<R>(store_root: &[u8], f: impl FnOnce(&memory::Own<'_>) -> R) -> 
         store: &store,
         is_cache: callsites::cache::is_cache_path,
     })
-}
-
-/// Does RLIMIT_FSIZE hold for this process? It is not meant for our images, but what this
-/// process writes is held to it.
-fn file_size_is_limited() -> bool {
-    let mut limit = [0u64; 2];
-    let get = std::ptr::null::<u64>();
-    // SAFETY: valid structs.
-    unsafe { syscall!(libc::SYS_prlimit64, 0, libc::RLIMIT_FSIZE, get, &mut limit) };
-    limit[0] != libc::RLIM_INFINITY
 }
 
 /// What a round of pre-copy can deal with: all private memory of the map.
@@ -350,7 +340,7 @@ impl Increments {
     ) -> Result<Ahead<S>, CheckpointError> {
         let started = now_ns();
         let base = self.base(records, settings.config.chain);
-        self.by_child = file_size_is_limited();
+        self.by_child = headroom::file_size_is_limited();
         if base.is_none() {
             self.base = None;
         }

@@ -19,7 +19,9 @@
 
 use super::frame::{CallFrame, Verdict};
 use super::maps::{Mapping, Maps};
-use super::ranges;
+use super::{ids, ranges, user};
+use crate::agent::headroom;
+use crate::agent::region;
 use crate::agent::state::{InHook, is_agents_process};
 use crate::agent::track::moving::Moving;
 use crate::agent::track::{fault, uffd};
@@ -372,9 +374,20 @@ pub fn mlockall(frame: &mut CallFrame) -> Verdict {
     } else {
         0
     };
+    let now = flags as u32 & libc::MCL_CURRENT as u32 != 0;
+    if now {
+        // All of it counts against RLIMIT_MEMLOCK, what is only reserved as well.
+        headroom::make_room(headroom::lockable());
+    }
     // SAFETY: the program's own request.
     let ret = check(unsafe { syscall!(frame.rax, flags) });
     if ret.is_ok() {
+        if now && is_agents_process() {
+            for (start, end) in region::own_ranges() {
+                // SAFETY: memory of ours need not be locked.
+                unsafe { syscall!(libc::SYS_munlock, start, end - start) };
+            }
+        }
         let future = flags as u32 & libc::MCL_FUTURE as u32 != 0;
         let kept = (libc::MCL_FUTURE | libc::MCL_ONFAULT) as u32;
         FUTURE.store(if future { flags as u32 & kept } else { 0 }, SeqCst);
@@ -401,6 +414,30 @@ pub fn mmap(frame: &CallFrame) {
         note_grows_down();
         ADVICE.fetch_add(1, SeqCst);
     }
+}
+
+/// setrlimit, prlimit64: before a limit of the program's own address space, which what we reserve
+/// counts against. (What is reserved and not used counts against no other.) The limit itself stays
+/// the program's: children inherit it, and /proc/self/limits shows it.
+pub fn limited(frame: &CallFrame) {
+    let [resource, limits] = match frame.rax {
+        libc::SYS_setrlimit => [frame.args[0], frame.args[1]],
+        _ if is_own(frame.args[0] as i32) => [frame.args[1], frame.args[2]],
+        _ => return,
+    };
+    if resource as u32 == libc::RLIMIT_AS
+        && limits != 0
+        && let Ok([soft, _]) = user::read::<[u64; 2]>(limits)
+    {
+        let _guard = InHook::enter();
+        headroom::make_room(soft);
+    }
+}
+
+/// Does a call mean the calling process?
+fn is_own(pid: i32) -> bool {
+    // SAFETY: no arguments.
+    pid == 0 || ids::to_real(pid) == unsafe { syscall!(libc::SYS_getpid) } as i32
 }
 
 /// mlock, mlock2, munlock.

@@ -82,6 +82,9 @@ const ADVICE_CALLS: &[libc::c_long] = &[
     libc::SYS_mremap,
 ];
 
+/// Limits: what we have reserved of an address space that becomes small must go.
+const LIMIT_CALLS: &[libc::c_long] = &[libc::SYS_setrlimit, libc::SYS_prlimit64];
+
 /// Only after a lazy restore.
 const IMAGE_CALLS: &[libc::c_long] = &[libc::SYS_mprotect, libc::SYS_pkey_mprotect];
 
@@ -112,6 +115,7 @@ fn table_of_others() -> [u8; 512] {
     mark(SIGNAL_CALLS);
     sent::CALLS.iter().for_each(|(nr, _)| mark(&[*nr]));
     mark(ADVICE_CALLS);
+    mark(LIMIT_CALLS);
     mark(process::NUMBERS);
     mark(privileges::NUMBERS);
     if ranges::active() {
@@ -193,6 +197,7 @@ fn handle(frame: &mut CallFrame) -> Verdict {
         libc::SYS_mlock | libc::SYS_mlock2 | libc::SYS_munlock => return memory::mlock(frame),
         libc::SYS_mlockall | libc::SYS_munlockall => return memory::mlockall(frame),
         libc::SYS_mmap => memory::mmap(frame),
+        libc::SYS_setrlimit | libc::SYS_prlimit64 => memory::limited(frame),
         libc::SYS_mremap => return memory::mremap(frame),
         libc::SYS_mprotect | libc::SYS_pkey_mprotect => return memory::mprotect(frame),
         _ => {}

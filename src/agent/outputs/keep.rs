@@ -6,7 +6,7 @@
 //! modified again since the stop is in the newest table, with its contents at the stop.
 
 use super::{Ids, Problem, copy, open, problem, rows};
-use crate::agent::log;
+use crate::agent::{exit, log};
 use crate::image::state::{FileKind, Manifest};
 use crate::persist::{Id, exclude};
 use crate::store::generation::StreamRecord;
@@ -119,10 +119,13 @@ impl Streams {
                 }),
                 Err(problem) => {
                     self.0.retain(|s| s.id != output.id);
-                    log::line(format_args!(
-                        "descriptor {}: its contents are not kept: {problem}",
-                        output.fds.first().copied().unwrap_or(-1)
-                    ));
+                    // The end of the program takes the job away under the helper's feet.
+                    if !exit::exiting() {
+                        log::line(format_args!(
+                            "descriptor {}: its contents are not kept: {problem}",
+                            output.fds.first().copied().unwrap_or(-1)
+                        ));
+                    }
                 }
             }
         }

@@ -4,7 +4,8 @@
 //! guard page, the new helper's region. Constructor of the new process only.
 
 use crate::agent::collect::memory::{PAGE, TASK_SIZE};
-use crate::agent::region;
+use crate::agent::region::{self, GUARD};
+use crate::agent::reserve;
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
 
@@ -40,13 +41,13 @@ impl Area {
         busy.sort_unstable();
         let mut region_len = region::preferred_len();
         loop {
-            let total = scratch_len + PAGE + region_len;
+            let total = scratch_len + GUARD + region_len;
             match hole(&busy, total)
                 .ok_or(libc::ENOMEM)
                 .and_then(|start| reserve(start, total))
             {
                 Ok(start) => {
-                    let region = start + scratch_len + PAGE;
+                    let region = start + scratch_len + GUARD;
                     let prot = libc::PROT_READ | libc::PROT_WRITE;
                     // SAFETY: inside the fresh mapping.
                     unsafe {
@@ -56,7 +57,7 @@ impl Area {
                             scratch_len,
                             prot | libc::PROT_EXEC
                         ))?;
-                        check(syscall!(libc::SYS_mprotect, region, region_len, prot))?;
+                        reserve::exempt(region, region_len);
                     }
                     return Ok(Area {
                         start,
@@ -78,7 +79,7 @@ impl Area {
 
     /// The whole area, which the blob leaves mapped.
     pub fn total_len(&self) -> u64 {
-        self.scratch_len + PAGE + self.region_len
+        self.scratch_len + GUARD + self.region_len
     }
 
     /// Room for `bytes`, 64-byte aligned.
@@ -177,6 +178,7 @@ fn reserve(start: u64, len: u64) -> Result<u64, i32> {
         unsafe { syscall!(libc::SYS_munmap, got, len) };
         return Err(libc::EEXIST);
     }
+    reserve::unlock(start, len);
     Ok(start)
 }
 

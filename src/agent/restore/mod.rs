@@ -32,8 +32,8 @@ use crate::agent::{clock, hooks, log, procfs};
 use crate::config::RestoreMethod;
 use crate::errno::Errno;
 use crate::image::chain::{ChainError, Sourced};
-use crate::image::codec;
 use crate::image::state::{FileKind, Manifest, OBJECTS_AT, SharedObject, VmaKind};
+use crate::image::{ImageError, codec};
 use crate::store::RawFs;
 use crate::store::find::FoundMember;
 use crate::store::working_set::WorkingSet;
@@ -72,6 +72,21 @@ pub enum RestoreError {
     Features(i32),
 }
 
+impl RestoreError {
+    /// Is this generation the obstacle, so that an older one may do?
+    pub fn is_of_the_generation(&self) -> bool {
+        match self {
+            RestoreError::Check(error) => error.is_of_the_generation(),
+            // Not where there is no room for it, say: that would be so with any other.
+            RestoreError::Unpack { error, .. } => error
+                .get_ref()
+                .is_some_and(|inner| inner.is::<ImageError>()),
+            RestoreError::Chain(_) => true,
+            _ => false,
+        }
+    }
+}
+
 /// How to restore (from the environment).
 pub struct Options {
     pub method: RestoreMethod,
@@ -80,6 +95,36 @@ pub struct Options {
     pub files: FilesBack,
     /// Rollback in the running process.
     pub inside: Option<Inside>,
+    /// What [`Contents::of`] found, where that was asked before.
+    pub contents: Option<Contents>,
+}
+
+/// Where the contents of memory come from.
+pub struct Contents {
+    pieces: Vec<Sourced>,
+    /// Those of shared objects and of files without a name.
+    objects: Vec<Sourced>,
+    /// The images of the chain that are needed; compressed ones are unpacked.
+    files: Vec<Option<OwnedFd>>,
+    /// They may stay mapped.
+    mappable: bool,
+}
+
+impl Contents {
+    /// Nothing is done to a file of the program's: damage that is found here leaves the choice of
+    /// another generation.
+    pub fn of(member: &FoundMember<RawFs>, job: &Path) -> Result<Contents, RestoreError> {
+        let mut pieces = member.compose()?;
+        let (files, mappable) = needed_files(member, &pieces, job)?;
+        let memory = pieces.partition_point(|piece| piece.addr < OBJECTS_AT);
+        let objects = pieces.split_off(memory);
+        Ok(Contents {
+            pieces,
+            objects,
+            files,
+            mappable,
+        })
+    }
 }
 
 /// What is different in a process that runs already.
@@ -117,10 +162,15 @@ pub fn restore(
     options: Options,
     mut payload: Payload,
 ) -> Result<std::convert::Infallible, RestoreError> {
-    let mut pieces = member.compose()?;
-    let (files, mappable) = needed_files(&member, &pieces, &options.job)?;
-    let memory = pieces.partition_point(|piece| piece.addr < OBJECTS_AT);
-    let objects = pieces.split_off(memory);
+    let Contents {
+        pieces,
+        objects,
+        files,
+        mappable,
+    } = match options.contents {
+        Some(contents) => contents,
+        None => Contents::of(&member, &options.job)?,
+    };
     // The descriptors as well: this is the program's table.
     let FoundMember {
         image, file, older, ..
@@ -433,7 +483,7 @@ pub fn restore(
     let close_at = area.put_slice(&keep);
     // SAFETY: the region part of the area is mapped, zero and unused.
     unsafe {
-        region::lay_out(area.region, area.region_len);
+        region::lay_out(area.region, area.region_len).map_err(RestoreError::Area)?;
         if let Some(fd) = lock_fd {
             (*(area.region as *mut Region)).keep_fds[0] = fd;
         }
@@ -452,7 +502,7 @@ pub fn restore(
     let helper_at = area.put_slice(&[HelperArgs {
         restorer: args_at,
         region: area.region,
-        scratch: (area.start, area.region - area.start),
+        scratch: (area.start, area.scratch_len),
         payload: (payload_at, bytes.len() as u64),
         main_fs: manifest.threads.first().map_or(0, |t| t.fs_base),
     }]);

@@ -303,6 +303,7 @@ fn while_stopped(
             job: job.dir.clone(),
             files,
             inside: None,
+            contents: None,
         },
         payload,
         protected,

@@ -209,6 +209,10 @@ impl Buffer {
             unsafe { syscall!(libc::SYS_madvise, at, len, libc::MADV_DONTNEED) };
             self.warm = keep;
         }
+        // The program would miss what stays reserved.
+        if !headroom::ample(self.capacity) {
+            self.unmap();
+        }
     }
 
     fn unmap(&mut self) {

@@ -33,6 +33,7 @@ use crate::agent::state;
 use crate::agent::track::{Dirty, TrackError};
 use crate::image::state::{Base, DescriptorTable, Extent, Manifest, ObjectSpace, SharedObject};
 use crate::image::writer::{ImageSink, WriteError, Written};
+use crate::store::MergeError;
 
 /// What a snapshot method reports.
 #[derive(Debug, Clone, Copy, Default)]
@@ -53,6 +54,8 @@ pub enum SnapshotError {
     /// the next checkpoint looks for such ranges during the stop.
     #[error("memory at {0:#x} is not passed on to a forked writer")]
     NotInherited(u64),
+    #[error(transparent)]
+    Merge(#[from] MergeError),
     #[error(transparent)]
     Scan(#[from] TrackError),
     #[error("open {path}: errno {errno}")]

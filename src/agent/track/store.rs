@@ -16,6 +16,7 @@ use super::fault::Lock;
 use super::table::{self, BUSY, EXEC, OPEN, STORE, WATCHED};
 use super::{Change, Dirty, TrackError};
 use crate::agent::collect::memory::{PAGE, Piece};
+use crate::agent::headroom;
 use crate::agent::hooks::user;
 use crate::image::state::{VmaKind, VmaState};
 use ckpt_sys::raw::check;
@@ -225,7 +226,8 @@ pub fn protect(
         }
     }
     super::mprotect::switch_on().map_err(fail("rt_sigaction"))?;
-    if COPIES.load(Relaxed).is_null() {
+    // The program would miss it: threads can wait as well.
+    if COPIES.load(Relaxed).is_null() && headroom::ample(RESERVE as u64 * PAGE) {
         let (prot, flags) = (
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
@@ -239,7 +241,8 @@ pub fn protect(
     COPIED.iter().for_each(|place| place.store(0, Relaxed));
     WANTED.iter().for_each(|place| place.store(0, Relaxed));
     WANTED_COUNT.store(0, Relaxed);
-    GIVEN.store(0, SeqCst);
+    let room = !COPIES.load(Relaxed).is_null();
+    GIVEN.store(if room { 0 } else { usize::MAX / 2 }, SeqCst);
     LOST.store(0, SeqCst);
     // SAFETY: no arguments.
     RUNNING.store(unsafe { syscall!(libc::SYS_getpid) } as u32, SeqCst);

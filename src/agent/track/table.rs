@@ -1,13 +1,14 @@
 //! One byte of state for every page that is, or was, write-protected by us.
 //!
 //! Two levels: a word for each GiB of address space, which leads to 256 KiB of bytes once
-//! a page of it is marked. All of it lies in one reservation that is touched as far as it
+//! a page of it is marked. All of it lies in one reservation that is opened as far as it
 //! is needed and is no part of the image ([`own_range`]). Lock-free; any context.
 
 use crate::agent::collect::memory::PAGE;
-use ckpt_sys::raw::check;
+use crate::agent::headroom;
+use crate::agent::reserve::{self, Bounds};
 use ckpt_sys::syscall;
-use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering::*};
 
 /// Protected by us; the program may write.
 pub const WATCHED: u8 = 1;
@@ -29,24 +30,19 @@ const GIB: u64 = 1 << 30;
 const LEAF: usize = (GIB / PAGE) as usize;
 const DIRECTORY: usize = 1 << 17;
 const LEAVES: usize = 2048;
-/// Directory (8 bytes each), then leaves.
-const SIZE: usize = DIRECTORY * 8 + LEAVES * LEAF;
-
 static BASE: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
-static LEN: AtomicU64 = AtomicU64::new(0);
-static USED: AtomicUsize = AtomicUsize::new(0);
+static BOUNDS: Bounds = Bounds::none();
 
 /// The reservation, empty when there is none.
 pub fn own_range() -> (u64, u64) {
     let base = BASE.load(Relaxed) as u64;
-    (base, base + LEN.load(Relaxed))
+    (base, base + BOUNDS.len())
 }
 
 /// After a restore: the table of the life before is not in the image.
 pub fn forget() {
     BASE.store(std::ptr::null_mut(), SeqCst);
-    LEN.store(0, SeqCst);
-    USED.store(0, SeqCst);
+    BOUNDS.set(0, 0);
 }
 
 #[inline]
@@ -54,28 +50,47 @@ pub fn exists() -> bool {
     !BASE.load(Relaxed).is_null()
 }
 
+/// The length of a table for `space` bytes of address space, which lie scattered.
+fn len_within(space: u64) -> u64 {
+    let leaves = (space / GIB).saturating_mul(2).saturating_add(16);
+    (DIRECTORY * 8) as u64 + leaves.min(LEAVES as u64) * LEAF as u64
+}
+
 /// Makes the table. Helper thread.
 pub fn create() -> Result<(), i32> {
     if exists() {
         return Ok(());
     }
-    let mut len = SIZE as u64;
+    let directory = (DIRECTORY * 8) as u64;
+    let mut len = len_within(headroom::address_space());
     loop {
-        let (prot, flags) = (
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-        );
-        // SAFETY: a fresh reservation.
-        match check(unsafe { syscall!(libc::SYS_mmap, 0, len, prot, flags, -1i32, 0) }) {
+        match reserve::map(len) {
             Ok(base) => {
-                LEN.store(len, SeqCst);
+                BOUNDS.set(0, len);
+                // SAFETY: the range just mapped.
+                if unsafe { BOUNDS.open(base, directory) }.is_none() {
+                    // SAFETY: as above; nobody knows of it.
+                    unsafe { syscall!(libc::SYS_munmap, base, len) };
+                    BOUNDS.set(0, 0);
+                    return Err(libc::ENOMEM);
+                }
                 BASE.store(base as *mut u8, SeqCst);
                 return Ok(());
             }
             // A limit of the address space: fewer leaves.
-            Err(errno) if len <= (DIRECTORY * 8 + 4 * LEAF) as u64 => return Err(errno),
-            Err(_) => len = (DIRECTORY * 8) as u64 + (len - (DIRECTORY * 8) as u64) / 2,
+            Err(errno) if len <= directory + 4 * LEAF as u64 => return Err(errno),
+            Err(_) => len = directory + (len - directory) / 2,
         }
+    }
+}
+
+/// The program limits its address space to `limit` bytes: leaves that it will not need go. Any
+/// thread, in a hook.
+pub fn make_room(limit: u64) {
+    let base = BASE.load(SeqCst) as u64;
+    if base != 0 {
+        // SAFETY: the table; a forked child has its copy of it.
+        unsafe { BOUNDS.cut(base, len_within(limit)) };
     }
 }
 
@@ -122,12 +137,11 @@ pub fn prepare(start: u64, end: u64) -> bool {
         let Some(entry) = entry(at) else { return false };
         if entry.load(Relaxed) == 0 {
             // Two threads that meet here waste a leaf.
-            let offset = DIRECTORY * 8 + USED.fetch_add(1, Relaxed) * LEAF;
-            if (offset + LEAF) as u64 > LEN.load(Relaxed) {
-                USED.fetch_sub(1, Relaxed);
+            let base = BASE.load(Relaxed) as u64;
+            // SAFETY: the table is there: it has an entry.
+            let Some(leaf) = (unsafe { BOUNDS.open(base, LEAF as u64) }) else {
                 return false;
-            }
-            let leaf = BASE.load(Relaxed) as u64 + offset as u64;
+            };
             let _ = entry.compare_exchange(0, leaf, AcqRel, Relaxed);
         }
         at += GIB;
