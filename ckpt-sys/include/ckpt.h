@@ -49,7 +49,9 @@ typedef void (*ckpt_handler)(int event, void *arg);
  */
 #if defined(__x86_64__) && !defined(__PIC__) && !defined(__PIE__)
 #define CKPT_ADDRESS(name, into)                                               \
-    __asm__(".weak ckpt_" #name "\n\tmovq ckpt_" #name "@GOTPCREL(%%rip), %0"   \
+    __asm__(".weak ckpt_" #name "\n\t"                                         \
+            "{movq ckpt_" #name "@GOTPCREL(%%rip), %0"                         \
+            "|mov %0, QWORD PTR ckpt_" #name "@GOTPCREL[rip]}"                 \
             : "=r"(into))
 #else
 #define CKPT_ADDRESS(name, into) ((into) = ckpt_library_##name)
@@ -73,8 +75,9 @@ CKPT_WEAK_REFERENCE(const char *, strerror, (int error));
 
 /* A call that goes to the library where it is, else does `otherwise`. */
 #define CKPT_CALL_OR(type, name, parameters, arguments, otherwise)             \
-    static inline type ckpt_##name parameters __asm__("ckpt_call_" #name);     \
-    static inline type ckpt_##name parameters                                  \
+    static __inline__ type ckpt_##name parameters __asm__("ckpt_call_" #name)  \
+        __attribute__((always_inline));                                        \
+    static __inline__ type ckpt_##name parameters                              \
     {                                                                          \
         type(*library) parameters;                                             \
         CKPT_ADDRESS(name, library);                                           \
