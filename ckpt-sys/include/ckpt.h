@@ -91,14 +91,14 @@ CKPT_WEAK_REFERENCE(const char *, strerror, (int error));
     CKPT_CALL_OR(type, name, parameters, arguments, errno = ENOSYS; return -1)
 
 /*
- * Takes a checkpoint under the user's id (0 is the usual one). Returns 0 when it
- * was taken, the return value (> 0, CKPT_RETURN_VALUE, 1 unless set) when the
- * process comes back here from a restore, -1 and errno when it failed.
+ * Takes a checkpoint under the user's id (0 is the usual one, never negative).
+ * Returns 0 when it was taken, the return value (> 0, CKPT_RETURN_VALUE, 1 unless
+ * set) when the process comes back here from a restore, -1 and errno when it failed.
  */
 CKPT_CALL(int, checkpoint, (int id), (id))
 
 /*
- * Goes back to the checkpoint `id` inside this process; `protect` keeps its
+ * Goes back to the checkpoint `id` (-1: the latest of any) inside this process; `protect` keeps its
  * content. Does not return on success.
  */
 CKPT_CALL(int, rollback,
