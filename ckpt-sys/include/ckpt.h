@@ -98,8 +98,8 @@ CKPT_WEAK_REFERENCE(const char *, strerror, (int error));
 CKPT_CALL(int, checkpoint, (int id), (id))
 
 /*
- * Goes back to the checkpoint `id` (-1: the latest of any) inside this process; `protect` keeps its
- * content. Does not return on success.
+ * Goes back to the checkpoint `id` (-1: the latest of any) inside this process;
+ * `protect` keeps its content. Does not return on success.
  */
 CKPT_CALL(int, rollback,
           (int id, int return_value, const struct ckpt_region *protect,
