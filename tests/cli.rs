@@ -344,3 +344,23 @@ fn doctor_reports() {
     }
     assert!(report["uses"]["tracker"]["use"].is_string());
 }
+
+/// An unset variable of a script named the only job there was.
+#[test]
+fn an_empty_name_means_no_job() {
+    let store = Store::with_job("empty-name", 2);
+    for verb in [
+        "rollback",
+        "checkpoint",
+        "undo",
+        "restore",
+        "show",
+        "prune",
+        "list",
+    ] {
+        let output = store.ckpt(&[verb, ""]);
+        assert!(!output.status.success(), "{verb}");
+        let said = stderr(&output);
+        assert!(said.contains("an empty name"), "{verb}: {said}");
+    }
+}

@@ -154,3 +154,8 @@ fn rollback() {
     let out = Python::from_tree("rollback").ends_well("rollback", true);
     assert!(out.contains("five times"), "{out}");
 }
+
+#[test]
+fn arguments_that_c_would_cut() {
+    Python::from_tree("arguments").ends_well("arguments", true);
+}

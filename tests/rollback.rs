@@ -485,6 +485,46 @@ fn from_outside() {
     check_end(trial, life, "5 4711 \n");
 }
 
+/// Of several commands that ask at the same time some were never answered: what is open when the
+/// process goes back is not in the image, and an answer was gone before it was read.
+#[test]
+fn several_commands_at_once() {
+    let trial = trial("roll_loop", &["16", "own"], LAZY_FORK);
+    let (run, log) = (trial.dir.join("run"), trial.dir.join("guest.log"));
+    let excluded = format!("{}/values:{}", path_text(&run), path_text(&log));
+    let mut trial = trial.ckpt("CKPT_EXCLUDE", &excluded);
+    let mut started = trial.start();
+    trial.await_generation(&mut started, 0);
+    let pid = started.id.to_string();
+    let asked: Vec<_> = (1..=12)
+        .map(|k| {
+            let value = k.to_string();
+            let args: &[&str] = match k % 4 {
+                0 => &["checkpoint", &pid, "--wait", "--timeout", "60"],
+                _ => &["rollback", &pid, "9", "--value", &value, "--timeout", "60"],
+            };
+            let mut command = Command::new(build::command());
+            command.arg("--dir").arg(trial.dir.join("store")).args(args);
+            let command = command.stderr(std::process::Stdio::piped());
+            command.spawn().expect("the command")
+        })
+        .collect();
+    for asked in asked {
+        let answered = asked.wait_with_output().expect("the command");
+        if !answered.status.success() {
+            trial.fail(&says(&answered));
+        }
+    }
+    started.kill(true);
+}
+
+/// A region that did not fit into the library's own heap (1 GiB, less where the address space is
+/// limited) was refused.
+#[test]
+fn a_large_protected_region() {
+    ends_with(trial("roll_large", &[], LAZY_FORK), "large ok\n");
+}
+
 /// "Rollback or recovery?": killed between rollbacks it goes on from its newest checkpoint,
 /// and a rollback after a recovery works as before it.
 #[test]

@@ -36,6 +36,9 @@ fn seen() -> std::sync::MutexGuard<'static, Vec<(i32, u64)>> {
     SEEN.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
+/// The latest checkpoint of any id.
+const LATEST: i32 = -1;
+
 /// Before a checkpoint, so that its image says it; returns what was there.
 pub(crate) fn about_to_take(id: i32) -> Option<u64> {
     let now = BORN.load(Ordering::SeqCst);
@@ -64,7 +67,10 @@ pub(crate) fn not_taken(id: i32, before: Option<u64>) {
 /// How many values existed at the latest checkpoint with this id that this crate has taken
 /// (one of the clock is younger still).
 pub(crate) fn seen_by(id: i32) -> Option<u64> {
-    seen().iter().find(|row| row.0 == id).map(|row| row.1)
+    let list = seen();
+    // Births only grow: the latest checkpoint of all has seen the most.
+    let meant = list.iter().filter(|row| id == LATEST || row.0 == id);
+    meant.map(|row| row.1).max()
 }
 
 /// A value that [`Rollback::keep`](crate::Rollback::keep) can bring through. It has an
@@ -165,6 +171,8 @@ mod tests {
         not_taken(6, None);
         assert_eq!(seen_by(6), None);
 
+        // Of any id: the latest.
+        assert_eq!(seen_by(-1), seen_by(5));
         old.set(9);
         *old.get_mut() += 1;
         assert_eq!(old.get(), 10);

@@ -139,7 +139,7 @@ pub struct Rollback<'a> {
 }
 
 impl<'a> Rollback<'a> {
-    /// To the latest checkpoint with this id.
+    /// To the latest checkpoint with this id; -1: with any.
     pub fn to(id: i32) -> Rollback<'a> {
         Rollback {
             id,

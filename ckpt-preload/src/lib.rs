@@ -2,6 +2,7 @@
 //! call into the `ckpt` crate.
 
 use ckpt::agent;
+use std::arch::naked_asm;
 
 mod symbols;
 
@@ -39,10 +40,16 @@ fn status(result: i32) -> i32 {
     -1
 }
 
-/// `ckpt_checkpoint(3)`: 0 taken, > 0 back from a restore, -1 and errno.
+/// `ckpt_checkpoint(3)`: 0 taken, > 0 back from a restore, -1 and errno. Tells where the
+/// caller's stack ends.
 #[unsafe(no_mangle)]
+#[unsafe(naked)]
 pub extern "C" fn ckpt_checkpoint(id: i32) -> i32 {
-    status(agent::request::checkpoint_from_program(id))
+    naked_asm!("lea rsi, [rsp + 8]", "jmp {}", sym checkpoint)
+}
+
+extern "C" fn checkpoint(id: i32, caller_sp: u64) -> i32 {
+    status(agent::request::checkpoint_from_program(id, caller_sp))
 }
 
 /// `ckpt_rollback(3)`: does not return on success, else -1 and errno.

@@ -49,7 +49,9 @@ typedef void (*ckpt_handler)(int event, void *arg);
  */
 #if defined(__x86_64__) && !defined(__PIC__) && !defined(__PIE__)
 #define CKPT_ADDRESS(name, into)                                               \
-    __asm__(".weak ckpt_" #name "\n\tmovq ckpt_" #name "@GOTPCREL(%%rip), %0"   \
+    __asm__(".weak ckpt_" #name "\n\t"                                         \
+            "{movq ckpt_" #name "@GOTPCREL(%%rip), %0"                         \
+            "|mov %0, QWORD PTR ckpt_" #name "@GOTPCREL[rip]}"                 \
             : "=r"(into))
 #else
 #define CKPT_ADDRESS(name, into) ((into) = ckpt_library_##name)
@@ -73,8 +75,9 @@ CKPT_WEAK_REFERENCE(const char *, strerror, (int error));
 
 /* A call that goes to the library where it is, else does `otherwise`. */
 #define CKPT_CALL_OR(type, name, parameters, arguments, otherwise)             \
-    static inline type ckpt_##name parameters __asm__("ckpt_call_" #name);     \
-    static inline type ckpt_##name parameters                                  \
+    static __inline__ type ckpt_##name parameters __asm__("ckpt_call_" #name)  \
+        __attribute__((always_inline));                                        \
+    static __inline__ type ckpt_##name parameters                              \
     {                                                                          \
         type(*library) parameters;                                             \
         CKPT_ADDRESS(name, library);                                           \
@@ -88,15 +91,15 @@ CKPT_WEAK_REFERENCE(const char *, strerror, (int error));
     CKPT_CALL_OR(type, name, parameters, arguments, errno = ENOSYS; return -1)
 
 /*
- * Takes a checkpoint under the user's id (0 is the usual one). Returns 0 when it
- * was taken, the return value (> 0, CKPT_RETURN_VALUE, 1 unless set) when the
- * process comes back here from a restore, -1 and errno when it failed.
+ * Takes a checkpoint under the user's id (0 is the usual one, never negative).
+ * Returns 0 when it was taken, the return value (> 0, CKPT_RETURN_VALUE, 1 unless
+ * set) when the process comes back here from a restore, -1 and errno when it failed.
  */
 CKPT_CALL(int, checkpoint, (int id), (id))
 
 /*
- * Goes back to the checkpoint `id` inside this process; `protect` keeps its
- * content. Does not return on success.
+ * Goes back to the checkpoint `id` (-1: the latest of any) inside this process;
+ * `protect` keeps its content. Does not return on success.
  */
 CKPT_CALL(int, rollback,
           (int id, int return_value, const struct ckpt_region *protect,

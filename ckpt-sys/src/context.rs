@@ -28,6 +28,10 @@ pub struct CapturedContext {
     pub tail: [u64; 64],
 }
 
+/// From the `ucontext_t` to what [`CapturedContext::set_caller`] has noted.
+pub const CALLER_SP: u64 = (std::mem::offset_of!(CapturedContext, reserved)
+    - std::mem::offset_of!(CapturedContext, uc_flags)) as u64;
+
 /// UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS (asm/ucontext.h): the frame has a valid ss.
 const UC_FLAGS: u64 = 0x2 | 0x4;
 /// cs = 0x33 (user code), ss = 0x2b (user data), 16 bits each: cs, gs, fs, ss.
@@ -47,6 +51,12 @@ impl CapturedContext {
         [self.stack_sp, self.stack_flags, self.stack_size] = altstack;
         self.regs[18] = SEGMENTS;
         self.fpstate = &raw const self.fx as u64;
+    }
+
+    /// Where the stack of the program ended when it called (`thread`s are told apart by
+    /// `ThreadState::inserted`; the kernel does not read this).
+    pub fn set_caller(&mut self, sp: u64) {
+        self.reserved[0] = sp;
     }
 
     /// The captured stack pointer.

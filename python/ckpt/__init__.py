@@ -3,8 +3,8 @@
 The program runs under ``ckpt run`` (or ``LD_PRELOAD=libckpt.so``); this module finds the
 library in its own process and needs no compiler. Without the library every call raises
 :class:`NotLoaded`; only :func:`loaded`, :func:`generation` (0), :func:`arguments` (empty),
-the decorators and ``with hold()`` do nothing instead, so that a program can have them
-unconditionally.
+:func:`kept`, :func:`protect`, the decorators and ``with hold()`` do nothing instead, so that a
+program can have them unconditionally.
 
     import ckpt
 
@@ -19,6 +19,7 @@ every thread, every open file. Only what is named by ``keep`` comes through.
 import ctypes
 import errno as _errno
 import mmap as _mmap
+import operator as _operator
 import os as _os
 import pickle as _pickle
 import resource as _resource
@@ -88,6 +89,14 @@ def loaded():
     return "ckpt_checkpoint" in _library
 
 
+def _int(number, what):
+    """A C int: ctypes would cut it to one without a word."""
+    number = _operator.index(number)
+    if not -(1 << 31) <= number < 1 << 31:
+        raise OverflowError(f"{what} {number} does not fit into 32 bits")
+    return number
+
+
 def _call(name, *arguments):
     function = _library.get(name)
     if function is None:
@@ -146,8 +155,10 @@ def _raise_failures():
 def checkpoint(id=0):
     """Takes a checkpoint. Returns 0 when it is durable, and again, with a value greater
     than 0, when the process comes back to it."""
+    id = _int(id, "the id")
     if _room is None and loaded():
         _make_room()
+    kept_before = _room and _room[:8]
     if _room is not None:
         _room[:8] = bytes(8)
     before = _seen.get(id)
@@ -155,6 +166,8 @@ def checkpoint(id=0):
     try:
         result = _call("ckpt_checkpoint", id)
     except Error:
+        if kept_before:
+            _room[:8] = kept_before
         if before is None:
             del _seen[id]
         else:
@@ -179,10 +192,18 @@ def rollback(value=1, keep=None, id=0):
     """Goes back to the latest checkpoint with this id, in this process; checkpoint()
     returns ``value`` there. Does not return.
 
+    With -1 as ``id`` that is the latest checkpoint of any id.
+
     ``keep`` is what comes through. A buffer that was given to :func:`protect` before the
     checkpoint (also a list of such buffers) keeps its bytes in place. Any other object is
     pickled and handed over: :func:`kept` returns it after the rollback.
     """
+    id, value = _int(id, "the id"), _int(value, "the value")
+    if not loaded():
+        _call("ckpt_rollback")
+    # Buffers are never unprotected: the latest checkpoint has seen the most of them.
+    seen = _seen.get(id, 0) if id >= 0 else max(_seen.values(), default=0)
+    before = None
     buffers = keep if isinstance(keep, list) else [keep]
     in_place = [_protected_index(buffer) for buffer in buffers]
     regions = []
@@ -190,7 +211,7 @@ def rollback(value=1, keep=None, id=0):
         pass
     elif buffers and all(index is not None for index in in_place):
         for index in in_place:
-            if index >= _seen.get(id, 0):
+            if index >= seen:
                 raise ValueError("a buffer was protected only after the checkpoint")
             view = _protected[index][1]
             if view.nbytes:
@@ -202,13 +223,19 @@ def rollback(value=1, keep=None, id=0):
         if len(pickled) + 8 > len(_room):
             most = len(_room) - 8
             raise ValueError(f"what is to be kept takes {len(pickled)} bytes, at most {most}")
+        # What was kept before is that again where this is refused.
+        before = _room[: 8 + int.from_bytes(_room[:8], "little")]
         _room[8 : 8 + len(pickled)] = pickled
         _room[:8] = len(pickled).to_bytes(8, "little")
         regions = [(_address(_room), 8 + len(pickled))]
     table = (_Region * max(len(regions), 1))()
     for row, (address, length) in zip(table, regions):
         row.addr, row.len = address, length
-    _call("ckpt_rollback", id, value, table, len(regions))
+    try:
+        _call("ckpt_rollback", id, value, table, len(regions))
+    finally:
+        if before is not None:
+            _room[: len(before)] = before
 
 
 def _protected_index(thing):
@@ -230,22 +257,25 @@ def kept(default=None):
 
 
 def _path(path):
-    return path if path == "*" else _os.path.abspath(_os.fspath(path))
+    name = _os.fsencode(path)
+    if not name or b"\0" in name:
+        raise ValueError("a path or pattern is not empty and has no NUL byte")
+    return name if name == b"*" else _os.path.abspath(name)
 
 
 def exclude(glob):
     """Files that match stay as they are when the process goes back ('*': all)."""
-    _call("ckpt_exclude", _os.fsencode(_path(glob)))
+    _call("ckpt_exclude", _path(glob))
 
 
 def include(glob):
     """An exception from :func:`exclude`; the latest rule that matches counts."""
-    _call("ckpt_include", _os.fsencode(_path(glob)))
+    _call("ckpt_include", _path(glob))
 
 
 def redirect(old, new):
     """Opens ``new`` where ``old`` was open, the next time that the process goes back."""
-    _call("ckpt_redirect", _os.fsencode(_path(old)), _os.fsencode(_path(new)))
+    _call("ckpt_redirect", _path(old), _path(new))
 
 
 # --- critical sections, events, state -----------------------------------------------

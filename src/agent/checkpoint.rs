@@ -174,6 +174,7 @@ impl Worker {
         };
         ballast::take();
         if life == Life::Restored {
+            worker.report.requests = crate::agent::rollback::ask::answers();
             worker.adopt_job();
         }
         worker

@@ -10,14 +10,17 @@ use crate::agent::restore::{Contents, RestoreError};
 use crate::agent::resume::Payload;
 use crate::agent::{log, restore, settings, start, stop};
 use crate::config::{Config, Resume};
+use crate::store::fs::Fs;
 use crate::store::start::{Recovery, Start};
-use crate::store::{self, Found, Job, JobKey, RawFs};
+use crate::store::{self, Found, Job, JobKey, RawFs, template};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// Restores the latest checkpoint if there is one (then it does not return); else
 /// returns for a normal start.
 pub fn try_recover(config: &Config, root: &Path, key: &JobKey) {
+    let dir = key.dir(root, 1);
+    let new = template::take_mark(&dir).then_some(&*dir);
     let recovery = match store::start::start(root, key, config.resume, config.verify) {
         Ok(Start::Fresh { busy }) => {
             if let Some(pid) = busy {
@@ -28,14 +31,24 @@ pub fn try_recover(config: &Config, root: &Path, key: &JobKey) {
             return;
         }
         Ok(Start::Recover(recovery)) => *recovery,
-        Err(error) => start::give_up(format_args!(
-            "{error}; to start afresh: CKPT_RESUME=never, to look: ckpt list"
-        )),
+        Err(error) => give_up(
+            new,
+            format_args!("{error}; to start afresh: CKPT_RESUME=never, to look: ckpt list"),
+        ),
     };
-    recover(config, root, recovery)
+    recover(config, root, recovery, new)
 }
 
-fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
+/// The end of this start. `new`: a template's job that has never run is removed, it would be
+/// there for ever.
+fn give_up(new: Option<&Path>, message: std::fmt::Arguments<'_>) -> ! {
+    if let Some(dir) = new {
+        let _ = RawFs.remove_tree(dir);
+    }
+    start::give_up(message)
+}
+
+fn recover(config: &Config, root: &Path, recovery: Recovery, new: Option<&Path>) -> ! {
     let Recovery {
         lock,
         mut job,
@@ -50,11 +63,14 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
     let name = job.name();
     let found = match files::choose(&job, found, config) {
         Ok(found) => found,
-        Err(reason) => start::give_up(format_args!(
-            "cannot restore job {name}: {reason}; to restore the memory alone: CKPT_RESTORE_EXCLUDE='*', to start afresh: CKPT_RESUME=never"
-        )),
+        Err(reason) => give_up(
+            new,
+            format_args!(
+                "cannot restore job {name}: {reason}; to restore the memory alone: CKPT_RESTORE_EXCLUDE='*', to start afresh: CKPT_RESUME=never"
+            ),
+        ),
     };
-    let (found, contents) = restorable(&job, found, config, &name);
+    let (found, contents) = restorable(&job, found, config, new);
     let age_s = identity::realtime_ns().saturating_sub(found.record.time_ns) / 1_000_000_000;
     let generation = found.record.generation;
     log::line(format_args!(
@@ -68,9 +84,10 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
         ));
     }
     let Some(member) = found.members.into_iter().next() else {
-        start::give_up(format_args!(
-            "generation {generation} of job {name} has no member"
-        ))
+        give_up(
+            new,
+            format_args!("generation {generation} of job {name} has no member"),
+        )
     };
     let left = files::left(&job, &found.record, config);
     let needs = needs::Needs::of(&member.image.manifest, config);
@@ -80,9 +97,10 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
     });
     let files = match went {
         Ok(files) => files,
-        Err(reason) => start::give_up(format_args!(
-            "cannot restore job {name}, generation {generation}: {reason}"
-        )),
+        Err(reason) => give_up(
+            new,
+            format_args!("cannot restore job {name}, generation {generation}: {reason}"),
+        ),
     };
     let payload = Payload {
         env: settings::get().map(|s| s.env.clone()).unwrap_or_default(),
@@ -116,9 +134,10 @@ fn recover(config: &Config, root: &Path, recovery: Recovery) -> ! {
     };
     match restore::restore(member, Some(lock.into_fd()), options, payload) {
         Ok(never) => match never {},
-        Err(error) => start::give_up(format_args!(
-            "cannot restore job {name}, generation {generation}: {error}"
-        )),
+        Err(error) => give_up(
+            new,
+            format_args!("cannot restore job {name}, generation {generation}: {error}"),
+        ),
     }
 }
 
@@ -128,7 +147,7 @@ fn restorable(
     job: &Job<RawFs>,
     found: Found<RawFs>,
     config: &Config,
-    name: &str,
+    new: Option<&Path>,
 ) -> (Found<RawFs>, Option<Contents>) {
     let generation = found.record.generation;
     let check = |found: &Found<RawFs>| -> Result<Option<Contents>, RestoreError> {
@@ -160,7 +179,9 @@ fn restorable(
             }
         }
     }
-    start::give_up(format_args!(
-        "cannot restore job {name}, generation {generation}: {error}"
-    ))
+    let name = job.name();
+    give_up(
+        new,
+        format_args!("cannot restore job {name}, generation {generation}: {error}"),
+    )
 }

@@ -20,13 +20,16 @@ pub const REPORT: u32 = 2;
 /// A bit of its own, as it is the number of the command's request.
 pub const ROLLBACK: u32 = 4;
 
+/// Requests of the command at a time.
+const ASKED: usize = 64;
+
 pub struct Mailbox {
     /// Futex: grows with every request.
     pub bell: AtomicU32,
     /// Wanted things, or-ed.
     pub wanted: AtomicU32,
     /// Requests of the command that are not taken up yet: kind << 32 | nonce, 0 = free.
-    asked: [AtomicU64; 8],
+    asked: [AtomicU64; ASKED],
     /// The thread that waits in `ckpt_checkpoint`; null = none.
     pub inserted: AtomicPtr<InsertedCall>,
     /// Depth of `ckpt_hold`.
@@ -36,7 +39,7 @@ pub struct Mailbox {
 pub static MAILBOX: Mailbox = Mailbox {
     bell: AtomicU32::new(0),
     wanted: AtomicU32::new(0),
-    asked: [const { AtomicU64::new(0) }; 8],
+    asked: [const { AtomicU64::new(0) }; ASKED],
     inserted: AtomicPtr::new(std::ptr::null_mut()),
     holds: AtomicU32::new(0),
 };
@@ -128,6 +131,31 @@ pub fn take_asked(what: u32) -> Vec<u32> {
     nonces
 }
 
+/// The command's requests that nobody has taken up yet (helper, the program stopped): they are
+/// not part of the image that is gone back to.
+pub fn open_asked() -> Vec<u64> {
+    let places = MAILBOX.asked.iter();
+    let entries = places.map(|place| place.load(Ordering::SeqCst));
+    entries.filter(|&entry| entry != 0).collect()
+}
+
+/// A request that was taken up, as [`open_asked`] has it.
+pub fn entry(what: u32, nonce: u32) -> u64 {
+    u64::from(what) << 32 | u64::from(nonce)
+}
+
+/// In the restored helper: these requests and no others.
+pub fn ask_again(entries: &[u64]) {
+    let all = entries.iter().copied().chain(std::iter::repeat(0));
+    for (place, entry) in MAILBOX.asked.iter().zip(all) {
+        place.store(entry, Ordering::SeqCst);
+    }
+    let kinds = entries
+        .iter()
+        .fold(0, |kinds, entry| kinds | (entry >> 32) as u32);
+    MAILBOX.wanted.fetch_or(kinds, Ordering::SeqCst);
+}
+
 /// The handler of the signal named in `CKPT_TRIGGER`.
 pub extern "C" fn on_trigger(_signo: i32) {
     if awake() && helper::ensure().is_ok() {
@@ -158,16 +186,20 @@ pub struct InsertedCall {
     done: AtomicI32,
 }
 
-/// `ckpt_checkpoint`: returns 0 when taken, the return value (> 0) when resumed
+/// `ckpt_checkpoint`: `caller_sp` is where the caller's stack ends. Returns 0 when taken, the return value (> 0) when resumed
 /// from the checkpoint, a negated errno on failure.
 ///
-/// Errors: ENOSYS the agent is asleep here, EBUSY inside `ckpt_hold` or a handler, EPERM refused
+/// Errors: ENOSYS the agent is asleep here, EINVAL a negative id, EBUSY inside `ckpt_hold` or a handler, EPERM refused
 /// for good (see `ckpt status`), EAGAIN refused for now, EIO the store failed.
-pub fn checkpoint_from_program(id: i32) -> i32 {
+pub fn checkpoint_from_program(id: i32, caller_sp: u64) -> i32 {
     if !awake() {
         return -libc::ENOSYS;
     }
     events::pay();
+    // `ckpt_rollback` could not mean it: -1 is the latest of any id there.
+    if id < 0 {
+        return -libc::EINVAL;
+    }
     if events::in_handler() || MAILBOX.holds.load(Ordering::SeqCst) != 0 {
         return -libc::EBUSY;
     }
@@ -193,7 +225,7 @@ pub fn checkpoint_from_program(id: i32) -> i32 {
         );
         syscall!(libc::SYS_sigaltstack, 0, &mut altstack);
     }
-    let result = inserted(id, mask, altstack);
+    let result = inserted((id, caller_sp), mask, altstack);
     // SAFETY: as above.
     unsafe { syscall!(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &mask, 0, 8) };
     events::run(if result > 0 {
@@ -207,7 +239,7 @@ pub fn checkpoint_from_program(id: i32) -> i32 {
 /// Returns twice: the compiler does not know that of `capture`, so nothing is done in this frame
 /// behind it that could change a part of the frame which the second return relies on.
 #[inline(never)]
-fn inserted(id: i32, mask: u64, altstack: [u64; 3]) -> i32 {
+fn inserted((id, caller_sp): (i32, u64), mask: u64, altstack: [u64; 3]) -> i32 {
     // SAFETY: all-zero is a valid Slot.
     let slot: Slot = unsafe { std::mem::zeroed() };
     let mut call = InsertedCall {
@@ -217,6 +249,7 @@ fn inserted(id: i32, mask: u64, altstack: [u64; 3]) -> i32 {
         done: AtomicI32::new(0),
     };
     call.context.prepare(mask, altstack);
+    call.context.set_caller(caller_sp);
     call.slot.ucontext = call.context.ucontext();
     call.slot.inserted = true;
     let pointer = &raw mut call;

@@ -31,7 +31,9 @@ use crate::image::state::{
     TimerState, VmaState,
 };
 use crate::persist::table;
+use crate::store::report::RequestResult;
 use ckpt_sys::blob::{RestorerArgs, RestorerThread};
+use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
 use ckpt_sys::thread::sigreturn_to;
 use serde::{Deserialize, Serialize};
@@ -150,6 +152,10 @@ pub struct Payload {
     pub kept_timers: Vec<i32>,
     /// Rollback: requests of the command to be answered.
     pub asked: Vec<u32>,
+    /// Rollback: those that are still to be carried out (`request::open_asked`), and the answers
+    /// that were given a moment ago: a command may not have read them yet.
+    pub open: Vec<u64>,
+    pub answers: Vec<RequestResult>,
     /// Rollback that has left memory mapped: the descriptor by which it is watched.
     pub watching: Option<i32>,
     /// And what is known of that memory.
@@ -479,7 +485,8 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
     if let Some(value) = payload.return_value {
         AGENT.return_value.store(value.max(1), Ordering::SeqCst);
     }
-    rollback::ask::adopt(&payload.asked);
+    rollback::ask::adopt(&payload.asked, &payload.answers);
+    request::ask_again(&payload.open);
     for signal in payload.pending.iter().chain(&payload.kept_signals) {
         put_back(signal);
     }
@@ -532,12 +539,53 @@ fn lock_future(flags: u32) {
 
 /// The tracker is at work already: what is written here has changed since the checkpoint.
 fn put_protected(payload: &Payload) {
-    for &(addr, len, from) in &payload.protected {
-        fault::touch(addr, len);
-        // SAFETY: the range was writable at the checkpoint (`rollback::check`), so it is
-        // now; the content lies in the area; nobody else runs.
-        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, addr as *mut u8, len as usize) };
+    for some in payload.protected.chunks(PARTS) {
+        some.iter().for_each(|part| fault::touch(part.0, part.1));
+        // The ranges were writable at the checkpoint (`rollback::check`), so they are now, but for
+        // what lies behind the end of a shared file whose size was not known.
+        if let Err(errno) = copy_over(some) {
+            start::give_up(format_args!(
+                "cannot go on from the checkpoint: what was to be kept cannot be written: errno {errno}"
+            ));
+        }
     }
+}
+
+/// The kernel takes so many parts at once (UIO_MAXIOV).
+const PARTS: usize = 1024;
+
+/// Copies memory (address, length, from) by system calls: what is not there is an error.
+fn copy_over(parts: &[(u64, u64, u64)]) -> Result<(), i32> {
+    let mut left: Vec<(u64, u64, u64)> = parts.to_vec();
+    while !left.is_empty() {
+        let local: Vec<[u64; 2]> = left.iter().map(|part| [part.2, part.1]).collect();
+        let remote: Vec<[u64; 2]> = left.iter().map(|part| [part.0, part.1]).collect();
+        // SAFETY: the content lies in the area; nobody else runs; the kernel checks the rest.
+        let mut done = check(unsafe {
+            let (local, remote) = (local.as_ptr(), remote.as_ptr());
+            let (pid, count) = (syscall!(libc::SYS_getpid), left.len());
+            syscall!(
+                libc::SYS_process_vm_writev,
+                pid,
+                local,
+                count,
+                remote,
+                count,
+                0
+            )
+        })? as u64;
+        if done == 0 {
+            return Err(libc::EFAULT);
+        }
+        // A call moves 2 GiB at most.
+        left.retain_mut(|(addr, len, from)| {
+            let step = done.min(*len);
+            done -= step;
+            (*addr, *len, *from) = (*addr + step, *len - step, *from + step);
+            *len > 0
+        });
+    }
+    Ok(())
 }
 
 /// The table that leads back to the generation again. Without it the program could not

@@ -3,12 +3,15 @@
 
 use super::exec::{self, Environment};
 use super::{Cli, Outcome, select};
+use crate::agent::restore::descriptors::regular;
 use crate::config::{Resume, join_arguments};
+use crate::image::state::{DescriptorTable, FileKind, OpenFileState};
 use crate::store::{Fs, Owner, RawFs};
 use anyhow::{Context, bail};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 /// Start a job again from a checkpoint
 ///
@@ -17,7 +20,8 @@ use std::path::Path;
 ///
 /// With --template the job stays as it is, and the process goes on in a new job that begins
 /// with a copy (by hard links) of the checkpoint. Any number of them may run side by side.
-/// Files are left as they are; --redirect gives each its own inputs and outputs.
+/// Files are left as they are; --redirect gives each its own inputs and outputs. NEW exists
+/// already; where the program had OLD open for writing only, it is made.
 #[derive(Debug, Default, clap::Args)]
 pub struct Args {
     /// Key, name or beginning of one [default: the only job there is]
@@ -51,17 +55,67 @@ pub struct Args {
     arguments: Vec<OsString>,
 }
 
-/// `OLD=NEW` with both paths absolute.
-fn redirection(pair: &OsString) -> anyhow::Result<OsString> {
+/// `OLD=NEW` with both paths absolute, if that can be done at this checkpoint.
+fn redirection(pair: &OsString, table: &DescriptorTable) -> anyhow::Result<OsString> {
     let bytes = pair.as_bytes();
     let Some(at) = bytes.iter().position(|&b| b == b'=') else {
         bail!("--redirect {}: expected OLD=NEW", pair.to_string_lossy());
     };
     let absolute = |path: &[u8]| std::path::absolute(OsStr::from_bytes(path));
-    let mut whole = absolute(&bytes[..at])?.into_os_string();
+    let (old, new) = (absolute(&bytes[..at])?, absolute(&bytes[at + 1..])?);
+    let old = open_at(old, &new, table)
+        .with_context(|| format!("--redirect {}", pair.to_string_lossy()))?;
+    let mut whole = old.into_os_string();
     whole.push("=");
-    whole.push(absolute(&bytes[at + 1..])?);
+    whole.push(new);
     Ok(whole)
+}
+
+/// `old` as it is in the checkpoint.
+fn open_at(old: PathBuf, new: &Path, table: &DescriptorTable) -> anyhow::Result<PathBuf> {
+    let is = |file: &OpenFileState, wanted: &Path| match &file.kind {
+        FileKind::Regular { path, .. } | FileKind::Directory { path, .. } => {
+            path == wanted.as_os_str().as_bytes()
+        }
+        _ => false,
+    };
+    let at = |path: &Path| table.files.iter().position(|file| is(file, path));
+    // The checkpoint has names without symbolic links.
+    let real = || std::fs::canonicalize(&old).ok();
+    let found = at(&old).map(|k| (k, old.clone()));
+    let found = found.or_else(|| real().and_then(|real| Some((at(&real)?, real))));
+    let Some((number, old)) = found else {
+        // A start that was led there already has been checkpointed since.
+        if at(new).is_some() {
+            return Ok(old);
+        }
+        bail!("nothing is open at {} in this checkpoint", old.display());
+    };
+    let mut fds = table.fds.iter().filter(|d| d.file as usize == number);
+    if fds.all(|d| d.inherited && d.fd <= 2) {
+        bail!(
+            "{} is a standard stream: the new start's own takes its place",
+            old.display()
+        );
+    }
+    let file = &table.files[number];
+    let kind = match &file.kind {
+        FileKind::Regular { mode, .. } => mode & libc::S_IFMT,
+        _ => libc::S_IFDIR,
+    };
+    match std::fs::metadata(new) {
+        Ok(there) if there.mode() & libc::S_IFMT != kind => {
+            bail!("{} is not a file of the same kind", new.display())
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let parent = new.parent().filter(|_| regular::makes(file.flags));
+            if !parent.is_some_and(Path::is_dir) {
+                return Err(error).with_context(|| new.display().to_string());
+            }
+        }
+        _ => {}
+    }
+    Ok(old)
 }
 
 pub fn run(cli: &Cli, args: &Args, sigpipe_ignored: bool) -> Outcome {
@@ -121,7 +175,8 @@ fn start(cli: &Cli, args: &Args, undo: bool, sigpipe_ignored: bool) -> Outcome {
     if let Some(value) = &args.value {
         env.set("CKPT_RETURN_VALUE", value);
     }
-    let redirect = args.redirect.iter().map(redirection);
+    let table = &member.image.manifest.descriptors;
+    let redirect = args.redirect.iter().map(|pair| redirection(pair, table));
     let redirect = redirect.collect::<anyhow::Result<Vec<OsString>>>()?;
     env.set_list("CKPT_REDIRECT", &redirect)?;
     env.set_list("CKPT_RESTORE_EXCLUDE", &args.exclude)?;

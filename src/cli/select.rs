@@ -52,6 +52,10 @@ pub fn jobs(root: &Path) -> anyhow::Result<Vec<Job<RawFs>>> {
 /// The job that an argument names: its key, a CKPT_JOB name, the beginning of a key, or
 /// the pid of its running process. Without an argument, the only job there is.
 pub fn job(root: &Path, name: Option<&str>) -> anyhow::Result<Job<RawFs>> {
+    // The beginning of every key: of the only job, too.
+    if name == Some("") {
+        bail!("an empty name means no job");
+    }
     let mut jobs = jobs(root)?;
     let Some(name) = name else {
         return match jobs.len() {

@@ -3,7 +3,8 @@
 //!
 //! The images are hard links: nothing is copied, and it does not matter which of the two
 //! jobs is removed first. Tables and streams are not taken along: what the template's
-//! process did to files since is none of the new job's business. Used by the command.
+//! process did to files since is none of the new job's business. Used by the command; the
+//! start takes the mark of a new job ([`take_mark`]), and removes the job when it fails.
 
 use super::fs::{Fs, RawFs};
 use super::generation::{self, FilesRecord, GenerationRecord, MANIFEST_NAME};
@@ -15,6 +16,14 @@ use crate::image::codec::CodecError;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+
+/// In a job's directory until its first start has looked at it.
+const MARK: &str = "new";
+
+/// Is this a template's new job that nobody has started yet? The one who asks starts it.
+pub fn take_mark(dir: &Path) -> bool {
+    RawFs.unlink(&dir.join(MARK)).is_ok()
+}
 
 /// Starts of one template that may live at the same time.
 const MOST: u32 = 100_000;
@@ -70,8 +79,13 @@ impl Job<RawFs> {
                 Err(Errno::EEXIST) => continue,
                 Err(errno) => return Err(errno).on("create", &dir).map_err(Into::into),
             }
-            let lock = JobLock::take(&dir, true, owner)?;
-            return Ok(Instance { key, dir, lock });
+            return match JobLock::take(&dir, true, owner) {
+                Ok(lock) => Ok(Instance { key, dir, lock }),
+                Err(error) => {
+                    let _ = RawFs.remove_tree(&dir);
+                    Err(error.into())
+                }
+            };
         }
         Err(TemplateError::TooMany)
     }
@@ -114,6 +128,8 @@ impl Job<RawFs> {
                 journal.append(&RawFs, dir, Record::Merged(merged), false)?;
             }
         }
+        let mark = dir.join(MARK);
+        RawFs.create_new(&mark).on("create", &mark)?;
         Ok(())
     }
 }
@@ -168,6 +184,7 @@ mod tests {
         let two = job.instance_of(&root.0, &third, &owner).unwrap();
         assert_eq!((one.key.as_str(), two.key.as_str()), ("job~1", "job~2"));
 
+        assert!(take_mark(&one.dir) && !take_mark(&one.dir), "one start");
         let copy = Job::open(RawFs, two.dir.clone()).unwrap();
         let numbers: Vec<u64> = copy.generations().iter().map(|g| g.generation).collect();
         assert_eq!(numbers, [1, 2, 3]);

@@ -28,9 +28,50 @@ static __attribute__((noinline)) int deeper(void)
     return (int)frame[0];
 }
 
+static __attribute__((noinline)) int shallow(void)
+{
+    /* One that lies where the library's own frames were, inside ckpt_checkpoint. */
+    volatile char frame[64];
+    frame[0] = 1;
+    refused(5, 1, (void *)frame, sizeof frame, EFAULT);
+    return frame[0];
+}
+
+static void make(const char *path)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    CHECK(fd >= 0 && write(fd, "text", 4) == 4);
+    close(fd);
+}
+
+/* Redirections that lead nowhere: the input would be the one that was had already. */
+static void redirections(void)
+{
+    CHECK(ckpt_redirect("misspelt", "input") == 0);
+    refused(5, 1, NULL, 0, EINVAL);
+    CHECK(ckpt_redirect("misspelt", "misspelt") == 0);
+    CHECK(ckpt_redirect("input", "missing") == 0);
+    refused(5, 1, NULL, 0, EIO);
+    /* Made since: the rollback would remove it. */
+    make("made");
+    CHECK(ckpt_redirect("input", "made") == 0);
+    refused(5, 1, NULL, 0, EIO);
+    CHECK(access("made", R_OK) == 0);
+    CHECK(ckpt_redirect("input", "input") == 0);
+}
+
 int main(void)
 {
     guest_begin();
+    /* -1 is the latest of any id for a rollback, others never were one. */
+    for (int id = -1; id > -7; id -= 5) {
+        errno = 0;
+        CHECK_EQ(ckpt_checkpoint(id), -1);
+        CHECK_EQ(errno, EINVAL);
+    }
+    make("input");
+    int input = open("input", O_RDONLY | O_CLOEXEC);
+    CHECK(input >= 0);
     refused(0, 1, NULL, 0, ENOENT);
     unsigned char *page = guest_map(12288, PROT_READ | PROT_WRITE,
                                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -58,6 +99,8 @@ int main(void)
         refused(0, 1, (void *)16, 16, EFAULT);
         refused(0, 1, (void *)&global, (size_t)-1, EFAULT);
         CHECK_EQ(deeper(), 1);
+        CHECK_EQ(shallow(), 1);
+        redirections();
         CHECK(mprotect(page, 4096, PROT_NONE) == 0);
         refused(0, 1, page, 8, EFAULT);
         CHECK(mprotect(page, 4096, PROT_READ | PROT_WRITE) == 0);
@@ -85,6 +128,7 @@ int main(void)
     }
     CHECK_EQ(result, 1);
     CHECK_EQ(global, 1);
+    CHECK(access("made", R_OK) != 0);
     printf("errors ok\n");
     guest_end();
 }

@@ -25,6 +25,7 @@ def bare():
     assert "not loaded" in str(error), error
     for call, arguments in [
         (ckpt.rollback, (1,)),
+        (ckpt.rollback, (1, "kept")),
         (ckpt.exclude, ("*",)),
         (ckpt.include, ("/x",)),
         (ckpt.redirect, ("/a", "/b")),
@@ -39,6 +40,48 @@ def bare():
 
     never_called = never
     assert callable(never_called)
+
+
+def arguments():
+    """An id or value of more than 32 bits was cut to another one; a NUL byte cut a path; an
+    empty one meant the directory; `*` as bytes meant the files of the directory; and what a
+    refused rollback would have kept was there, as if it had come through."""
+    os.mkdir("work")
+    os.chdir("work")
+    for name in ["", "a\0b", b"/a\0b"]:
+        fails(ValueError, ckpt.exclude, name)
+        fails(ValueError, ckpt.include, name)
+        fails(ValueError, ckpt.redirect, "a", name)
+        fails(ValueError, ckpt.redirect, name, "a")
+    fails(TypeError, ckpt.exclude, None)
+    ckpt.exclude(b"*")
+    ckpt.include("undone")
+    buffer = ckpt.protect(bytearray(1))
+    turn = ckpt.checkpoint(3)
+    for number in [1 << 31, (1 << 32) + 3, -(1 << 31) - 1]:
+        fails(OverflowError, ckpt.checkpoint, number)
+        fails(OverflowError, ckpt.rollback, number)
+        fails(OverflowError, ckpt.rollback, 1, id=number)
+    fails(TypeError, ckpt.rollback, 1.5)
+    error = fails(ckpt.Error, ckpt.checkpoint, -1)
+    assert "argument" in str(error), error
+    if turn == 0:
+        with open("left", "w") as left, open("undone", "w") as undone:
+            left.write("x"), undone.write("x")
+        assert ckpt.kept() is None
+        with ckpt.hold():
+            fails(ckpt.Error, ckpt.rollback, 1, keep={"a": 1}, id=3)
+        assert ckpt.kept() is None, ckpt.kept()
+        ckpt.rollback(1, keep=["long" * 1000], id=3)
+    if turn == 1:
+        assert os.listdir() == ["left"], os.listdir()
+        with ckpt.hold():
+            fails(ckpt.Error, ckpt.rollback, 1, keep="b", id=3)
+        assert ckpt.kept() == ["long" * 1000], ckpt.kept()
+        buffer[0] = 65
+        # The latest, whatever its id.
+        ckpt.rollback(2, keep=buffer, id=-1)
+    assert turn == 2 and buffer == b"A", (turn, buffer)
 
 
 def recovery():

@@ -20,18 +20,42 @@ impl Worker {
                 which: Which::Id(call.id),
                 value: call.value,
                 regions: (call.regions, call.nregions),
-                asked: Vec::new(),
+                ..self.wanted(&[])
             });
             rollback::call::answer(-refused.errno);
         }
-        for nonce in request::take_asked(request::ROLLBACK) {
+        let nonces = request::take_asked(request::ROLLBACK);
+        for (k, &nonce) in nonces.iter().enumerate() {
             let root = PathBuf::from(std::ffi::OsStr::from_bytes(&self.settings.store_root));
             let reason = match rollback::ask::read(&root, nonce) {
-                Ok(wanted) => self.roll_back(&wanted).reason,
+                Ok(wanted) => {
+                    let rest = self.wanted(&nonces[k + 1..]);
+                    let wanted = Wanted {
+                        open: rest.open,
+                        answers: rest.answers,
+                        ..wanted
+                    };
+                    self.roll_back(&wanted).reason
+                }
                 Err(reason) => reason,
             };
             self.report.answer(nonce, None, Some(reason));
             self.write_report();
+        }
+    }
+
+    /// What the life after it needs to know of the command's requests: these are still to be
+    /// carried out.
+    fn wanted(&self, rollbacks: &[u32]) -> Wanted {
+        let rollbacks = rollbacks
+            .iter()
+            .map(|&n| request::entry(request::ROLLBACK, n));
+        let others = self.asked.iter();
+        let others = others.map(|&n| request::entry(request::CHECKPOINT, n));
+        Wanted {
+            open: rollbacks.chain(others).collect(),
+            answers: self.report.requests.clone(),
+            ..Wanted::default()
         }
     }
 

@@ -133,7 +133,7 @@ pub struct Inside {
     /// The C library's rseq area of this thread, and its length.
     pub rseq: (u64, u32),
     /// Memory that keeps its content.
-    pub protected: Vec<Protected>,
+    pub protected: Protected,
     /// What has changed since, where that is known.
     pub pages: Option<Knowledge>,
     /// The tracker's descriptor.
@@ -364,8 +364,8 @@ pub fn restore(
     let nthreads = manifest.threads.len();
     let stacks = nthreads as u64 * BLOB_THREAD_STACK;
     let maps: usize = contents.iter().map(|area| area.maps.len()).sum();
-    let protected = inside.as_ref().map_or(&[][..], |inside| &inside.protected);
-    let kept: usize = protected.iter().map(|p| p.bytes.len() + 64 + 3 * 10).sum();
+    let parts = || inside.iter().flat_map(|inside| inside.protected.parts());
+    let kept: usize = parts().map(|(_, bytes)| bytes.len() + 64 + 3 * 10).sum();
     let files = options.image_fds.len();
     let fetched = if options.cold {
         maps + before.as_ref().map_or(0, WorkingSet::runs)
@@ -472,9 +472,8 @@ pub fn restore(
     let tape_at = area.put_slice(&tape.ops);
     let stacks_at = area.take(stacks as usize + 64);
 
-    for part in protected {
-        let at = area.put(&part.bytes);
-        let entry = (part.addr, part.bytes.len() as u64, at);
+    for (addr, bytes) in parts() {
+        let entry = (addr, bytes.len() as u64, area.put(bytes));
         payload.protected.push(entry);
     }
     let bytes = codec::encode(&payload).map_err(|e| RestoreError::Payload(e.to_string()))?;

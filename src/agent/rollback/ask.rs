@@ -4,9 +4,9 @@
 use super::order::{Wanted, Which};
 use crate::agent::state::AGENT;
 use crate::store::RawFs;
-use crate::store::report::{Ask, Goal};
+use crate::store::report::{Ask, Goal, RequestResult};
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 /// The nonce of a request that was granted: its answer comes from the life after it.
 static GRANTED: AtomicU32 = AtomicU32::new(0);
@@ -25,12 +25,28 @@ pub fn read(root: &Path, nonce: u32) -> Result<Wanted, String> {
         value: ask.value,
         regions: (0, 0),
         asked: vec![nonce],
+        ..Wanted::default()
     })
 }
 
-/// In the restored helper: requests to be answered by the worker.
-pub fn adopt(asked: &[u32]) {
+/// What the life before has answered. In the helper's heap, until [`answers`].
+static ANSWERS: AtomicPtr<Vec<RequestResult>> = AtomicPtr::new(std::ptr::null_mut());
+
+/// In the restored helper: requests to be answered by the worker, and those that are.
+pub fn adopt(asked: &[u32], answers: &[RequestResult]) {
     GRANTED.store(asked.first().copied().unwrap_or(0), Ordering::SeqCst);
+    // What the image has there led into another heap.
+    ANSWERS.store(Box::into_raw(Box::new(answers.to_vec())), Ordering::SeqCst);
+}
+
+/// Takes the answers that [`adopt`] has left (a restored helper, once).
+pub fn answers() -> Vec<RequestResult> {
+    let left = ANSWERS.swap(std::ptr::null_mut(), Ordering::SeqCst);
+    if left.is_null() {
+        return Vec::new();
+    }
+    // SAFETY: from `adopt`, in this helper's own heap.
+    *unsafe { Box::from_raw(left) }
 }
 
 /// Takes what [`adopt`] has left, once.

@@ -5,7 +5,7 @@
 //! Any thread of the program. Async-signal-safe.
 
 use crate::agent::state::{RESERVED_BIT, awake};
-use crate::agent::{helper, refusal, request};
+use crate::agent::{events, helper, refusal, request};
 use ckpt_sys::syscall;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
@@ -55,6 +55,7 @@ pub fn from_program(id: i32, value: i32, regions: u64, nregions: u64) -> i32 {
     if !awake() {
         return -libc::ENOSYS;
     }
+    events::pay();
     if id < LATEST || value < 0 || nregions > MOST_REGIONS || (nregions > 0 && regions == 0) {
         return -libc::EINVAL;
     }

@@ -2,18 +2,103 @@
 //! their bytes. Helper thread; nothing of the program is changed here.
 
 use super::call::Region;
-use crate::image::state::{Manifest, VmaKind, VmaState};
+use crate::image::PAGE;
+use crate::image::state::{FileKind, Manifest, ThreadState, VmaKind, VmaState};
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
 
 /// The kernel takes so many parts at once (UIO_MAXIOV).
 const PARTS: usize = 1024;
 
-/// A region with the bytes that it is to have after the rollback.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// The regions with the bytes that they are to have after the rollback.
+#[derive(Debug, Default)]
 pub struct Protected {
-    pub addr: u64,
-    pub bytes: Vec<u8>,
+    regions: Vec<Region>,
+    bytes: Bytes,
+}
+
+impl Protected {
+    /// Where, and what.
+    pub fn parts(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        let mut rest = &self.bytes[..];
+        self.regions.iter().map(move |region| {
+            let (part, behind) = rest.split_at(region.len as usize);
+            rest = behind;
+            (region.addr, part)
+        })
+    }
+}
+
+/// More than this is not for the helper's heap.
+const LARGE: usize = 1 << 20;
+
+/// Bytes, zero at first.
+#[derive(Debug)]
+enum Bytes {
+    Heap(Vec<u8>),
+    /// A mapping. A shared one: nothing that the leader finds in its map and takes for memory
+    /// of the checkpoint that stays.
+    Mapped {
+        at: u64,
+        len: usize,
+    },
+}
+
+impl Default for Bytes {
+    fn default() -> Bytes {
+        Bytes::Heap(Vec::new())
+    }
+}
+
+impl Bytes {
+    fn new(len: usize) -> Result<Bytes, i32> {
+        if len <= LARGE {
+            return Ok(Bytes::Heap(vec![0; len]));
+        }
+        // SAFETY: a fresh mapping.
+        let at = check(unsafe {
+            let prot = libc::PROT_READ | libc::PROT_WRITE;
+            let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+            syscall!(libc::SYS_mmap, 0, len, prot, flags, -1i32, 0)
+        })?;
+        let at = at as u64;
+        Ok(Bytes::Mapped { at, len })
+    }
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Heap(bytes) => bytes,
+            // SAFETY: a mapping of our own.
+            Bytes::Mapped { at, len } => unsafe {
+                std::slice::from_raw_parts(*at as *const u8, *len)
+            },
+        }
+    }
+}
+
+impl std::ops::DerefMut for Bytes {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            Bytes::Heap(bytes) => bytes,
+            // SAFETY: as above.
+            Bytes::Mapped { at, len } => unsafe {
+                std::slice::from_raw_parts_mut(*at as *mut u8, *len)
+            },
+        }
+    }
+}
+
+impl Drop for Bytes {
+    fn drop(&mut self) {
+        if let Bytes::Mapped { at, len } = *self {
+            // SAFETY: a mapping of our own that nobody refers to any more.
+            unsafe { syscall!(libc::SYS_munmap, at, len) };
+        }
+    }
 }
 
 /// Reads memory of the program, which may not be there: `EFAULT` then.
@@ -76,6 +161,10 @@ pub fn allowed(manifest: &Manifest, stacks: &[Stack], regions: &[Region]) -> Res
             if vma.prot & libc::PROT_WRITE as u32 == 0 {
                 return Err(libc::EFAULT);
             }
+            let last = end.min(vma.end);
+            if contents_end(manifest, vma).is_some_and(|contents| last > contents) {
+                return Err(libc::EFAULT);
+            }
             at = vma.end;
         }
         let dead = |stack: &Stack| region.addr < stack.sp && end > stack.low;
@@ -84,6 +173,28 @@ pub fn allowed(manifest: &Manifest, stacks: &[Stack], regions: &[Region]) -> Res
         }
     }
     Ok(())
+}
+
+/// Where an area ends that may be longer than what it maps, as that was at the checkpoint: behind
+/// its last page there is nothing to write to. `None`: not known.
+fn contents_end(manifest: &Manifest, vma: &VmaState) -> Option<u64> {
+    let (size, offset) = match &vma.kind {
+        VmaKind::Shared { object, offset } => {
+            let object = manifest.memory.shared.get(*object as usize)?;
+            (object.size, *offset)
+        }
+        VmaKind::FileShared { path, offset, .. } => {
+            let mut files = manifest.descriptors.files.iter();
+            let size = files.find_map(|file| match &file.kind {
+                FileKind::Regular { path: at, size, .. } if at == path => Some(*size),
+                _ => None,
+            })?;
+            (size, *offset)
+        }
+        _ => return None,
+    };
+    let there = size.next_multiple_of(PAGE).saturating_sub(offset);
+    Some(vma.start + there.min(vma.end - vma.start))
 }
 
 fn covering(vmas: &[VmaState], addr: u64) -> Option<&VmaState> {
@@ -99,15 +210,15 @@ pub struct Stack {
 }
 
 /// The stacks of the checkpoint that are known for stacks: the first thread's, and those
-/// that hold their thread's control block, as the C library makes them. `sp_of` reads a
-/// stack pointer from the saved frame at an address.
+/// that hold their thread's control block, as the C library makes them. `sp_of` says
+/// where the program's part of a thread's stack ended.
 pub fn stacks(
     manifest: &Manifest,
-    mut sp_of: impl FnMut(u64) -> Result<u64, i32>,
+    mut sp_of: impl FnMut(&ThreadState) -> Result<u64, i32>,
 ) -> Result<Vec<Stack>, i32> {
     let mut stacks = Vec::new();
     for thread in &manifest.threads {
-        let sp = sp_of(thread.ucontext)?;
+        let sp = sp_of(thread)?;
         let Some(vma) = covering(&manifest.memory.vmas, sp) else {
             continue;
         };
@@ -120,38 +231,29 @@ pub fn stacks(
 }
 
 /// The bytes of all regions as they are now.
-pub fn copy(regions: &[Region]) -> Result<Vec<Protected>, i32> {
-    let mut copies = Vec::with_capacity(regions.len());
+pub fn copy(regions: &[Region]) -> Result<Protected, i32> {
+    let mut total = 0u64;
     for region in regions {
-        let mut bytes = Vec::new();
-        let room = bytes.try_reserve_exact(region.len as usize);
-        room.map_err(|_| libc::ENOMEM)?;
-        bytes.resize(region.len as usize, 0);
-        copies.push(Protected {
-            addr: region.addr,
-            bytes,
-        });
+        total = total.checked_add(region.len).ok_or(libc::ENOMEM)?;
     }
+    let mut bytes = Bytes::new(usize::try_from(total).map_err(|_| libc::ENOMEM)?)?;
+    let mut rest = &mut bytes[..];
     // Many small ones by few calls.
     // SAFETY: no arguments.
     let pid = unsafe { syscall!(libc::SYS_getpid) };
-    for some in copies.chunks_mut(PARTS) {
-        let parts = some.iter_mut();
-        let local: Vec<[u64; 2]> = parts
-            .map(|p| [p.bytes.as_mut_ptr() as u64, p.bytes.len() as u64])
-            .collect();
-        let remote: Vec<[u64; 2]> = some
-            .iter()
-            .map(|p| [p.addr, p.bytes.len() as u64])
-            .collect();
-        let wanted: u64 = remote.iter().map(|part| part[1]).sum();
-        // SAFETY: the kernel writes into the copies and checks the other side itself.
+    for some in regions.chunks(PARTS) {
+        let wanted: u64 = some.iter().map(|part| part.len).sum();
+        let (here, behind) = rest.split_at_mut(wanted as usize);
+        rest = behind;
+        let local = [here.as_mut_ptr() as u64, wanted];
+        let remote: Vec<[u64; 2]> = some.iter().map(|part| [part.addr, part.len]).collect();
+        // SAFETY: the kernel writes into the copy and checks the other side itself.
         let got = check(unsafe {
             syscall!(
                 libc::SYS_process_vm_readv,
                 pid,
                 local.as_ptr(),
-                local.len(),
+                1,
                 remote.as_ptr(),
                 remote.len(),
                 0
@@ -161,17 +263,21 @@ pub fn copy(regions: &[Region]) -> Result<Vec<Protected>, i32> {
             continue;
         }
         // A call moves 2 GiB at most.
+        let mut here = here;
         for part in some {
-            read_memory(part.addr, &mut part.bytes)?;
+            let (into, next) = here.split_at_mut(part.len as usize);
+            read_memory(part.addr, into)?;
+            here = next;
         }
     }
-    Ok(copies)
+    let regions = regions.to_vec();
+    Ok(Protected { regions, bytes })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::state::ThreadState;
+    use crate::image::state::{OpenFileState, SharedObject};
 
     fn vma(start: u64, end: u64, prot: i32, kind: VmaKind) -> VmaState {
         VmaState {
@@ -217,7 +323,7 @@ mod tests {
     #[test]
     fn regions_are_judged_by_the_memory_of_the_checkpoint() {
         let manifest = manifest();
-        let stacks = stacks(&manifest, |uc| Ok(uc + 0x100)).unwrap();
+        let stacks = stacks(&manifest, |thread| Ok(thread.ucontext + 0x100)).unwrap();
         assert_eq!(stacks.len(), 2);
         let one = |addr: u64, len: u64| allowed(&manifest, &stacks, &[Region { addr, len }]);
         assert_eq!(one(0x1000, 0x2000), Ok(()));
@@ -233,6 +339,51 @@ mod tests {
         assert_eq!(allowed(&manifest, &stacks, &both), Err(libc::EFAULT));
     }
 
+    /// A region in a shared file that had grown since was written where the file ended again.
+    #[test]
+    fn nothing_lies_behind_the_end_of_a_shared_file() {
+        let mut manifest = manifest();
+        let both = libc::PROT_READ | libc::PROT_WRITE;
+        let file = |offset| VmaKind::FileShared {
+            path: b"/f".into(),
+            offset,
+            writable: true,
+        };
+        let object = VmaKind::Shared {
+            object: 0,
+            offset: 0,
+        };
+        manifest.memory.vmas.extend([
+            vma(0x10000, 0x14000, both, file(0x1000)),
+            vma(0x20000, 0x24000, both, object),
+        ]);
+        manifest.memory.shared.push(SharedObject {
+            size: 0x1000,
+            ..Default::default()
+        });
+        let one = |manifest: &Manifest, addr| allowed(manifest, &[], &[Region { addr, len: 8 }]);
+        assert_eq!(one(&manifest, 0x13000), Ok(()), "not known");
+        manifest.descriptors.files.push(OpenFileState {
+            flags: 0,
+            pos: 0,
+            owner: (0, 0),
+            owner_sig: 0,
+            kind: FileKind::Regular {
+                path: b"/f".into(),
+                dev: 1,
+                ino: 1,
+                btime_ns: 0,
+                size: 0x1003,
+                mode: 0,
+            },
+        });
+        assert_eq!(one(&manifest, 0x10ff8), Ok(()), "in its last page");
+        assert_eq!(one(&manifest, 0x10ffc), Err(libc::EFAULT));
+        assert_eq!(one(&manifest, 0x11000), Err(libc::EFAULT));
+        assert_eq!(one(&manifest, 0x20ff8), Ok(()));
+        assert_eq!(one(&manifest, 0x21000), Err(libc::EFAULT));
+    }
+
     #[test]
     fn memory_that_is_not_there_is_an_error() {
         let here = [1u64, 8, 2, 0];
@@ -243,11 +394,21 @@ mod tests {
         let whole = Region { addr: at, len: 32 };
         let some: Vec<Region> = vec![whole; 3000];
         let copies = copy(&some).unwrap();
-        assert_eq!(copies.len(), 3000);
-        assert_eq!(copies[2999].bytes[8..16], 8u64.to_ne_bytes());
-        assert_eq!(
-            copy(&[whole, Region { addr: 64, len: 1 }]),
-            Err(libc::EFAULT)
-        );
+        assert_eq!(copies.parts().count(), 3000);
+        let (addr, bytes) = copies.parts().last().unwrap();
+        assert_eq!((addr, &bytes[8..16]), (at, &8u64.to_ne_bytes()[..]));
+        let bad = copy(&[whole, Region { addr: 64, len: 1 }]);
+        assert_eq!(bad.unwrap_err(), libc::EFAULT);
+        let large = vec![7u8; LARGE];
+        let large = Region {
+            addr: large.as_ptr() as u64,
+            len: large.len() as u64,
+        };
+        let copies = copy(&[whole, large, whole]).unwrap();
+        assert!(matches!(copies.bytes, Bytes::Mapped { .. }));
+        let parts: Vec<(u64, &[u8])> = copies.parts().collect();
+        assert_eq!(parts.len(), 3);
+        assert_eq!(parts[0], parts[2]);
+        assert!(parts[1].1.len() == LARGE && parts[1].1.iter().all(|&b| b == 7));
     }
 }

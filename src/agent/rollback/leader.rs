@@ -34,7 +34,7 @@ pub struct Handover {
     pub member: FoundMember<RawFs>,
     pub options: restore::Options,
     pub payload: Payload,
-    pub protected: Vec<Protected>,
+    pub protected: Protected,
     /// What has changed since, where that is known.
     pub pages: Option<Knowledge>,
     /// The tracker's descriptor comes behind the lock's.

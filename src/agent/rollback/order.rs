@@ -19,12 +19,15 @@ use crate::agent::stop::{self, Stopped, now_ns};
 use crate::agent::track::Dirty;
 use crate::agent::{children, exit, helper, log, request, starter};
 use crate::image::chain::{self, Sourced};
+use crate::image::state::ThreadState;
 use crate::persist::table;
 use crate::store::RawFs;
 use crate::store::find::{Found, FoundMember};
 use crate::store::fs::FileOf;
 use crate::store::generation::GenerationRecord;
+use crate::store::report::RequestResult;
 use crate::store::start::Claimed;
+use ckpt_sys::context::CALLER_SP;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
@@ -38,12 +41,18 @@ pub enum Which {
     Left,
 }
 
+impl Default for Which {
+    fn default() -> Which {
+        Which::Id(LATEST)
+    }
+}
+
 /// `ckpt undo` without a state to go back to.
 pub const NOTHING_LEFT: &str =
     "no state that was left by going back is kept (CKPT_UNDO=1 keeps one each time)";
 
 /// What was asked for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Wanted {
     pub which: Which,
     /// What `ckpt_checkpoint` returns; 0: 1.
@@ -52,6 +61,9 @@ pub struct Wanted {
     pub regions: (u64, u64),
     /// Nonces of the command's requests that this answers.
     pub asked: Vec<u32>,
+    /// Those that were taken up and wait for something else, and what has been answered.
+    pub open: Vec<u64>,
+    pub answers: Vec<RequestResult>,
 }
 
 /// Why the program goes on as if nothing had been asked.
@@ -118,6 +130,8 @@ struct Ready {
     regions: Vec<Region>,
     value: i32,
     asked: Vec<u32>,
+    open: Vec<u64>,
+    answers: Vec<RequestResult>,
     started_ns: u64,
     /// What later generations have changed since, if that is known.
     since: Option<Dirty>,
@@ -149,7 +163,7 @@ fn prepare(settings: &Settings, claimed: &Claimed, wanted: &Wanted) -> Result<Re
     let regions = check::read_regions(array, count).map_err(no_region)?;
     if !regions.is_empty() {
         let pieces = member.compose().map_err(|error| damaged(&error))?;
-        let stacks = check::stacks(manifest, |uc| saved_sp(&member, &pieces, uc));
+        let stacks = check::stacks(manifest, |thread| saved_sp(&member, &pieces, thread));
         let stacks = stacks.map_err(no_region)?;
         check::allowed(manifest, &stacks, &regions).map_err(no_region)?;
     }
@@ -160,6 +174,8 @@ fn prepare(settings: &Settings, claimed: &Claimed, wanted: &Wanted) -> Result<Re
         regions,
         value: wanted.value,
         asked: wanted.asked.clone(),
+        open: wanted.open.clone(),
+        answers: wanted.answers.clone(),
         started_ns,
         since: None,
     })
@@ -188,11 +204,23 @@ fn choose(
         .ok_or_else(|| refused(libc::ENOENT, reason))
 }
 
-/// The stack pointer in the frame that the image has at `ucontext`.
-fn saved_sp(member: &FoundMember<RawFs>, pieces: &[Sourced], ucontext: u64) -> Result<u64, i32> {
-    let at = ucontext
-        + std::mem::offset_of!(libc::ucontext_t, uc_mcontext) as u64
-        + 8 * libc::REG_RSP as u64;
+/// Where the program's part of a thread's stack ended, from the frame that the image has.
+fn saved_sp(
+    member: &FoundMember<RawFs>,
+    pieces: &[Sourced],
+    thread: &ThreadState,
+) -> Result<u64, i32> {
+    let sp = std::mem::offset_of!(libc::ucontext_t, uc_mcontext) as u64 + 8 * libc::REG_RSP as u64;
+    let saved = saved_word(member, pieces, thread.ucontext + sp)?;
+    if !thread.inserted {
+        return Ok(saved);
+    }
+    // Its stack pointer is that of our own frames, below which the caller's had ended.
+    let caller = saved_word(member, pieces, thread.ucontext + CALLER_SP)?;
+    Ok(caller.max(saved))
+}
+
+fn saved_word(member: &FoundMember<RawFs>, pieces: &[Sourced], at: u64) -> Result<u64, i32> {
     let piece = chain::piece_at(pieces, at).ok_or(libc::EIO)?;
     let number = piece.file as usize;
     let (file, image) = member.chain().nth(number).ok_or(libc::EIO)?;
@@ -289,6 +317,12 @@ fn while_stopped(
         started_ns: ready.started_ns,
         return_value: Some(ready.value.max(1)),
         asked: ready.asked,
+        open: ready
+            .open
+            .into_iter()
+            .chain(request::open_asked())
+            .collect(),
+        answers: ready.answers,
         ..Payload::default()
     };
     log::line(format_args!(
@@ -343,7 +377,7 @@ fn last_checks(
     claimed: &Claimed,
     ready: &Ready,
     stopped: &Stopped,
-) -> Result<Vec<check::Protected>, Refused> {
+) -> Result<check::Protected, Refused> {
     let leader = AGENT.real_pid.load(Ordering::Relaxed) as u32;
     let mut threads = stopped.threads();
     if !threads.any(|slot| slot.tid.load(Ordering::Relaxed) == leader) {
@@ -364,9 +398,17 @@ fn last_checks(
     let images = 3 + ready.member.older.len();
     limits::check(manifest, &settings.limits, &ready.regions, images)
         .map_err(|(errno, reason)| refused(errno, reason))?;
+    if let Some(path) = redirect::aimless(&manifest.descriptors) {
+        let path = String::from_utf8_lossy(&path);
+        let reason = format!("ckpt_redirect: nothing was open at {path} at the checkpoint");
+        return Err(refused(libc::EINVAL, reason));
+    }
     reopen::check(manifest, open, job, &ready.record, &settings.config)
         .map_err(|reason| refused(libc::EIO, reason))?;
-    check::copy(&ready.regions).map_err(no_region)
+    check::copy(&ready.regions).map_err(|errno| match errno {
+        libc::ENOMEM => refused(errno, "no memory for what is to be kept"),
+        errno => no_region(errno),
+    })
 }
 
 /// Sends the images' descriptors, the lock's and the tracker's to the program's table.

@@ -3,8 +3,9 @@
 //!
 //! [`add`] in any thread of the program (allocates in a hook); [`asked`] in the helper.
 
-use crate::agent::procfs;
 use crate::agent::state::{InHook, awake};
+use crate::agent::{events, procfs};
+use crate::image::state::{DescriptorTable, FileKind};
 use std::cell::UnsafeCell;
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,7 +39,7 @@ fn with<R>(f: impl FnOnce(&mut Entries) -> R) -> R {
     result
 }
 
-/// `ckpt_redirect`: 0, or a negated errno.
+/// `ckpt_redirect`: 0, or a negated errno. A path to itself takes its entry away.
 ///
 /// # Safety
 /// Both are null or strings.
@@ -46,6 +47,7 @@ pub unsafe fn add(from: *const libc::c_char, to: *const libc::c_char) -> i32 {
     if !awake() {
         return -libc::ENOSYS;
     }
+    events::pay();
     if from.is_null() || to.is_null() {
         return -libc::EINVAL;
     }
@@ -62,6 +64,9 @@ pub unsafe fn add(from: *const libc::c_char, to: *const libc::c_char) -> i32 {
     };
     with(|entries| {
         entries.retain(|(old, _)| *old != from);
+        if from == to {
+            return 0;
+        }
         if entries.len() >= MOST {
             return -libc::ENOMEM;
         }
@@ -86,6 +91,19 @@ fn absolute(path: &[u8]) -> Option<Vec<u8>> {
     };
     // The program may not share its descriptors with its first thread.
     procfs::read_link(format!("/proc/thread-self/fd/{}", fd.raw()).as_bytes()).ok()
+}
+
+/// A path that the program has asked for, and that nothing was open at: it would go back to
+/// the input that it has had already (helper thread).
+pub fn aimless(table: &DescriptorTable) -> Option<Vec<u8>> {
+    let open = |path: &[u8]| {
+        table.files.iter().any(|file| match &file.kind {
+            FileKind::Regular { path: at, .. } | FileKind::Directory { path: at, .. } => at == path,
+            _ => false,
+        })
+    };
+    let mut asked = asked().into_iter().map(|(from, _)| from);
+    asked.find(|from| !open(from))
 }
 
 /// All entries (helper thread).

@@ -70,6 +70,18 @@ pub fn check(
         };
         let redirected = redirects.iter().rev().find(|(old, _)| old == path);
         if let Some((_, new)) = redirected {
+            if !files::leaves_alone(config, new)
+                && undo::reach::removes(&job.dir, record.generation, &config.restore_exclude, new)
+                    .map_err(|error| error.to_string())?
+            {
+                return Err(format!(
+                    "ckpt_redirect: {} was made since the checkpoint, and would be removed by the rollback (ckpt_exclude leaves it)",
+                    String::from_utf8_lossy(new)
+                ));
+            }
+            if regular::would_make(new, state.flags) {
+                continue;
+            }
             let opened = regular::would_open(new, flags(state));
             let opened = opened.map_err(|errno| sentence(new, &sys::errno_text(errno)))?;
             if !same_kind(state, &opened) {

@@ -19,6 +19,36 @@ pub fn concerns(
     Ok(records.any(|(_, record)| is_about(record, path, id)))
 }
 
+/// Would the undo remove this name? It was not there at the generation.
+pub fn removes(
+    job_dir: &Path,
+    to_generation: u64,
+    restore_exclude: &[Vec<u8>],
+    path: &[u8],
+) -> Result<bool, UndoError> {
+    let tables = tables(job_dir, to_generation, restore_exclude, true)?;
+    let oldest_first = tables.iter().rev().flat_map(|table| &table.records);
+    let mut told = oldest_first.filter_map(|(_, record)| was_there(record, path));
+    Ok(told.next() == Some(false))
+}
+
+/// What a record says of a name before it.
+fn was_there(record: &Record, path: &[u8]) -> Option<bool> {
+    match record {
+        Record::Absent { name } => leads(name, path).then_some(false),
+        Record::Gone { name, .. } | Record::RemovedDir { name, .. } => {
+            leads(name, path).then_some(true)
+        }
+        Record::Renamed {
+            from, to, other, ..
+        } => {
+            let arrives = leads(to, path).then_some(other.is_some());
+            leads(from, path).then_some(true).or(arrives)
+        }
+        _ => None,
+    }
+}
+
 fn is_about(record: &Record, path: &[u8], id: Id) -> bool {
     match record {
         Record::Gone { name, stat, .. } | Record::RemovedDir { name, stat, .. } => {
@@ -83,5 +113,10 @@ mod tests {
         assert!(leads(&name("/a", "b"), b"/a/b/c"));
         assert!(!leads(&name("/a/b", "c"), b"/a/b/cd"));
         assert!(!leads(&name("/a/b/c", "d"), b"/a/b/c"));
+        let made = Record::Absent {
+            name: name("/a", "b"),
+        };
+        assert_eq!(was_there(&made, b"/a/b/c"), Some(false));
+        assert_eq!(was_there(&made, b"/a/c"), None);
     }
 }

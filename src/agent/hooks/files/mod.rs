@@ -275,6 +275,10 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
 /// # Safety
 /// `glob` is null or a string.
 pub unsafe fn rule(exclude: bool, glob: *const libc::c_char) -> i32 {
+    if !crate::agent::state::awake() {
+        return -libc::ENOSYS;
+    }
+    crate::agent::events::pay();
     if glob.is_null() {
         return -libc::EINVAL;
     }

@@ -6,6 +6,7 @@ use crate::agent::collect::descriptors::sys::{self, Fd};
 use crate::agent::recover::files::FilesBack;
 use crate::image::state::{Extent, FileKind};
 
+const SYS_FACCESSAT2: i64 = 439;
 const F_ADD_SEALS: i32 = 1033;
 const F_SEAL_SEAL: u32 = 1;
 const F_SEAL_FUTURE_WRITE: u32 = 0x10;
@@ -98,6 +99,26 @@ pub fn would_open(path: &[u8], flags: u32) -> Result<Opened, i32> {
     }
 }
 
+/// A file that a redirection names and that is not there is made where the description was an
+/// output. What was read as well is not: an empty file in its place would be a silent error.
+pub fn makes(flags: u32) -> bool {
+    flags as i32 & (libc::O_ACCMODE | libc::O_PATH) == libc::O_WRONLY
+}
+
+/// Would it be made, and can it be?
+pub fn would_make(path: &[u8], flags: u32) -> bool {
+    if !makes(flags) || !matches!(sys::stat(path), Err(libc::ENOENT)) {
+        return false;
+    }
+    let slash = path.iter().rposition(|&b| b == b'/');
+    let parent = sys::cstr(slash.map_or(b".", |at| &path[..at + 1]));
+    let (at, mode) = (libc::AT_FDCWD, libc::W_OK | libc::X_OK);
+    // SAFETY: a live NUL-terminated path.
+    let may =
+        unsafe { ckpt_sys::syscall!(SYS_FACCESSAT2, at, parent.as_ptr(), mode, libc::AT_EACCESS) };
+    may == 0
+}
+
 pub(super) fn named(r: &mut Restorer, file: usize) -> Result<Fd, RestoreError> {
     let state = r.state(file);
     let FileKind::Regular {
@@ -113,8 +134,12 @@ pub(super) fn named(r: &mut Restorer, file: usize) -> Result<Fd, RestoreError> {
     };
     let redirected = redirected(r, path);
     let path = redirected.unwrap_or(path);
-    let fd = open_again(path, open_flags(state.flags))
-        .map_err(|e| r.fail_open(file, path, &sys::errno_text(e)))?;
+    let mut opened = open_again(path, open_flags(state.flags));
+    if redirected.is_some() && makes(state.flags) && matches!(opened, Err(libc::ENOENT)) {
+        let flags = open_flags(state.flags) | libc::O_CREAT | libc::O_EXCL;
+        opened = sys::open(path, flags, mode & 0o777);
+    }
+    let fd = opened.map_err(|e| r.fail_open(file, path, &sys::errno_text(e)))?;
     let st = sys::fstat(fd.raw()).map_err(|e| r.fail(file, "regular file", e))?;
     let unstable = || is_unstable(&fd);
     if st.st_mode & libc::S_IFMT != mode & libc::S_IFMT {
