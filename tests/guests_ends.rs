@@ -383,3 +383,20 @@ mod others {
         trial.compare(&bare, &life);
     }
 }
+
+mod another_program {
+    use super::*;
+
+    /// `nice ./program` died of signal 64 without a word: nice was asked to stop for a checkpoint
+    /// when it called exec, which hands pending signals on to a program without a handler.
+    #[test]
+    fn is_not_met_by_a_stop() {
+        let program = Program::guest("end_exec").arg("40");
+        let mut trial = Trial::new(program, LAZY_FORK).ckpt("CKPT_INTERVAL", "1ms");
+        let life = trial.start().end(2 * LIMIT);
+        trial.note(life.describe());
+        if life.status != Some(0) || life.stdout != b"the last one has run\n" {
+            trial.fail("one of them did not come to its end");
+        }
+    }
+}

@@ -79,6 +79,43 @@ mod remapped {
     }
 }
 
+/// What an O_DIRECT read had put into memory came back with its old contents (one restart
+/// in fifty): a page was protected and stored, while the program ran, between the kernel's
+/// look at it and the disk's answer. Writes to /proc/self/mem go through write protection
+/// without a fault, so `mprotect` never knew of them.
+mod written_late {
+    use crate::common::*;
+
+    fn survives(what: &str, tracker: &str, snapshot: &'static str) {
+        let setting = Setting {
+            restore: "lazy",
+            snapshot,
+        };
+        let trial = Trial::new(Program::guest("inc_direct").arg(what).seconds(2.0), setting)
+            .ckpt("CKPT_INTERVAL", "20ms")
+            .ckpt("CKPT_TRACKER", tracker);
+        trial.survives(6);
+    }
+
+    macro_rules! written_late {
+        ($($test:ident = $what:literal, $tracker:literal, $snapshot:literal;)*) => { $(
+            #[test]
+            fn $test() {
+                survives($what, $tracker, $snapshot);
+            }
+        )* };
+    }
+    written_late! {
+        direct_uffd = "direct", "uffd", "auto";
+        direct_mprotect = "direct", "mprotect", "priority";
+        vm_uffd = "vm", "uffd", "auto";
+        vm_mprotect = "vm", "mprotect", "auto";
+        mem_uffd = "mem", "uffd", "priority";
+        mem_mprotect = "mem", "mprotect", "auto";
+        mem_mprotect_priority = "mem", "mprotect", "priority";
+    }
+}
+
 /// A generation of which the store says this.
 fn generations(trial: &Trial) -> Vec<serde_json::Value> {
     let output = std::process::Command::new(build::command())

@@ -136,12 +136,12 @@ ckpt_stage1:
 25: cmp $6, %ecx
     je 26f
     ja 27f
-    # 5: open(path, flags): straight on without O_CREAT, O_TRUNC, O_TMPFILE.
-    test $0x400240, %esi
+    # 5: open(path, flags): straight on to read only, without O_CREAT, O_TRUNC, O_TMPFILE, O_DIRECT.
+    test $0x404243, %esi
     jnz ckpt_stage2
     jmp 1b
     # 6: openat(dir, path, flags)
-26: test $0x400240, %edx
+26: test $0x404243, %edx
     jnz ckpt_stage2
     jmp 1b
 

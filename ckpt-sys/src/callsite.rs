@@ -115,7 +115,7 @@ pub enum Fast {
     PassOnly = 3,
     /// Clears the entry and goes straight on.
     Close = 4,
-    /// Straight on without O_CREAT and O_TRUNC in the second argument.
+    /// Straight on to read only, without O_CREAT, O_TRUNC and O_DIRECT in the second argument.
     Open = 5,
     /// The same in the third.
     OpenAt = 6,

@@ -49,6 +49,11 @@ pub enum Kind {
     SecureBits = 1 << 11,
     /// pkey_alloc: there may be memory protection keys, though no mapping has one.
     KeyAllocated = 1 << 12,
+    /// O_DIRECT, process_vm_writev on itself: memory is filled after its page was looked up
+    /// (`hooks::pinned`).
+    DirectIo = 1 << 13,
+    /// /proc/self/mem, for writing: likewise, and through write protection.
+    MemoryFile = 1 << 14,
 }
 
 /// A facility was used.

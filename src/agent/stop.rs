@@ -20,7 +20,7 @@ use crate::agent::hooks;
 use crate::agent::refusal::{self, Kind};
 use crate::agent::request;
 use crate::agent::rollback;
-use crate::agent::state::{AGENT, RESERVED_SIGNAL, awake};
+use crate::agent::state::{AGENT, InHook, RESERVED_SIGNAL, awake};
 use crate::agent::track::{fault, touch};
 use crate::image::state::{PendingSignal, Switches};
 use ckpt_sys::raw::check;
@@ -94,6 +94,8 @@ struct StopControl {
     wanted: AtomicU32,
     /// Handlers between their look at the stop word and their last use of a slot.
     inside: AtomicU32,
+    /// Threads that are about to call exec or are in it ([`hold_off`]).
+    leaving: AtomicU32,
 }
 
 static STOP: StopControl = StopControl {
@@ -104,6 +106,7 @@ static STOP: StopControl = StopControl {
     parked: AtomicU32::new(0),
     wanted: AtomicU32::new(0),
     inside: AtomicU32::new(0),
+    leaving: AtomicU32::new(0),
 };
 
 /// CLOCK_MONOTONIC of the latest stop: after a restore, "now" for what remains of
@@ -233,6 +236,44 @@ pub unsafe fn park_put_off() {
         (*block).stop_pending = 0;
         send(syscall!(libc::SYS_gettid) as i32, value);
     }
+}
+
+/// While one exists no thread is asked to stop.
+#[must_use = "stops are held off until it goes"]
+pub struct HeldOff(());
+
+/// Holds stops off: the calling thread is about to call exec. A stop signal that is pending
+/// then is handed on to the new program, which has no handler for it yet and dies of it.
+/// The helper gives up a stop in progress, and what it has sent to this thread is taken
+/// before this returns. The agent's own process only.
+pub fn hold_off() -> HeldOff {
+    STOP.leaving.fetch_add(1, Ordering::SeqCst);
+    // No image may hold a thread that is counted: it does not park from here on.
+    let _hook = InHook::enter();
+    // The bound is for a helper that has died amid a stop.
+    for _ in 0..20_000 {
+        if STOP.word.load(Ordering::SeqCst) == 0 {
+            break;
+        }
+        let pause = [0u64, 200_000];
+        // SAFETY: a valid timespec.
+        unsafe { syscall!(libc::SYS_nanosleep, &pause, 0) };
+    }
+    // Nothing is sent any more, and what was sent is delivered at the end of a system call.
+    // SAFETY: no arguments.
+    unsafe { syscall!(libc::SYS_gettid) };
+    HeldOff(())
+}
+
+impl Drop for HeldOff {
+    fn drop(&mut self) {
+        STOP.leaving.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Is a thread about to call exec?
+fn held_off() -> bool {
+    STOP.leaving.load(Ordering::SeqCst) != 0
 }
 
 /// CLOCK_MONOTONIC in nanoseconds, by system call (the vdso may be foreign).

@@ -136,8 +136,7 @@ pub unsafe fn install(options: &InstallOptions) -> Report {
 
 /// Fills stage 1's table: what the hooks want, and what must leave an entry record.
 pub fn set_table(hooked: &[u8; 512]) {
-    for (nr, &wanted) in hooked.iter().enumerate() {
-        let bits = if wanted != 0 { HOOKED } else { 0 };
+    for (nr, &bits) in hooked.iter().enumerate() {
         let recorded = if entry::RECORDED.contains(&(nr as i64)) {
             RECORDED
         } else {

@@ -18,7 +18,7 @@ use crate::agent::state::AGENT;
 use crate::agent::stop::now_ns;
 use crate::agent::track::pagemap::PageMap;
 use crate::agent::track::{self, Change, Dirty, Kept, Probe, TrackError, Tracker, blank, full};
-use crate::agent::{callsites, hooks, log, procfs};
+use crate::agent::{callsites, hooks, log, procfs, refusal};
 use crate::config::{Compress, SnapshotChoice, TrackerChoice};
 use crate::image::pack;
 use crate::image::state::{Base, VmaState};
@@ -128,6 +128,12 @@ pub struct Ahead<S> {
     pub room: Room,
     pub precopy_us: u64,
     pub precopied: u64,
+}
+
+/// Does the kernel write to pages some time after it has looked them up?
+fn is_written_late() -> bool {
+    use refusal::Kind::{DirectIo, MemoryFile};
+    refusal::was_noted(DirectIo) || refusal::was_noted(MemoryFile)
 }
 
 /// How the image is compressed.
@@ -374,7 +380,8 @@ impl Increments {
         mut plan: Plan,
         own: &memory::Own<'_>,
     ) -> Result<(), SnapshotError> {
-        if self.tracker.live() && !self.by_child && self.sweep_ahead(ahead, &plan)? {
+        let live = self.tracker.live() && !self.by_child && !is_written_late();
+        if live && self.sweep_ahead(ahead, &plan)? {
             let mut left = ahead.pending.present_pages();
             let mut before = u64::MAX;
             let mut rounds = 0;
@@ -412,6 +419,12 @@ impl Increments {
         }
         self.know_flags(plan);
         Ok(())
+    }
+
+    /// Was the tracker swept while the program ran, though the kernel may write to pages after
+    /// it has looked them up? Known only now: such a generation is not to be.
+    pub fn swept_too_early<S>(ahead: &Ahead<S>) -> bool {
+        ahead.swept && is_written_late()
     }
 
     /// One sweep while the program runs; false when the tracker has failed.
@@ -560,7 +573,8 @@ impl Increments {
         }
         let warm = self.buffer.warm_pages();
         // Without the net the kernel's writes into guarded pages would fail.
-        let guarding = AGENT.net_installed.load(Ordering::Relaxed);
+        let guarding = AGENT.net_installed.load(Ordering::Relaxed)
+            && !refusal::was_noted(refusal::Kind::MemoryFile);
         let (pages, costs) = (self.residue, &self.costs);
         choose::choose(choice, pages, warm, costs, &ahead.room, guarding)
     }

@@ -61,6 +61,7 @@ pub(super) fn take<S: ImageSink>(
         // passes.
         stop::StopError::Stuck { .. }
         | stop::StopError::TooMany(_)
+        | stop::StopError::Exec
         | stop::StopError::Signal { .. } => CheckpointError::Postponed(error.to_string()),
         other => refused(other),
     })?;
@@ -89,6 +90,12 @@ pub(super) fn take<S: ImageSink>(
             return Err(error);
         }
     };
+    if Increments::swept_too_early(&ahead) {
+        stop::release(stopped);
+        return Err(CheckpointError::Postponed(
+            "direct input or output, or writing to /proc/self/mem, has begun".into(),
+        ));
+    }
     let residue = increments.residue(&mut ahead, &mut plan);
     let t3 = now_ns();
     let mut phases = Phases {

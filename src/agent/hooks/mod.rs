@@ -31,6 +31,7 @@ pub mod ids;
 pub mod maps;
 pub mod masks;
 pub mod memory;
+pub mod pinned;
 pub mod privileges;
 pub mod process;
 pub mod ranges;
@@ -43,6 +44,7 @@ pub mod symbol;
 pub mod testing;
 pub mod user;
 
+use crate::agent::callsites::HOOKED;
 use crate::agent::refusal;
 use crate::agent::resume::ImageFile;
 use crate::agent::state::AGENT;
@@ -83,16 +85,23 @@ const ADVICE_CALLS: &[libc::c_long] = &[
 /// Only after a lazy restore.
 const IMAGE_CALLS: &[libc::c_long] = &[libc::SYS_mprotect, libc::SYS_pkey_mprotect];
 
-/// Which calls go to [`dispatch`] *now*: one byte per number, 0 = none. What is only
+/// Which calls go to [`dispatch`] *now*: one byte per number, 0 = none, else [`HOOKED`] and what
+/// stage 1 lets through by itself. What is only
 /// of interest after a restore is marked after a restore, so ask again then; what is only
 /// of interest while a table of files is open, by [`files::arm`].
 pub fn table() -> [u8; 512] {
     let mut table = table_of_others();
+    for &(nr, fast) in pinned::CALLS {
+        let byte = &mut table[nr as usize];
+        if *byte == 0 {
+            *byte = HOOKED | fast.bits();
+        }
+    }
     files::wanted_at_start(|nr| table[nr as usize] = 1);
     table
 }
 
-/// [`table`] without what [`files`] wants.
+/// [`table`] without what [`files`] and [`pinned`] want.
 fn table_of_others() -> [u8; 512] {
     let mut table = [0; 512];
     let mut mark = |numbers: &[libc::c_long]| {
@@ -159,6 +168,7 @@ fn handle(frame: &mut CallFrame) -> Verdict {
     if frame.rax == libc::SYS_pkey_mprotect && frame.args[3] as i32 > 0 {
         refusal::note(refusal::Kind::ProtectionKeys);
     }
+    pinned::look(frame);
     if let Some(verdict) = files::dispatch(frame) {
         return verdict;
     }
@@ -231,7 +241,6 @@ pub struct Restored<'a> {
 /// # Safety
 /// In the restored process before the program's threads run.
 pub unsafe fn after_restore(restored: &Restored) {
-    use crate::agent::callsites::HOOKED;
     use ckpt_sys::callsite::{MAY_CHANGE_FILES, hook_byte};
     use ckpt_sys::syscall;
     // SAFETY: no pointers.
@@ -272,14 +281,14 @@ pub unsafe fn after_restore(restored: &Restored) {
     if ids.is_err() || ranges.is_err() || !known {
         refusal::disable("no memory for the tables of the restored process");
     }
-    for (nr, _) in table()
+    for (nr, wanted) in table()
         .iter()
         .enumerate()
         .filter(|(_, wanted)| **wanted != 0)
     {
         if let Some(byte) = hook_byte(nr) {
             files::no_shortcut(nr);
-            byte.fetch_or(HOOKED, Relaxed);
+            byte.fetch_or(*wanted, Relaxed);
         }
     }
     if clock_ahead() {

@@ -7,7 +7,7 @@ use super::sigaction;
 use crate::agent::refusal::{self, Kind};
 use crate::agent::state::{RESERVED_BIT, RESERVED_SIGNAL, is_agents_process};
 use crate::agent::track::uffd;
-use crate::agent::{ending, exit, starter};
+use crate::agent::{ending, exit, starter, stop};
 use crate::image::state::KernelSigaction;
 use ckpt_sys::{syscall, tls::thread_block};
 
@@ -155,17 +155,21 @@ fn namespaces(frame: &mut CallFrame, flags: u64) -> Verdict {
     Verdict::Done
 }
 
-/// exec hands on what is ignored, what is blocked and the calling thread's death signal. Only a
-/// program that ignores or blocks the reserved signal itself, or that has a starter, needs help:
-/// the call is made here, with the program's view put in force, and what failed is put back.
+/// exec hands on what is ignored, what is blocked, the calling thread's pending signals and its
+/// death signal. The call is made here: no stop of ours may be under way, the program's view of the
+/// reserved signal is put in force, and what failed is put back. Only children forward it.
 fn execve(frame: &mut CallFrame) -> Verdict {
     let ignored = sigaction::reserved_action().handler == 1;
     // SAFETY: the thread's own block.
     let blocked = unsafe { (*thread_block()).reserved_blocked != 0 };
-    let tied = is_agents_process() && starter::hand_over();
-    if !ignored && !blocked && !tied {
+    let own = is_agents_process();
+    let tied = own && starter::hand_over();
+    // In a sandbox there is no helper any more.
+    let stops = own && !refusal::sandboxed();
+    if !ignored && !blocked && !tied && !stops {
         return Verdict::Forward;
     }
+    let _no_stop = stops.then(stop::hold_off);
     let mut before = KernelSigaction::default();
     let ignore = KernelSigaction {
         handler: 1,

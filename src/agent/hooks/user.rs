@@ -8,6 +8,7 @@
 use crate::agent::refusal;
 use crate::agent::track::fault;
 use ckpt_sys::syscall;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 #[repr(C)]
 struct Iovec {
@@ -84,7 +85,15 @@ pub fn write<T: Plain>(addr: u64, value: &T) -> Result<(), i32> {
     fault::touch(addr, size_of::<T>() as u64);
     match transfer(libc::SYS_process_vm_writev, addr, local, size_of::<T>()) {
         Ok(n) if n < size_of::<T>() => Err(libc::EFAULT),
-        Ok(_) => Ok(()),
+        Ok(_) => {
+            // The kernel looks a page up and copies afterwards; a sweep in between has
+            // protected it before it was changed. This is a write of its own, later.
+            for at in [addr, addr + size_of::<T>() as u64 - 1] {
+                // SAFETY: the kernel has just written there.
+                unsafe { (*(at as *const AtomicU8)).fetch_or(0, Ordering::Relaxed) };
+            }
+            Ok(())
+        }
         Err(libc::EFAULT) => Err(libc::EFAULT),
         Err(_) => {
             // SAFETY: as in `read_bytes`.

@@ -3,7 +3,7 @@
 
 use super::{
     AGAIN, FUTEX_WAIT_PRIVATE, GONE, NEW, NUMBER_MASK, PARKED, PARKED_MASK, STOP, STOP_TAG,
-    STOPPED_AT_NS, Slot, now_ns, send, wake_parked,
+    STOPPED_AT_NS, Slot, held_off, now_ns, send, wake_parked,
 };
 use crate::agent::clock;
 use crate::agent::procfs::{self, TaskList};
@@ -28,6 +28,8 @@ pub enum StopError {
     },
     #[error("more than {0} threads")]
     TooMany(usize),
+    #[error("the program calls exec")]
+    Exec,
 }
 
 /// All threads of the program, stopped. [`release`] must follow.
@@ -104,6 +106,11 @@ pub fn stop_all(inserted: Option<Slot>) -> Result<Stopped, StopError> {
     let mut stopped = Stopped { slots, used };
     let mut pass = 0u32;
     loop {
+        // The number is in the stop word: who comes to exec from here on waits for us.
+        if held_off() {
+            release(stopped);
+            return Err(StopError::Exec);
+        }
         let mut added = 0;
         let ids: &[i32] = tasks.ids();
         for &tid in ids {
@@ -269,6 +276,10 @@ fn wait_parked(stopped: &mut Stopped) -> Result<(), StopError> {
                 0
             )
         };
+        // It does not park: the stop is given up, and exec goes on.
+        if held_off() {
+            return Err(StopError::Exec);
+        }
         if ret != -(libc::ETIMEDOUT as isize) {
             continue;
         }
@@ -331,5 +342,6 @@ pub fn reset_after_restore() {
     STOP.inside.store(0, Ordering::SeqCst);
     STOP.nslots.store(0, Ordering::SeqCst);
     STOP.slots.store(0, Ordering::SeqCst);
+    STOP.leaving.store(0, Ordering::SeqCst);
     LEADER_GONE.store(false, Ordering::SeqCst);
 }

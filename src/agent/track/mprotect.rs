@@ -19,6 +19,7 @@ use crate::agent::callsites::HOOKED;
 use crate::agent::collect::memory::{How, PAGE, Piece};
 use crate::agent::hooks::{altstack, files};
 use crate::agent::procfs::{self, OwnFd};
+use crate::agent::refusal;
 use crate::agent::state::{self, AGENT};
 use crate::agent::stop;
 use crate::image::state::VmaKind;
@@ -167,6 +168,8 @@ impl Mprotect {
                 });
             })?;
         }
+        // What is written through protection leaves no trace.
+        let traced = !refusal::was_noted(refusal::Kind::MemoryFile);
         let mut blank = [Vec::new(), Vec::new()];
         let mut at = 0;
         let mut jobs: Vec<(usize, Vec<Range>)> = Vec::new();
@@ -195,7 +198,7 @@ impl Mprotect {
                         true => state & WATCHED != 0,
                         false => state & SETTLED != 0,
                     };
-                    if !clean {
+                    if !(clean && traced) {
                         now.insert(from, to, Change::Present);
                     }
                 });

@@ -27,6 +27,8 @@ pub mod sys;
 mod tty;
 
 use crate::agent::collect::Refusal;
+use crate::agent::hooks::pinned;
+use crate::agent::refusal;
 use crate::image::state::{
     DescriptorState, DescriptorTable, Extent, FileKind, OpenFileState, QueuedData,
 };
@@ -78,6 +80,11 @@ pub fn inherited_now() -> Vec<InheritedFd> {
             continue;
         }
         if let Ok(st) = sys::fstat(fd) {
+            let flags = sys::fcntl(fd, libc::F_GETFL, 0).unwrap_or(0);
+            // A pipe of packets costs no more than this.
+            if flags as i32 & libc::O_DIRECT != 0 {
+                refusal::note(refusal::Kind::DirectIo);
+            }
             out.push(InheritedFd {
                 fd,
                 dev: st.st_dev,
@@ -267,6 +274,7 @@ fn read_raws(
             }
         };
         let (dev, ino) = (stat.st_dev, stat.st_ino);
+        pinned::found(info.flags as i32, &link);
         raws.push(Raw {
             fd,
             link,

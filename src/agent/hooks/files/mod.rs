@@ -47,6 +47,7 @@ pub mod tree;
 pub mod turns;
 
 use super::frame::{CallFrame, Verdict};
+use super::pinned;
 use crate::agent::callsites::HOOKED;
 use crate::agent::state::{AGENT, awake};
 use crate::persist::recorder;
@@ -174,14 +175,16 @@ pub fn arm() {
             let other = others.get(nr as usize).is_some_and(|&o| o != 0);
             let audited = modifying && audit::on();
             let mut bits = byte.load(Relaxed) & !(MAY_CHANGE_FILES | FAST_BITS | HOOKED);
-            if other || audited || wanted {
+            let pinned = pinned::shortcut(nr);
+            if other || audited || wanted || pinned.is_some() {
                 bits |= HOOKED;
             }
             if wanted && modifying {
                 bits |= MAY_CHANGE_FILES;
             }
-            if wanted && !other && !audited {
-                bits |= fast.bits();
+            if !other && !audited {
+                let fast = if wanted { Some(fast) } else { pinned };
+                bits |= fast.map_or(0, Fast::bits);
             }
             byte.store(bits, Relaxed);
         }
