@@ -242,6 +242,7 @@ pub unsafe extern "C" fn resume_thread(
     // which stays mapped until every thread has counted itself out below.
     unsafe {
         fault::let_through();
+        hooks::altstack::claim();
         syscall!(libc::SYS_prctl, libc::PR_SET_NAME, &(*record).name);
         syscall!(
             libc::SYS_prctl,
@@ -347,6 +348,7 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
             0
         );
         wait_at_least(&RESUMED, restorer.nthreads as u32);
+        hooks::altstack::settle();
         PENDING.store(std::ptr::null_mut(), Ordering::SeqCst);
         drop(payload);
         // The initial thread of a process whose leader had exited ends in the area;

@@ -25,6 +25,10 @@ impl Environment {
         self.0.insert(name.into(), value.as_ref().into());
     }
 
+    pub fn get(&self, name: &str) -> Option<&OsStr> {
+        self.0.get(OsStr::new(name)).map(OsString::as_os_str)
+    }
+
     /// A variable with a list separated by colons; an empty list leaves it as it is.
     pub fn set_list(&mut self, name: &str, values: &[OsString]) -> anyhow::Result<()> {
         let mut list: Vec<u8> = Vec::new();

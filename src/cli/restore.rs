@@ -6,6 +6,7 @@ use super::{Cli, Outcome, select};
 use crate::agent::restore::descriptors::regular;
 use crate::config::{Resume, join_arguments};
 use crate::image::state::{DescriptorTable, FileKind, OpenFileState};
+use crate::store::template::Given;
 use crate::store::{Fs, Owner, RawFs};
 use anyhow::{Context, bail};
 use std::ffi::{OsStr, OsString};
@@ -180,6 +181,16 @@ fn start(cli: &Cli, args: &Args, undo: bool, sigpipe_ignored: bool) -> Outcome {
     let redirect = redirect.collect::<anyhow::Result<Vec<OsString>>>()?;
     env.set_list("CKPT_REDIRECT", &redirect)?;
     env.set_list("CKPT_RESTORE_EXCLUDE", &args.exclude)?;
+    // What the start from a template was given holds for the job's later starts as well; the
+    // redirects as long as it goes on from the template's own generation.
+    let kept = Given::read(&job.dir).unwrap_or_default();
+    let unset = |env: &Environment, name: &str| env.get(name).is_none_or(OsStr::is_empty);
+    if generation <= kept.generation && !kept.redirect.is_empty() && unset(&env, "CKPT_REDIRECT") {
+        env.set("CKPT_REDIRECT", OsStr::from_bytes(&kept.redirect));
+    }
+    if !kept.arguments.is_empty() && unset(&env, "CKPT_ARGUMENTS") {
+        env.set("CKPT_ARGUMENTS", OsStr::from_bytes(&kept.arguments));
+    }
     if args.template {
         // The template's files belong to all who go on from it.
         env.set("CKPT_RESTORE_EXCLUDE", "*");
@@ -200,6 +211,18 @@ fn start(cli: &Cli, args: &Args, undo: bool, sigpipe_ignored: bool) -> Outcome {
         true => Some(job.instance_of(&root, &found.record, &Owner::current()?)?),
         false => None,
     };
+    if let Some(instance) = &instance {
+        let value = |name| env.get(name).unwrap_or_default().as_bytes().to_vec();
+        let given = Given {
+            generation,
+            redirect: value("CKPT_REDIRECT"),
+            arguments: value("CKPT_ARGUMENTS"),
+        };
+        if let Err(error) = given.write(&instance.dir) {
+            let _ = RawFs.remove_tree(&instance.dir);
+            bail!("keep what {} is given: {error}", instance.dir.display());
+        }
+    }
     let name = instance.as_ref().map(|i| i.key.as_str().to_owned());
     let name = name.unwrap_or_else(|| job.name());
     env.set("CKPT_JOB", format!("={name}"));

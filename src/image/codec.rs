@@ -58,6 +58,10 @@ const CLOCK_VERSION: u32 = 1;
 const TAG_OBJECTS: u32 = 8;
 const OBJECTS_VERSION: u32 = 1;
 
+/// `Manifest::cwd_object`: without it any directory of that name will do.
+const TAG_CWD: u32 = OPTIONAL | 9;
+const CWD_VERSION: u32 = 1;
+
 /// Runs of pages as the distance from the end of the run before, and the length, in pages.
 fn gaps(runs: &[(u64, u64)]) -> Vec<(u64, u64)> {
     let mut end = 0;
@@ -172,6 +176,10 @@ pub fn encode_region(manifest: &Manifest, packed: Option<&Packed>) -> Result<Vec
         let payload = encode(&manifest.clock)?;
         push_section(&mut region, TAG_CLOCK, CLOCK_VERSION, &payload);
     }
+    if manifest.cwd_object != (0, 0) {
+        let payload = encode(&manifest.cwd_object)?;
+        push_section(&mut region, TAG_CWD, CWD_VERSION, &payload);
+    }
     if let Some(packed) = packed {
         push_section(&mut region, TAG_PACKED, PACKED_VERSION, &encode(packed)?);
     }
@@ -235,6 +243,7 @@ struct Sections<'r> {
     privileges: Option<&'r [u8]>,
     clock: Option<&'r [u8]>,
     objects: Option<&'r [u8]>,
+    cwd: Option<&'r [u8]>,
 }
 
 impl<'r> Sections<'r> {
@@ -266,6 +275,7 @@ impl<'r> Sections<'r> {
                 (TAG_PRIVILEGES, PRIVILEGES_VERSION) => &mut sections.privileges,
                 (TAG_CLOCK, CLOCK_VERSION) => &mut sections.clock,
                 (TAG_OBJECTS, OBJECTS_VERSION) => &mut sections.objects,
+                (TAG_CWD, CWD_VERSION) => &mut sections.cwd,
                 _ if tag & OPTIONAL != 0 => continue,
                 _ => return Err(CodecError::Unknown { tag, version }),
             };
@@ -283,6 +293,7 @@ impl<'r> Sections<'r> {
         let objects = self.objects.map(decode::<Vec<ObjectSpace>>).transpose()?;
         manifest.memory.objects = objects.unwrap_or_default();
         manifest.clock = self.clock.map(decode).transpose()?.unwrap_or_default();
+        manifest.cwd_object = self.cwd.map(decode).transpose()?.unwrap_or_default();
         manifest.privileges = self.privileges.map(decode).transpose()?.unwrap_or_default();
         let packed = self.rest(&mut manifest)?;
         Ok((manifest, packed))
@@ -338,6 +349,7 @@ mod tests {
     fn guard_regions_round_trip() {
         let mut manifest = Manifest::default();
         manifest.memory.guarded = vec![(0x1000, 2), (0x7fff_0000_0000, 1)];
+        manifest.cwd_object = (5, 7);
         let region = encode_manifest(&manifest).unwrap();
         assert_eq!(decode_manifest(&region).unwrap(), manifest);
         let mut damaged = Vec::new();

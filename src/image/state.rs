@@ -28,6 +28,10 @@ pub struct Manifest {
     /// In a section of its own (`codec`).
     #[serde(skip)]
     pub privileges: Privileges,
+    /// Device and inode of the working directory, in a section of its own (`codec`); zeroes in
+    /// images of older programs.
+    #[serde(skip)]
+    pub cwd_object: (u64, u64),
 }
 
 /// What the process and its threads may do, where that is not the kernel's default.

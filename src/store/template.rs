@@ -14,6 +14,7 @@ use super::{Context, Job, JobKey, StoreError};
 use crate::errno::Errno;
 use crate::image::codec::CodecError;
 use std::ffi::OsStr;
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -42,6 +43,47 @@ pub enum TemplateError {
     Gone(u64),
     #[error("{MOST} jobs of this template are there already")]
     TooMany,
+}
+
+/// What a start from a template was given, kept in its job: it holds for the starts after it.
+/// The redirects belong to the template's generation; files that the program has opened since
+/// are in its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Given {
+    pub generation: u64,
+    /// As in `CKPT_REDIRECT` and `CKPT_ARGUMENTS`.
+    pub redirect: Vec<u8>,
+    pub arguments: Vec<u8>,
+}
+
+/// Three texts, each with a zero byte behind it.
+const GIVEN_NAME: &str = "given";
+
+impl Given {
+    pub fn write(&self, dir: &Path) -> std::io::Result<()> {
+        let generation = self.generation.to_string().into_bytes();
+        let mut bytes = Vec::new();
+        for text in [&generation, &self.redirect, &self.arguments] {
+            bytes.extend_from_slice(text);
+            bytes.push(0);
+        }
+        let mut file = std::fs::File::create(dir.join(GIVEN_NAME))?;
+        file.write_all(&bytes)?;
+        file.sync_all()
+    }
+
+    /// `None`: no start from a template, or cut short.
+    pub fn read(dir: &Path) -> Option<Given> {
+        let bytes = std::fs::read(dir.join(GIVEN_NAME)).ok()?;
+        let mut texts = bytes.strip_suffix(b"\0")?.split(|&b| b == 0);
+        let generation = std::str::from_utf8(texts.next()?).ok()?.parse().ok()?;
+        let (redirect, arguments) = (texts.next()?.to_vec(), texts.next()?.to_vec());
+        texts.next().is_none().then_some(Given {
+            generation,
+            redirect,
+            arguments,
+        })
+    }
 }
 
 /// The new job, and its lock until its process takes it.
@@ -156,6 +198,21 @@ mod tests {
             },
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn what_was_given_is_kept() {
+        let dir = TempDir::new("given");
+        assert_eq!(Given::read(&dir.0), None);
+        let given = Given {
+            generation: 7,
+            redirect: b"/a=/b".to_vec(),
+            arguments: Vec::new(),
+        };
+        given.write(&dir.0).unwrap();
+        assert_eq!(Given::read(&dir.0), Some(given));
+        std::fs::write(dir.0.join(GIVEN_NAME), b"7\0/a=").unwrap();
+        assert_eq!(Given::read(&dir.0), None);
     }
 
     #[test]

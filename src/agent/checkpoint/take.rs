@@ -420,6 +420,7 @@ fn collect(
             agent: &raw const AGENT as u64,
         },
         clock: clock::collect(stopped.rips()),
+        cwd_object: process::cwd_object(first),
         ..Manifest::default()
     };
     let outputs = keep::scan(&manifest, first);

@@ -1,5 +1,6 @@
 //! Process-wide state: ids, working directory, limits, prctl, mm fields.
 
+use crate::agent::collect::descriptors::sys;
 use crate::agent::hooks::{self, ids};
 use crate::agent::procfs::{OwnFd, field, number, read_file, read_link, stat_fields, task_file};
 use crate::agent::settings;
@@ -92,6 +93,12 @@ pub fn collect(tid: i32) -> Result<ProcessState, ProcessError> {
         mlockall: hooks::memory::locked_in_future(),
         xcomp_perm: xcomp_perm(),
     })
+}
+
+/// Device and inode of a thread's working directory.
+pub fn cwd_object(tid: i32) -> (u64, u64) {
+    let link = format!("/proc/self/task/{tid}/cwd");
+    sys::stat(link.as_bytes()).map_or((0, 0), |st| (st.st_dev, st.st_ino))
 }
 
 /// Resource limits: (resource, soft, hard).

@@ -146,10 +146,45 @@ fn take(block: &mut ThreadBlock) -> Option<u64> {
             syscall!(libc::SYS_munmap, base, own_size());
             return None;
         }
-        POOL[at].base.store(base, Relaxed);
+        // In this order: one without an owner is marked dead (`settle`).
         POOL[at].owner.store(tid, Release);
+        POOL[at].base.store(base, Release);
         block.altstack_slot = at as u32 + 1;
         Some(base)
+    }
+}
+
+/// After a restore: the owners are named by ids that may not be theirs any more, and a stack
+/// whose owner seems to be dead is given away. Until [`settle`] none is. Helper, before the
+/// program's threads run.
+pub fn after_restore(pid: i32) {
+    for own in &POOL[..LEN.load(Relaxed).min(POOL.len())] {
+        own.owner.store(0, Relaxed);
+    }
+    PROCESS.store(pid as u32, Release);
+}
+
+/// A restored thread takes its own stack again.
+pub fn claim() {
+    // SAFETY: the thread's own block; no arguments.
+    let (slot, tid) = unsafe {
+        let slot = (*thread_block()).altstack_slot as usize;
+        (slot, syscall!(libc::SYS_gettid) as u32)
+    };
+    if slot != 0 {
+        POOL[slot - 1].owner.store(tid, Release);
+    }
+}
+
+/// No thread has this id.
+const NOBODY: u32 = i32::MAX as u32;
+
+/// Every restored thread has claimed its own: what is left was a dead thread's. Helper.
+pub fn settle() {
+    for own in &POOL[..LEN.load(Acquire).min(POOL.len())] {
+        if own.base.load(Acquire) != 0 {
+            let _ = own.owner.compare_exchange(0, NOBODY, AcqRel, Relaxed);
+        }
     }
 }
 
@@ -278,6 +313,53 @@ mod tests {
                 .unwrap();
             }
             assert!(LEN.load(Relaxed) < 10, "{}", LEN.load(Relaxed));
+        });
+    }
+
+    /// A restored thread had another id than its stack said: the stack counted as a dead
+    /// thread's, a second thread got it, and their signal frames lay upon each other.
+    #[test]
+    fn restored_threads_keep_their_stacks_whatever_their_ids() {
+        in_child(|| {
+            let memory = vec![0u8; 4096];
+            let base = memory.as_ptr() as u64;
+            let small: Stack = [base, 0, 4096];
+            let at = &raw const small as u64;
+            // SAFETY: no arguments.
+            let pid = unsafe { syscall!(libc::SYS_getpid) } as i32;
+            let (tell, told) = std::sync::mpsc::channel();
+            let (go, gone) = std::sync::mpsc::channel::<()>();
+            let keeper = std::thread::spawn(move || {
+                assert_eq!(call(libc::SYS_sigaltstack, &[at, 0]), Some(0));
+                tell.send(kernels()[0]).unwrap();
+                gone.recv().unwrap();
+                claim();
+                tell.send(kernels()[0]).unwrap();
+                gone.recv().unwrap();
+            });
+            let kept = told.recv().unwrap();
+            let others = || {
+                let other = std::thread::spawn(move || {
+                    assert_eq!(call(libc::SYS_sigaltstack, &[at, 0]), Some(0));
+                    kernels()[0]
+                });
+                other.join().unwrap()
+            };
+            // As the image has it: the id of another life.
+            for own in &POOL[..LEN.load(Relaxed)] {
+                own.owner.store(NOBODY, Relaxed);
+            }
+            after_restore(pid);
+            assert_ne!(others(), kept);
+            go.send(()).unwrap();
+            assert_eq!(told.recv().unwrap(), kept);
+            settle();
+            for _ in 0..8 {
+                assert_ne!(others(), kept);
+            }
+            assert!(LEN.load(Relaxed) <= 3, "{}", LEN.load(Relaxed));
+            go.send(()).unwrap();
+            keeper.join().unwrap();
         });
     }
 }

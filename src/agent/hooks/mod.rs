@@ -255,6 +255,7 @@ pub unsafe fn after_restore(restored: &Restored) {
             syscall!(libc::SYS_getsid, 0) as i32,
         )
     };
+    altstack::after_restore(restored.new_pid);
     let ids = ids::set_identity(restored.pairs, restored.old_pid, restored.new_pid);
     ids::set_groups(restored.pgid, pgid, restored.sid, sid);
     // The map's idea of the device is what the hooks compare with; stat(2) has

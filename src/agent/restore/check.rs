@@ -5,7 +5,7 @@ use super::clocks;
 use crate::agent::collect::credentials::Difference;
 use crate::agent::collect::{cpu, credentials, objects, process};
 use crate::agent::settings;
-use crate::image::state::{Manifest, Privileges, VmaKind};
+use crate::image::state::{Manifest, ObjectId, Privileges, VmaKind};
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -126,22 +126,19 @@ fn privileges(privileges: &Privileges) -> Result<(), CheckError> {
 
 /// The programs and libraries that memory maps, once they are what they were at the checkpoint.
 pub fn files(manifest: &Manifest) -> Result<(), CheckError> {
-    for object in &manifest.identity.objects {
-        match objects::identify(&object.path) {
-            None => {
-                return Err(CheckError::Missing {
-                    path: shown(&object.path),
-                });
-            }
-            Some(here) if !objects::same_build(object, &here) => {
-                return Err(CheckError::Build {
-                    path: shown(&object.path),
-                });
-            }
-            Some(_) => {}
+    manifest.identity.objects.iter().try_for_each(object)
+}
+
+/// One of them.
+pub fn object(object: &ObjectId) -> Result<(), CheckError> {
+    let path = || shown(&object.path);
+    match objects::identify(&object.path) {
+        None => Err(CheckError::Missing { path: path() }),
+        Some(here) if !objects::same_build(object, &here) => {
+            Err(CheckError::Build { path: path() })
         }
+        Some(_) => Ok(()),
     }
-    Ok(())
 }
 
 /// The path of a file that is mapped shared, and whether the program had opened it for writing:

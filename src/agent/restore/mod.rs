@@ -32,8 +32,8 @@ use crate::agent::{clock, hooks, log, procfs};
 use crate::config::RestoreMethod;
 use crate::errno::Errno;
 use crate::image::chain::{ChainError, Sourced};
+use crate::image::codec;
 use crate::image::state::{FileKind, Manifest, OBJECTS_AT, SharedObject, VmaKind};
-use crate::image::{ImageError, codec};
 use crate::store::RawFs;
 use crate::store::find::FoundMember;
 use crate::store::working_set::WorkingSet;
@@ -78,9 +78,7 @@ impl RestoreError {
         match self {
             RestoreError::Check(error) => error.is_of_the_generation(),
             // Not where there is no room for it, say: that would be so with any other.
-            RestoreError::Unpack { error, .. } => error
-                .get_ref()
-                .is_some_and(|inner| inner.is::<ImageError>()),
+            RestoreError::Unpack { error, .. } => *error == unpack::DAMAGED,
             RestoreError::Chain(_) => true,
             _ => false,
         }

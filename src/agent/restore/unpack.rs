@@ -26,6 +26,10 @@ pub struct Unpacked {
     pub mappable: bool,
 }
 
+/// The image is not what was written, or cannot be read. (Without a text: this is done in a
+/// running program as well.)
+pub const DAMAGED: Errno = Errno(libc::EBADMSG);
+
 /// Parts of an image, as extents count: offset and pages.
 pub type Part = (u64, u64);
 
@@ -65,7 +69,7 @@ pub fn unpack(
             let now = (end.min(border) - at) as usize;
             blocks
                 .read(&source, &mut buffer[..now], at)
-                .map_err(|_| Errno::EIO)?;
+                .map_err(|_| DAMAGED)?;
             file.write_all_at(&buffer[..now], at)?;
             at += now as u64;
         }

@@ -211,18 +211,15 @@ fn go_back(mut handover: Handover) -> restore::RestoreError {
     }
 }
 
-/// Waits until the leader is the only thread. All others have been told to end.
+/// Waits until the leader is the only thread. All others have been told to end. One that is
+/// left would go on in memory that has been replaced under it.
 fn await_others() {
     // SAFETY: no arguments.
     let own = unsafe { syscall!(libc::SYS_gettid) } as i32;
     let mut list = TaskList::new();
     let mut pause = 20_000u64;
     loop {
-        let alive = |&tid: &i32| {
-            // One that is traced stays until its tracer has looked at it.
-            tid != own && !matches!(procfs::task_state(tid), None | Some(b'Z' | b'X'))
-        };
-        if list.read().is_ok() && !list.ids().iter().any(alive) {
+        if list.read().is_ok() && no_other(own, list.ids(), procfs::task_state) {
             return;
         }
         let time = [0u64, pause];
@@ -230,6 +227,23 @@ fn await_others() {
         unsafe { syscall!(libc::SYS_nanosleep, &time, 0) };
         pause = (pause * 2).min(1_000_000);
     }
+}
+
+/// Is none of the listed threads alive but `own`, and is the list all there is? It ends early
+/// where a thread ends while it is told. One that is nearly gone (`X`) still has its id, which
+/// its successor wants.
+fn no_other(own: i32, listed: &[i32], state: impl Fn(i32) -> Option<u8>) -> bool {
+    let mut there = 0;
+    for &tid in listed {
+        match state(tid) {
+            _ if tid == own => there += 1,
+            None => {}
+            // One that is traced stays until its tracer has looked at it.
+            Some(b'Z') => there += 1,
+            Some(_) => return false,
+        }
+    }
+    procfs::thread_count().is_none_or(|count| count <= there)
 }
 
 /// Takes all signals off the queues. Returned are those that must not be lost: what others
@@ -288,4 +302,32 @@ fn stop_timers(manifest: &Manifest) -> Vec<i32> {
         }
     }
     kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::hooks::testing::in_child;
+
+    /// A list that was read while threads ended missed one that lived: the leader replaced the
+    /// memory under it, and it went on in the new life beside the thread that had its place.
+    #[test]
+    fn a_thread_that_the_list_has_missed_is_waited_for() {
+        in_child(|| {
+            // SAFETY: no arguments.
+            let own = unsafe { syscall!(libc::SYS_gettid) } as i32;
+            let (gone, mut list) = (i32::MAX, TaskList::new());
+            assert!(no_other(own, &[own], procfs::task_state));
+            assert!(no_other(own, &[own, gone], procfs::task_state));
+            let (end, ended) = std::sync::mpsc::channel::<()>();
+            let other = std::thread::spawn(move || ended.recv());
+            assert!(!no_other(own, &[own], procfs::task_state));
+            assert!(!no_other(own, &[own, gone], procfs::task_state));
+            list.read().unwrap();
+            assert!(!no_other(own, list.ids(), procfs::task_state));
+            end.send(()).unwrap();
+            other.join().unwrap().unwrap();
+            await_others();
+        });
+    }
 }

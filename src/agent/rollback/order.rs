@@ -135,6 +135,8 @@ struct Ready {
     started_ns: u64,
     /// What later generations have changed since, if that is known.
     since: Option<Dirty>,
+    /// Files that memory maps are others now, and the tables bring them back.
+    mapped_back: bool,
 }
 
 fn prepare(settings: &Settings, claimed: &Claimed, wanted: &Wanted) -> Result<Ready, Refused> {
@@ -158,7 +160,8 @@ fn prepare(settings: &Settings, claimed: &Claimed, wanted: &Wanted) -> Result<Re
     let manifest = &member.image.manifest;
     machine::machine(manifest).map_err(|error| damaged(&error))?;
     restore::handlers::check(&member).map_err(|error| damaged(&error))?;
-    machine::files(manifest).map_err(|error| damaged(&error))?;
+    let mapped = reopen::mapped(manifest, &claimed.job, &record, &settings.config);
+    let mapped_back = mapped.map_err(|error| damaged(&error))?;
     let (array, count) = wanted.regions;
     let regions = check::read_regions(array, count).map_err(no_region)?;
     if !regions.is_empty() {
@@ -178,6 +181,7 @@ fn prepare(settings: &Settings, claimed: &Claimed, wanted: &Wanted) -> Result<Re
         answers: wanted.answers.clone(),
         started_ns,
         since: None,
+        mapped_back,
     })
 }
 
@@ -307,6 +311,14 @@ fn while_stopped(
     };
     exit::leave_store();
     let generation = record.generation;
+    if ready.mapped_back
+        && let Err(error) = machine::files(&ready.member.image.manifest)
+    {
+        leader::end(format_args!(
+            "cannot go back to generation {generation} of job {}: {error}",
+            job.name()
+        ));
+    }
     let payload = Payload {
         env: settings.env.clone(),
         job_dir: job.dir.as_os_str().as_bytes().to_vec(),

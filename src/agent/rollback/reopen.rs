@@ -1,17 +1,19 @@
-//! Files of the checkpoint that the program has closed since: can they be opened again? And can
-//! the working directory be entered? What cannot must be found out before there is no way back.
-//! Other objects with names: [`named`].
+//! Files of the checkpoint that the program has closed since: can they be opened again? Those
+//! that it maps privately, and its directory: are they what they were? What cannot be had must
+//! be found out before there is no way back. Other objects with names: [`named`].
 //!
 //! Helper thread, the program stopped. Nothing is changed: a file is opened for a moment in the
 //! helper's own table.
 
 use crate::agent::collect::descriptors::{fdinfo, fdinfo::FdInfo, sys};
 use crate::agent::recover::files;
+use crate::agent::restore::check as machine;
 use crate::agent::restore::descriptors::regular;
 use crate::agent::rollback::{named, redirect};
+use crate::agent::settings;
 use crate::agent::state::AGENT;
 use crate::config::Config;
-use crate::image::state::{FileKind, Manifest, OpenFileState};
+use crate::image::state::{DescriptorTable, FileKind, Manifest, OpenFileState};
 use crate::persist::{Id, undo};
 use crate::store::generation::GenerationRecord;
 use crate::store::{Job, RawFs};
@@ -30,32 +32,17 @@ pub fn check(
     record: &GenerationRecord,
     config: &Config,
 ) -> Result<(), String> {
+    directory(manifest, job, record, config)?;
     let table = &manifest.descriptors;
     let mut used = vec![false; table.files.len()];
     for d in &table.fds {
         used[d.file as usize] = true;
     }
-    let comes_back = |path: &[u8], id: Id| {
-        let exclude = &config.restore_exclude;
-        let concerns = || undo::reach::concerns(&job.dir, record.generation, exclude, path, id);
-        let brought =
-            !files::leaves_alone(config, path) && concerns().map_err(|e| e.to_string())?;
-        Ok::<bool, String>(brought)
-    };
-    let cwd = &manifest.process.cwd;
-    if let Err(errno) = named::can_be_entered(cwd)
-        && !comes_back(cwd, NO_INODE)?
-    {
-        let path = String::from_utf8_lossy(cwd);
-        let reason = sys::errno_text(errno);
-        return Err(format!(
-            "{path} was the working directory at the checkpoint and cannot be entered: {reason}"
-        ));
-    }
+    let comes_back = |path: &[u8], id: Id| comes_back(job, record, config, path, id);
     let mut redirects = config.redirect.clone();
     redirects.extend(redirect::asked());
-    let files = table.files.iter().zip(used).filter(|(_, used)| *used);
-    for (state, _) in files {
+    let files = table.files.iter().zip(used).enumerate();
+    for (number, (state, _)) in files.filter(|(_, (_, used))| *used) {
         let (path, dev, ino) = match &state.kind {
             FileKind::Regular { path, dev, ino, .. } => (path, *dev, *ino),
             FileKind::Directory { path, ino } => (path, 0, *ino),
@@ -68,6 +55,9 @@ pub fn check(
                 continue;
             }
         };
+        if is_given(table, number, (dev, ino), &open) {
+            continue;
+        }
         let redirected = redirects.iter().rev().find(|(old, _)| old == path);
         if let Some((_, new)) = redirected {
             if !files::leaves_alone(config, new)
@@ -110,6 +100,99 @@ pub fn check(
 
 /// Only the path counts.
 const NO_INODE: Id = Id { dev: 0, ino: 0 };
+
+/// Do the tables bring this file back?
+fn comes_back(
+    job: &Job<RawFs>,
+    record: &GenerationRecord,
+    config: &Config,
+    path: &[u8],
+    id: Id,
+) -> Result<bool, String> {
+    let exclude = &config.restore_exclude;
+    if files::leaves_alone(config, path) {
+        return Ok(false);
+    }
+    let concerns = undo::reach::concerns(&job.dir, record.generation, exclude, path, id);
+    concerns.map_err(|error| error.to_string())
+}
+
+/// The files that memory maps privately. True: some are others now, but the tables bring them
+/// back, and then they must be looked at again.
+pub fn mapped(
+    manifest: &Manifest,
+    job: &Job<RawFs>,
+    record: &GenerationRecord,
+    config: &Config,
+) -> Result<bool, String> {
+    let mut later = false;
+    for object in &manifest.identity.objects {
+        let Err(error) = machine::object(object) else {
+            continue;
+        };
+        let (dev, ino) = sys::stat(&object.path).map_or((0, 0), |st| (st.st_dev, st.st_ino));
+        if !comes_back(job, record, config, &object.path, Id { dev, ino })? {
+            return Err(error.to_string());
+        }
+        later = true;
+    }
+    Ok(later)
+}
+
+/// The working directory of the checkpoint.
+fn directory(
+    manifest: &Manifest,
+    job: &Job<RawFs>,
+    record: &GenerationRecord,
+    config: &Config,
+) -> Result<(), String> {
+    let path = &manifest.process.cwd;
+    let (dev, ino) = manifest.cwd_object;
+    let reason = match sys::stat(path) {
+        Ok(st) if st.st_mode & libc::S_IFMT != libc::S_IFDIR => {
+            "it is no directory any more".into()
+        }
+        // Unknown: an image of an older program.
+        Ok(st)
+            if ino != 0 && (st.st_dev, st.st_ino) != (dev, ino) && !path.starts_with(b"/proc/") =>
+        {
+            "another one has taken its place".to_owned()
+        }
+        Ok(_) => match named::can_be_entered(path) {
+            Ok(()) => return Ok(()),
+            Err(errno) => sys::errno_text(errno),
+        },
+        Err(errno) => sys::errno_text(errno),
+    };
+    if comes_back(job, record, config, path, Id { dev, ino })? {
+        return Ok(());
+    }
+    let path = String::from_utf8_lossy(path);
+    Err(format!(
+        "{path}, the working directory of the checkpoint: {reason}"
+    ))
+}
+
+/// Does one of the description's numbers take what this life was started with there, which is
+/// another file than the life of the checkpoint had (`descriptors::kept`)?
+fn is_given(table: &DescriptorTable, file: usize, then: (u64, u64), open: &OpenNow) -> bool {
+    let given = settings::get().map_or(&[][..], |s| &s.inherited);
+    let mut numbers = table
+        .fds
+        .iter()
+        .filter(|d| d.file as usize == file && d.inherited);
+    numbers.any(|d| {
+        given.iter().any(|&(fd, dev, ino)| {
+            let other = ino != then.1 || then.0 != 0 && dev != then.0;
+            let is_open = || {
+                open.files
+                    .keys()
+                    .any(|k| k.1 == ino && (k.0 == dev || k.0 == 0))
+            };
+            fd == d.fd && other && is_open()
+        })
+    })
+}
 
 fn sentence(path: &[u8], reason: &str) -> String {
     let path = String::from_utf8_lossy(path);

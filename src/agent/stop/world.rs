@@ -104,7 +104,7 @@ pub fn stop_all(inserted: Option<Slot>) -> Result<Stopped, StopError> {
     STOP.word.store(number, Ordering::SeqCst);
 
     let mut stopped = Stopped { slots, used };
-    let mut pass = 0;
+    let mut pass = 0u32;
     loop {
         // The number is in the stop word: who comes to exec from here on waits for us.
         if held_off() {
@@ -143,8 +143,8 @@ pub fn stop_all(inserted: Option<Slot>) -> Result<Stopped, StopError> {
             return Err(error);
         }
         // A pass that adds nothing proves that the set is stable: nobody is left who
-        // could give birth (readdir may end early when a thread exits: hence two).
-        if added == 0 && pass > 0 {
+        // could give birth. Where a thread ends while it is told the list ends early.
+        if added == 0 && pass > 0 && (pass > MOST_PASSES || is_whole(&stopped, tasks.ids())) {
             return Ok(stopped);
         }
         pass += 1;
@@ -160,6 +160,32 @@ pub fn stop_all(inserted: Option<Slot>) -> Result<Stopped, StopError> {
             return Err(StopError::List(errno));
         }
     }
+}
+
+/// More are only needed where threads end all the time.
+const MOST_PASSES: u32 = 100;
+
+/// Is every thread that there is parked, or listed and dead? The caller, the only one that
+/// runs, is on the list.
+fn is_whole(stopped: &Stopped, listed: &[i32]) -> bool {
+    let parked = |tid: i32| {
+        let mut threads = stopped.threads();
+        threads.any(|slot| slot.tid.load(Ordering::Relaxed) == tid as u32)
+    };
+    let Some(count) = procfs::thread_count() else {
+        return true;
+    };
+    let all_parked = stopped.threads().count();
+    // The usual case: nobody has ended.
+    if count <= all_parked + 1 {
+        return true;
+    }
+    let others = listed.iter().filter(|&&tid| !parked(tid));
+    count
+        <= all_parked
+            + others
+                .filter(|&&tid| procfs::task_state(tid).is_some())
+                .count()
 }
 
 /// What the signal says: of which stop it is, and which slot is the thread's.

@@ -11,6 +11,7 @@ use super::{InheritedFd, RestoreError, Restorer, regular, tty};
 use crate::agent::collect::descriptors::fdinfo;
 use crate::agent::collect::descriptors::sys;
 use crate::agent::procfs;
+use crate::agent::settings;
 use crate::image::state::{FileKind, LockKind, SocketRole};
 use crate::persist::exclude;
 use std::os::fd::RawFd;
@@ -36,6 +37,7 @@ struct Present {
 /// Sets aside, for each description of the checkpoint, what is open of it.
 pub(super) fn take(r: &mut Restorer) -> Result<(), RestoreError> {
     let mut present = all(r);
+    take_given(r, &mut present)?;
     for file in 0..r.table.files.len() {
         if r.numbers[file].is_empty() {
             continue;
@@ -53,6 +55,52 @@ pub(super) fn take(r: &mut Restorer) -> Result<(), RestoreError> {
         }
     }
     Ok(())
+}
+
+/// What this life was started with where the life of the checkpoint had something else: as at
+/// the recovery in between, or at the start from a template, the numbers take what is here. Also
+/// where the program has moved it to another number since.
+fn take_given(r: &mut Restorer, present: &mut [Present]) -> Result<(), RestoreError> {
+    let given = settings::get().map_or(&[][..], |s| &s.inherited);
+    for file in 0..r.table.files.len() {
+        let numbers = r.numbers[file].clone();
+        let at = |&number: &RawFd| {
+            let of_number = |g: &&(i32, u64, u64)| g.0 == number && r.wanted[&number].inherited;
+            let &(_, dev, ino) = given.iter().find(of_number)?;
+            let it = |p: &Present| (p.stat.st_dev, p.stat.st_ino) == (dev, ino);
+            let at_number = present.iter().position(|p| p.fd == number && it(p));
+            let found = at_number.or_else(|| present.iter().position(it))?;
+            is_another(r, file, &present[found]).then_some(found)
+        };
+        let Some(first) = numbers.iter().find_map(at) else {
+            continue;
+        };
+        // A duplicate made by the program goes with the first.
+        let sources: Vec<usize> = numbers.iter().map(|n| at(n).unwrap_or(first)).collect();
+        for (number, source) in numbers.into_iter().zip(sources) {
+            let fd = present[source].fd;
+            let aside = r.set_aside(fd)?;
+            r.sources.insert(number, aside);
+            r.given.insert(number);
+            for other in present.iter_mut() {
+                other.used |= same_description(fd, other.fd);
+            }
+        }
+        r.numbers[file].clear();
+    }
+    Ok(())
+}
+
+/// Is it another object than the description's, and of a kind that follows the start?
+fn is_another(r: &Restorer, file: usize, p: &Present) -> bool {
+    match &r.state(file).kind {
+        FileKind::Regular { dev, ino, .. } => (p.stat.st_dev, p.stat.st_ino) != (*dev, *ino),
+        FileKind::Directory { ino, .. } => p.stat.st_ino != *ino,
+        FileKind::Inherited { .. } | FileKind::Device { .. } | FileKind::Tty { .. } => {
+            !is_same(r, file, p)
+        }
+        _ => false,
+    }
 }
 
 /// What is open, but our own.
@@ -193,6 +241,11 @@ pub(super) fn place(r: &mut Restorer) -> Result<(), RestoreError> {
             fd,
             reason: sys::errno_text(e),
         })?;
+        if r.given.contains(&fd) {
+            r.adapt_source(fd, file);
+            not_behind_the_end(fd);
+            continue;
+        }
         r.made[file] = true;
         if !std::mem::replace(&mut adapted[file], true) {
             adapt(r, fd, file);
@@ -211,6 +264,16 @@ pub(super) fn place(r: &mut Restorer) -> Result<(), RestoreError> {
         sys::close(aside);
     }
     Ok(())
+}
+
+/// An output of this start has been made shorter: no hole.
+fn not_behind_the_end(fd: RawFd) {
+    if let (Ok(st), Ok(at)) = (sys::fstat(fd), sys::lseek(fd, 0, libc::SEEK_CUR))
+        && st.st_mode & libc::S_IFMT == libc::S_IFREG
+        && at as i64 > st.st_size
+    {
+        let _ = sys::lseek(fd, 0, libc::SEEK_END);
+    }
 }
 
 /// Position, flags, modes and locks as they were.

@@ -33,7 +33,7 @@ use crate::agent::recover::files::FilesBack;
 use crate::image::state::{
     DescriptorState, DescriptorTable, Extent, FileKind, FileLock, OpenFileState,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::RawFd;
 
 /// Where the contents stored through `ContentSink` are read from.
@@ -159,6 +159,9 @@ pub(crate) struct Restorer<'a, 'c> {
     /// Numbers that take a descriptor of the new start: number -> where that is
     /// set aside.
     pub sources: BTreeMap<RawFd, RawFd>,
+    /// Rollback: those of `sources` that take what this life was started with, and the life of
+    /// the checkpoint was not.
+    pub given: BTreeSet<RawFd>,
     /// Description already made (both ends of a pair are made at once).
     pub made: Vec<bool>,
     /// Inode-like objects that several descriptions open: (dev, ino) of the image
@@ -186,6 +189,7 @@ impl<'a, 'c> Restorer<'a, 'c> {
             wanted: table.fds.iter().map(|d| (d.fd, *d)).collect(),
             numbers,
             sources: BTreeMap::new(),
+            given: BTreeSet::new(),
             made: vec![false; table.files.len()],
             objects: BTreeMap::new(),
             stderr: None,

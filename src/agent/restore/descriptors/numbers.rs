@@ -200,7 +200,7 @@ impl Restorer<'_, '_> {
 
     /// Position, non-blocking mode and terminal modes of a descriptor of the new
     /// start.
-    fn adapt_source(&mut self, fd: RawFd, file: usize) {
+    pub(super) fn adapt_source(&mut self, fd: RawFd, file: usize) {
         let state = self.state(file);
         let Ok(st) = sys::fstat(fd) else { return };
         let have = sys::fcntl(fd, libc::F_GETFL, 0).unwrap_or(0) as i32;
