@@ -322,3 +322,44 @@ fn writes_from_many_threads_while_it_is_swept() {
         assert!(told || *kept == read(page as u64), "page {page}");
     }
 }
+
+/// A generation lacked a page that had been written long before: an empty mapping had been moved
+/// beside the page's and joined with it, which took the registration from both. The page was still
+/// marked as protected when it was registered again, and what was written there from
+/// then on was not seen.
+#[test]
+fn what_is_joined_by_a_move_is_seen() {
+    let Some(mut uffd) = tracker() else { return };
+    let base = map(60 * PAGE, 0);
+    let (page, empty) = (base + 20 * PAGE, base + 40 * PAGE);
+    // SAFETY: memory of the test.
+    unsafe {
+        check(syscall!(libc::SYS_mprotect, base, 60 * PAGE, 0)).unwrap();
+        for at in [page, empty] {
+            let prot = libc::PROT_READ | libc::PROT_WRITE;
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+            let len = 10 * PAGE;
+            check(syscall!(libc::SYS_mmap, at, len, prot, flags, -1i32, 0)).unwrap();
+        }
+    }
+    let write = || (0..10).for_each(|k| poke(page + k * PAGE));
+    let mut sweep = || {
+        let mut seen = Dirty::new();
+        let pieces = pieces(base, base + 60 * PAGE);
+        uffd.sweep(&pieces, &mut seen).unwrap();
+        seen.present_pages()
+    };
+    write();
+    assert_eq!(sweep(), 10);
+    assert_eq!(sweep(), 0);
+    // SAFETY: memory of the test.
+    unsafe {
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        let (len, to) = (10 * PAGE, page + 10 * PAGE);
+        check(syscall!(libc::SYS_mremap, empty, len, len, flags, to)).unwrap();
+    }
+    write();
+    assert_eq!(sweep(), 10);
+    write();
+    assert_eq!(sweep(), 10);
+}
