@@ -18,6 +18,7 @@ use super::{Change, Dirty, TrackError};
 use crate::agent::collect::memory::{PAGE, Piece};
 use crate::agent::headroom;
 use crate::agent::hooks::user;
+use crate::agent::state::awake;
 use crate::image::state::{VmaKind, VmaState};
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
@@ -123,8 +124,20 @@ fn copy_aside(addr: u64) -> bool {
     true
 }
 
+/// Is this a forked child of the process whose pages are stored? Its pages are its own, and
+/// nobody stores them. (A vfork child shares its parent's.)
+fn in_fork() -> bool {
+    // SAFETY: no arguments.
+    let pid = unsafe { syscall!(libc::SYS_getpid) } as u32;
+    RUNNING.load(SeqCst) != pid && !awake()
+}
+
 /// A thread is about to write to a page that is to be stored; returns when it may.
 pub fn before_write(addr: u64) {
+    if in_fork() {
+        done(addr);
+        return;
+    }
     if claim(addr) {
         if copy_aside(addr) {
             done(addr);
@@ -146,15 +159,9 @@ pub fn before_write(addr: u64) {
         if table::get(addr) & STORE == 0 || RUNNING.load(SeqCst) == 0 {
             break;
         }
-        // The timeout is for a writer that died (a forked child has none).
+        // The timeout is for a writer that died.
         let second = [1u64, 0];
         futex(libc::FUTEX_WAIT, word, &second);
-        // SAFETY: no arguments.
-        let pid = unsafe { syscall!(libc::SYS_getpid) } as u32;
-        if RUNNING.load(SeqCst) != pid {
-            done(addr);
-            break;
-        }
     }
     WAITING.fetch_sub(1, SeqCst);
 }
