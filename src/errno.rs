@@ -79,6 +79,7 @@ table! {
     ESTALE "stale file handle"
     ETIMEDOUT "timed out"
     ECONNREFUSED "connection refused"
+    EBADMSG "it is damaged"
 }
 
 impl fmt::Display for Errno {

@@ -57,7 +57,7 @@ pub fn own_ranges() -> impl Iterator<Item = (u64, u64)> {
         0
     } else {
         // SAFETY: a published region stays mapped as long as it is published.
-        unsafe { (*(base as *const Region)).bounds.len() }
+        unsafe { (*(base as *const Region)).bounds.total() }
     };
     let mut ranges = [(0, 0); 7 + table::OWN_RANGES];
     ranges[0] = (base.saturating_sub(GUARD), base + len);

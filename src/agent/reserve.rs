@@ -22,7 +22,7 @@ fn unpack(word: u64) -> (u64, u64) {
 }
 
 fn pack(open: u64, len: u64) -> u64 {
-    (open / PAGE) << 32 | len / PAGE
+    ((open / PAGE) << 32) | (len / PAGE)
 }
 
 impl Bounds {
@@ -37,7 +37,7 @@ impl Bounds {
     }
 
     /// How long it is, what is closed included.
-    pub fn len(&self) -> u64 {
+    pub fn total(&self) -> u64 {
         unpack(self.0.load(SeqCst)).1
     }
 
@@ -143,15 +143,15 @@ mod tests {
                 assert_eq!(bounds.open(base, 98 * PAGE), None);
                 assert_eq!(bounds.open(base, PAGE), Some(base + 3 * PAGE));
                 bounds.cut(base, 200 * PAGE);
-                assert_eq!(bounds.len(), 100 * PAGE);
+                assert_eq!(bounds.total(), 100 * PAGE);
                 bounds.cut(base, 10 * PAGE);
                 bounds.cut(base, 20 * PAGE);
-                assert_eq!(bounds.len(), 10 * PAGE);
+                assert_eq!(bounds.total(), 10 * PAGE);
                 let gone = syscall!(libc::SYS_madvise, base + 10 * PAGE, PAGE, 0);
                 assert_eq!(gone, -(libc::ENOMEM as isize));
                 // What is open stays.
                 bounds.cut(base, PAGE);
-                assert_eq!(bounds.len(), 4 * PAGE);
+                assert_eq!(bounds.total(), 4 * PAGE);
                 *((base + 4 * PAGE - 1) as *mut u8) = 1;
                 assert_eq!(bounds.open(base, PAGE), None);
             }

@@ -41,19 +41,10 @@ pub fn shortcut(nr: c_long) -> Option<Fast> {
 pub fn look(f: &CallFrame) {
     let [a, b, ..] = f.args;
     match f.rax {
-        libc::SYS_fcntl => {
-            if b as i32 == libc::F_SETFL && f.args[2] as i32 & libc::O_DIRECT != 0 {
-                refusal::note(Kind::DirectIo);
-            }
+        libc::SYS_fcntl if b as i32 == libc::F_SETFL && f.args[2] as i32 & libc::O_DIRECT != 0 => {
+            refusal::note(Kind::DirectIo);
         }
-        libc::SYS_process_vm_writev => {
-            if [&AGENT.pid, &AGENT.real_pid]
-                .map(|pid| pid.load(Relaxed))
-                .contains(&(a as i32))
-            {
-                refusal::note(Kind::DirectIo);
-            }
-        }
+        libc::SYS_process_vm_writev if is_own(a as i32) => refusal::note(Kind::DirectIo),
         libc::SYS_open | libc::SYS_openat | libc::SYS_openat2 => {
             let Some((_, path, flags, _)) = super::files::open::arguments(f) else {
                 return;
@@ -67,6 +58,13 @@ pub fn look(f: &CallFrame) {
         }
         _ => {}
     }
+}
+
+/// The program's process, by either number.
+fn is_own(pid: i32) -> bool {
+    [&AGENT.pid, &AGENT.real_pid]
+        .map(|pid| pid.load(Relaxed))
+        .contains(&pid)
 }
 
 /// A descriptor that the program has, found by a look at all of them.

@@ -36,7 +36,7 @@ static BOUNDS: Bounds = Bounds::none();
 /// The reservation, empty when there is none.
 pub fn own_range() -> (u64, u64) {
     let base = BASE.load(Relaxed) as u64;
-    (base, base + BOUNDS.len())
+    (base, base + BOUNDS.total())
 }
 
 /// After a restore: the table of the life before is not in the image.
