@@ -9,6 +9,7 @@
 pub mod ahead;
 pub mod alone;
 pub mod area;
+pub mod attributes;
 pub mod check;
 pub mod clocks;
 pub mod contents;
@@ -31,9 +32,9 @@ use crate::agent::stop::rseq_area;
 use crate::agent::{clock, hooks, log, procfs};
 use crate::config::RestoreMethod;
 use crate::errno::Errno;
-use crate::image::chain::{ChainError, Sourced};
+use crate::image::chain::ChainError;
 use crate::image::codec;
-use crate::image::state::{FileKind, Manifest, OBJECTS_AT, SharedObject, VmaKind};
+use crate::image::state::{FileKind, Manifest, VmaKind};
 use crate::store::RawFs;
 use crate::store::find::FoundMember;
 use crate::store::working_set::WorkingSet;
@@ -41,8 +42,9 @@ use area::Area;
 use ckpt_sys::blob::{BLOB_THREAD_STACK, RESTORER, RestorerArgs, RestorerThread};
 use ckpt_sys::syscall;
 use ckpt_sys::thread::enter_restorer;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
+pub use contents::Contents;
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 /// What cannot be brought back here.
@@ -95,34 +97,6 @@ pub struct Options {
     pub inside: Option<Inside>,
     /// What [`Contents::of`] found, where that was asked before.
     pub contents: Option<Contents>,
-}
-
-/// Where the contents of memory come from.
-pub struct Contents {
-    pieces: Vec<Sourced>,
-    /// Those of shared objects and of files without a name.
-    objects: Vec<Sourced>,
-    /// The images of the chain that are needed; compressed ones are unpacked.
-    files: Vec<Option<OwnedFd>>,
-    /// They may stay mapped.
-    mappable: bool,
-}
-
-impl Contents {
-    /// Nothing is done to a file of the program's: damage that is found here leaves the choice of
-    /// another generation.
-    pub fn of(member: &FoundMember<RawFs>, job: &Path) -> Result<Contents, RestoreError> {
-        let mut pieces = member.compose()?;
-        let (files, mappable) = needed_files(member, &pieces, job)?;
-        let memory = pieces.partition_point(|piece| piece.addr < OBJECTS_AT);
-        let objects = pieces.split_off(memory);
-        Ok(Contents {
-            pieces,
-            objects,
-            files,
-            mappable,
-        })
-    }
 }
 
 /// What is different in a process that runs already.
@@ -185,7 +159,7 @@ pub fn restore(
         check::files(&manifest)?;
         mapped = check::hold_mapped(&manifest)?;
     }
-    raise_nofile(&manifest);
+    attributes::raise_nofile(&manifest);
     if inside.is_some() {
         // SAFETY: no pointers.
         unsafe {
@@ -201,12 +175,12 @@ pub fn restore(
     let mut same = true;
     if inside.is_none() {
         alone::be_alone();
-        same = proxy::become_pid(manifest.process.pid, death_signal(&manifest))
+        same = proxy::become_pid(manifest.process.pid, attributes::death_signal(&manifest))
             == proxy::Identity::Same;
         payload.starter = proxy::starter();
     }
-    permit_features(&manifest)?;
-    process_attributes(&manifest, inside.is_some());
+    attributes::permit_features(&manifest)?;
+    attributes::process(&manifest, inside.is_some());
     let path = os(&manifest.process.cwd);
     std::env::set_current_dir(&path).map_err(|error| RestoreError::Cwd {
         path: path.to_string_lossy().into_owned(),
@@ -263,7 +237,7 @@ pub fn restore(
         let fd = match descriptor_of(&manifest, object.dev, object.ino) {
             Some(fd) => Some(fd),
             None if tape::needs_file(&manifest, k) => {
-                let fd = rebuild_object(object, &image_fds)?;
+                let fd = contents::rebuild(object, &image_fds)?;
                 keep.push(fd);
                 Some(fd)
             }
@@ -554,43 +528,6 @@ pub fn restore(
     }
 }
 
-/// The files of the chain that contents come from, and whether they may be mapped;
-/// compressed ones are unpacked.
-fn needed_files(
-    member: &FoundMember<RawFs>,
-    pieces: &[Sourced],
-    job: &Path,
-) -> Result<(Vec<Option<OwnedFd>>, bool), RestoreError> {
-    let mut files = Vec::new();
-    let mut mappable = true;
-    for (number, (file, image)) in member.chain().enumerate() {
-        let mut parts = unpack::parts(pieces, number as u32);
-        if number == 0 {
-            // Contents of shared objects and open files are in the generation's own image.
-            let mut manifest = image.manifest.clone();
-            let contents = manifest.descriptors.content_extents().map(|e| &*e);
-            let shared = image.manifest.memory.shared.iter().map(|o| &o.extents);
-            let extents = shared.chain(contents).flatten();
-            parts.extend(extents.map(|e| (e.offset, e.npages)));
-        } else if parts.is_empty() {
-            files.push(None);
-            continue;
-        }
-        let fail = |error| RestoreError::Unpack {
-            generation: image.header.generation,
-            error,
-        };
-        files.push(Some(if image.is_packed() {
-            let unpacked = unpack::unpack(file, image.blocks(), parts, job).map_err(fail)?;
-            mappable &= unpacked.mappable;
-            unpacked.file
-        } else {
-            file.try_clone().map_err(|error| fail(error.into()))?
-        }));
-    }
-    Ok((files, mappable))
-}
-
 /// The administrator has not forbidden transparent huge pages.
 fn huge_pages_allowed() -> bool {
     let path = b"/sys/kernel/mm/transparent_hugepage/enabled";
@@ -678,81 +615,6 @@ fn huge_pages() -> (u64, u64) {
     (number("Hugepagesize") << 10, free)
 }
 
-/// Descriptors above the present soft limit need a higher one first.
-fn raise_nofile(manifest: &Manifest) {
-    const RLIMIT_NOFILE: u32 = libc::RLIMIT_NOFILE;
-    let wanted = manifest
-        .process
-        .rlimits
-        .iter()
-        .find(|l| l.0 == RLIMIT_NOFILE)
-        .map_or(0, |l| l.1);
-    let mut now = [0u64; 2];
-    // SAFETY: valid structs.
-    unsafe {
-        syscall!(libc::SYS_prlimit64, 0, RLIMIT_NOFILE, 0, &mut now);
-        if now[0] < wanted {
-            let new = [wanted.min(now[1]), now[1]];
-            syscall!(libc::SYS_prlimit64, 0, RLIMIT_NOFILE, &new, 0);
-        }
-    }
-}
-
-/// A frame with AMX state is only accepted once AMX is permitted.
-fn permit_features(manifest: &Manifest) -> Result<(), RestoreError> {
-    const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
-    let here = crate::agent::collect::process::xcomp_perm();
-    for bit in 0..64u64 {
-        if manifest.process.xcomp_perm & !here & (1 << bit) != 0 {
-            // SAFETY: no pointers.
-            let ret = unsafe { syscall!(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, bit) };
-            if ret != 0 {
-                return Err(RestoreError::Features(-ret as i32));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// What the program wants to get when its parent dies, or 0: its first thread's, as the kernel
-/// has it for a new process.
-fn death_signal(manifest: &Manifest) -> i32 {
-    let first = manifest
-        .threads
-        .iter()
-        .find(|t| t.tid == manifest.process.pid);
-    first.map_or(0, |thread| thread.pdeathsig)
-}
-
-/// Attributes that threads inherit when they are born. In a new process only what differs
-/// from the beginning is set.
-fn process_attributes(manifest: &Manifest, inside: bool) {
-    let process = &manifest.process;
-    // SAFETY: no pointers; what is not permitted here is left as it is.
-    unsafe {
-        syscall!(libc::SYS_personality, process.personality);
-        if process.no_new_privs {
-            syscall!(libc::SYS_prctl, libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-        }
-        if process.child_subreaper || inside {
-            let on = u64::from(process.child_subreaper);
-            syscall!(libc::SYS_prctl, libc::PR_SET_CHILD_SUBREAPER, on, 0, 0, 0);
-        }
-        if process.thp_disable || inside {
-            let on = u64::from(process.thp_disable);
-            syscall!(libc::SYS_prctl, libc::PR_SET_THP_DISABLE, on, 0, 0, 0);
-        }
-    }
-    let adjusted = || read_number(b"/proc/self/oom_score_adj").map(|n| n as i64);
-    let wanted = i64::from(process.oom_score_adj);
-    if wanted != 0 || inside && adjusted() != Some(wanted) {
-        let _ = std::fs::write(
-            "/proc/self/oom_score_adj",
-            process.oom_score_adj.to_string(),
-        );
-    }
-}
-
 /// glibc's rseq registration of this very thread.
 fn own_rseq() -> (u64, u32) {
     let mut fs = 0u64;
@@ -775,38 +637,4 @@ fn can_write(path: &[u8]) -> bool {
         .write(true)
         .open(os(path))
         .is_ok()
-}
-
-/// A memfd with the contents of a shared object that no descriptor refers to.
-fn rebuild_object(object: &SharedObject, image_fds: &[i32]) -> Result<i32, RestoreError> {
-    let fail = |error: std::io::Error| RestoreError::Shared {
-        name: String::from_utf8_lossy(&object.name).into_owned(),
-        error: error.into(),
-    };
-    let name = object
-        .name
-        .strip_prefix(b"/memfd:")
-        .unwrap_or(b"ckpt-shared");
-    let name = std::ffi::CString::new(name).unwrap_or_default();
-    // SAFETY: a NUL-terminated name.
-    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(fail(std::io::Error::last_os_error()));
-    }
-    // High, out of the way of the image's descriptors, which are all in place.
-    // SAFETY: descriptors of ours.
-    let high = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 1 << 19) };
-    let fd = if high >= 0 {
-        // SAFETY: as above.
-        unsafe { libc::close(fd) };
-        high
-    } else {
-        fd
-    };
-    // SAFETY: the descriptor was just made and is owned by nobody else.
-    let file =
-        std::mem::ManuallyDrop::new(std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) }));
-    file.set_len(object.size).map_err(fail)?;
-    contents::copy(&object.extents, image_fds, &file).map_err(fail)?;
-    Ok(fd)
 }
