@@ -147,8 +147,11 @@ impl Undoer<'_, '_> {
         self.replaced.table = entry.table;
         let now = self.replaced.resolve(&entry.inode);
         let is_here = |path: &Vec<u8>| {
-            let there = CPath::new(&[path]).and_then(|at| self.lstat(&at));
-            there.is_ok_and(|there| there.identity().is(&now))
+            match CPath::new(&[path]).and_then(|at| self.lstat(&at)) {
+                Ok(there) => there.identity().is(&now),
+                // In a directory that the program has closed; the undo opens it first.
+                Err(errno) => errno == libc::EACCES,
+            }
         };
         let names = || std::iter::once(&path).chain(&entry.seen);
         let found = judged.contains(&now)
