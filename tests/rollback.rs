@@ -392,9 +392,10 @@ mod threads {
         }
     }
 
-    /// The same without any help, by chance: many threads, checkpoints and rollbacks.
+    /// The same without any help, by chance: many threads, checkpoints and rollbacks. The leader
+    /// of a rollback to before it had a signal stack kept the one it had got since, which was not
+    /// mapped any more: one run in three ended with SIGSEGV at the next stop.
     #[test]
-    #[ignore = "with mprotect a run in some still ends with SIGSEGV"]
     fn in_a_storm_of_rollbacks() {
         for tracker in ["mprotect", "uffd"] {
             let trial = trial("roll_storm", &["6", "60"], LAZY_FORK);

@@ -160,7 +160,7 @@ static void sockets(void)
     close(fd);
 
     struct sockaddr_un un = {.sun_family = AF_UNIX};
-    CHECK(getcwd(un.sun_path, 60) != NULL);
+    CHECK(getcwd(un.sun_path, sizeof un.sun_path - 8) != NULL);
     strcat(un.sun_path, "/socket");
     fd = listener(&un, sizeof un, AF_UNIX);
     CHECK(fd >= 0);

@@ -79,5 +79,5 @@ int main(int argc, char **argv)
         FAIL("ckpt_rollback: errno %d", errno);
     }
     puts("pages ok");
-    return 0;
+    guest_end();
 }

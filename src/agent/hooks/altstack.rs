@@ -164,8 +164,14 @@ pub fn after_restore(pid: i32) {
     PROCESS.store(pid as u32, Release);
 }
 
-/// A restored thread takes its own stack again.
+/// A restored thread takes its own stack again. What the kernel has for it is forgotten: the
+/// leader of a rollback may have got a stack since the checkpoint, which is not mapped any more,
+/// and the frame that it goes on with says nothing (a size of 0 is refused) where it had none
+/// then. The next signal was its death.
 pub fn claim() {
+    let none: Stack = [0, SS_DISABLE, 0];
+    // SAFETY: a structure of ours; the thread is on no alternate stack here.
+    unsafe { syscall!(libc::SYS_sigaltstack, &raw const none, 0) };
     // SAFETY: the thread's own block; no arguments.
     let (slot, tid) = unsafe {
         let slot = (*thread_block()).altstack_slot as usize;
