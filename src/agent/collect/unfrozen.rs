@@ -42,6 +42,9 @@ pub struct Copier<'s> {
 /// Takes pages: the address of each in its object's space, and their contents.
 pub type Outlet<'s> = dyn FnMut(&[u64], &[u8]) -> Result<(), i32> + 's;
 
+/// The longest range whose pages are asked for one by one before the stop as well.
+const MOST_AHEAD: u64 = 2 << 30;
+
 /// What is known of the pages of a shared range.
 enum Existing {
     /// SEEK_DATA tells.
@@ -90,6 +93,8 @@ impl<'s> Copier<'s> {
         self.object = Some((object.dev, object.ino));
         let result = match self.existing(start, end, object) {
             Existing::Seek(fd) => self.by_seeking(&fd, (start, end), offset, &known, &mut extents),
+            // To ask page by page takes 70 ns each, whatever there is: once has to do.
+            _ if self.outlet.is_some() && end - start > MOST_AHEAD => Ok(()),
             Existing::Resident => self.resident((start, end), offset, &known, &mut extents),
             Existing::All => self.run(start, end, offset, &known, &mut extents),
         };
