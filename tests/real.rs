@@ -56,9 +56,11 @@ real_programs! {
 /// those that are to be resumed.
 #[test]
 fn java_side_by_side() {
-    let one = |setting| {
-        let mut trial = trial(row("java"), setting);
-        let bare = trial.bare();
+    let mut a = trial(row("java"), LAZY_FORK);
+    let mut b = trial(row("java"), EAGER_COPY);
+    // Before the first begins: a run takes no longer than one of these.
+    let (a_bare, b_bare) = (a.bare(), b.bare());
+    let one = |trial: &mut Trial| {
         let mut started = trial.start();
         for _ in 0..2 {
             let known = trial.generation();
@@ -66,10 +68,9 @@ fn java_side_by_side() {
                 trial.fail("it ended by itself, or was refused");
             }
         }
-        (trial, bare, started)
+        started
     };
-    let (mut a, a_bare, a_started) = one(LAZY_FORK);
-    let (mut b, b_bare, b_started) = one(EAGER_COPY);
+    let (a_started, b_started) = (one(&mut a), one(&mut b));
     a.note(a_started.kill(true).describe());
     b.note(b_started.kill(true).describe());
     // Of the same user: a JVM looks through the directory of its own user only.

@@ -340,7 +340,11 @@ mod tests {
                 tell.send(kernels()[0]).unwrap();
                 gone.recv().unwrap();
                 claim();
-                tell.send(kernels()[0]).unwrap();
+                // The frame that it goes on with says what is in force.
+                assert_eq!(kernels()[1], SS_DISABLE);
+                // SAFETY: the thread's own block.
+                tell.send(take(unsafe { &mut *thread_block() }).unwrap())
+                    .unwrap();
                 gone.recv().unwrap();
             });
             let kept = told.recv().unwrap();
