@@ -4,8 +4,8 @@
 //! several as well, one after the other, but none that is registered, and then it leaves
 //! those behind that it has not moved yet. So the helper registers nothing while a thread of
 //! the program is in the midst of a move, and a thread begins none while it registers.
-//! Neither waits for long: what the helper cannot register now is reported whole, as all is
-//! that is not registered.
+//! Neither waits for ever: what the helper cannot register now is reported whole, as all is
+//! that is not registered, and a thread moves after 200 ms in any case.
 //!
 //! [`Moving`] in the hook of mremap, [`registering`] in the helper thread.
 
