@@ -190,7 +190,7 @@ impl Launch {
             4 * codec_len(payload)? + (maps + files + 2 * (fetched + images)) as u64 * 32;
         Ok(RESTORER.len() as u64
             + tape::area_needed(&self.manifest, contents)
-            + stay.as_ref().map_or(0, tape::stay_needs)
+            + stay.as_ref().map_or(0, tape::stay::needs)
             + nthreads * of_thread
             + payload_room
             + kept as u64
@@ -209,7 +209,7 @@ impl Launch {
         } = &self.memory;
         let mut tape = tape::Tape::default();
         if let Some(stay) = stay {
-            tape::stay(&mut tape, stay, options, area);
+            tape::stay::write(&mut tape, stay, options, area);
         }
         let shared_fd = |k: usize| self.carried.shared[k];
         tape::memory(
@@ -225,9 +225,9 @@ impl Launch {
             clocks::place(&mut tape, &self.manifest, content);
         }
         for work in &self.carried.late {
-            tape::late(&mut tape, work, area);
+            tape::process::late(&mut tape, work, area);
         }
-        tape::process(&mut tape, &self.manifest, area);
+        tape::process::attributes(&mut tape, &self.manifest, area);
         tape
     }
 
