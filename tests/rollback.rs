@@ -1,14 +1,25 @@
 //! Rollback in the running process (WO 97/00476 FIG. 8A and 8B): a test for each rule, by
 //! the guests `roll_*`, which check everything themselves and say how it went.
 //!
-//! Steps 800 (rollback asked for), 805 (protected variables and return value kept), 810-820
-//! (persistent state by the table), 830-850 (volatile state), 855-870 (open file table),
-//! 880-890 (return value, protected variables put back).
+//! | step | what | test |
+//! |---|---|---|
+//! | 800 | entered: from the program, from outside; explicit id, latest | `from_cpp`, `from_outside`, `model` |
+//! | 810 | the table of that checkpoint | `files_and_open_file_table`, `model`; damaged or foreign: `refused_in_time` ones |
+//! | 815, 820 | "modify the table?" no, yes | `table_modified_or_not_815_820` |
+//! | 825 | persistent state | `files_and_open_file_table`, `model`, `no_room_to_write_files_back_is_refused_in_time` |
+//! | 830, 835 | "rollback, protected variables valid?" yes, no, recovery | `mode_and_protected_variables_830_850`, `return_value_given_and_protected_variables_kept`, `return_value_absent_and_protected_variables_invalid` |
+//! | 840, 845 | the image is read, data restored | `maps`, `pages`, `model`, `many_in_a_row`, `attributes_go_back` |
+//! | 850, 855 | the same question again, protected variables put back | as 830, `a_large_protected_region` |
+//! | 865, 870 | "modify the open file table?" no, yes | `open_file_table_modified_or_not_865_870` |
+//! | 875 | descriptors | `files_and_open_file_table`, `connections_to_the_outside_stay`, `given_by_the_latest_start` |
+//! | 880, 885 | stacks | `threads`, `threads::in_a_storm_of_rollbacks` |
+//! | 890 | registers, signals, timers; the return value (620) | `threads`, `timers_go_back`, `pending_signals_go_back`; given, absent: as 830 |
 
 mod common;
 
 use common::run::{Life, Started};
 use common::*;
+use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -43,7 +54,7 @@ fn check_end(mut trial: Trial, life: Life, stdout: &str) -> Trial {
     trial
 }
 
-/// 800-850, 880-890: return value given, protected variables valid, each wherever it may lie.
+/// 830-855, 890: return value given, protected variables valid, each wherever it may lie.
 #[test]
 fn return_value_given_and_protected_variables_kept() {
     for setting in [LAZY_FORK, EAGER_COPY] {
@@ -51,8 +62,8 @@ fn return_value_given_and_protected_variables_kept() {
     }
 }
 
-/// 890, no return value given (1), and "protected variables valid?" No: each error before
-/// anything is touched; explicit id, and one that is not there.
+/// 890, no return value given (1), and 830 "protected variables valid?" No: each error before
+/// anything is touched; 800, explicit id, and one that is not there.
 #[test]
 fn return_value_absent_and_protected_variables_invalid() {
     ends_with(trial("roll_errors", &[], LAZY_FORK), "errors ok\n");
@@ -70,22 +81,55 @@ fn from_cpp() {
     }
 }
 
-/// 810-820 "table modified?" Yes: contents, names, modes; excluded files are left alone.
-/// 860-865 "open file table modified?" Yes: descriptors closed, opened, moved, positions.
+/// 810-825: contents, names, modes; excluded files are left alone. 875: descriptors closed,
+/// opened, moved, positions.
 #[test]
-fn files_and_open_file_table_modified() {
+fn files_and_open_file_table() {
     for setting in [LAZY_FORK, EAGER_COPY] {
         ends_with(trial("roll_files", &[], setting), "before\nafter 3\n");
     }
 }
 
-/// 855-870 for what cannot be opened again: it stays as it is.
+/// "Modify the persistent checkpoint table?" No; yes: by a name, a pattern with an exception, all.
+#[test]
+fn table_modified_or_not_815_820() {
+    for setting in [LAZY_FORK, EAGER_COPY] {
+        ends_with(trial("roll_steps", &["table"], setting), "table ok\n");
+    }
+}
+
+/// "Modify the open file table?" No; yes: inputs and an output.
+#[test]
+fn open_file_table_modified_or_not_865_870() {
+    for setting in [LAZY_FORK, EAGER_COPY] {
+        ends_with(trial("roll_steps", &["open"], setting), "open ok\n");
+    }
+}
+
+/// "Rollback, and protected variables valid?" Yes; not given; not valid; a recovery, in which there
+/// are none.
+#[test]
+fn mode_and_protected_variables_830_850() {
+    for setting in [LAZY_FORK, EAGER_COPY] {
+        let trial = trial("roll_steps", &["mode"], setting);
+        let mut trial = trial.ckpt("CKPT_RETURN_VALUE", "9");
+        let first = trial.start().end(LIMIT);
+        if first.status.is_some() {
+            let how = first.describe();
+            trial.fail(&format!("it was to be killed: {how}"));
+        }
+        let trial = ends_with(trial, "mode ok\n");
+        assert_eq!(trial.notes("life"), 1);
+    }
+}
+
+/// 875 for what cannot be opened again: it stays as it is.
 #[test]
 fn connections_to_the_outside_stay() {
     ends_with(trial("roll_fds", &[], LAZY_FORK), "");
 }
 
-/// 850, for what is the kernel's: areas that grow down, CPUs, memory to come that is locked,
+/// 845 and 890, for what is the kernel's: areas that grow down, CPUs, memory to come that is locked,
 /// what threads have forbidden themselves. None of it went back.
 #[test]
 fn attributes_go_back() {
@@ -98,7 +142,7 @@ fn attributes_go_back() {
     );
 }
 
-/// 850, timers: setitimer, timer_create with a signal and a thread, timerfd; changed, stopped,
+/// 890, timers: setitimer, timer_create with a signal and a thread, timerfd; changed, stopped,
 /// deleted and made since.
 #[test]
 fn timers_go_back() {
@@ -107,7 +151,7 @@ fn timers_go_back() {
     }
 }
 
-/// 850, signals that are pending at the checkpoint or since then. The thread that asked for
+/// 890, signals that are pending at the checkpoint or since then. The thread that asked for
 /// the checkpoint has some of its own.
 #[test]
 fn pending_signals_go_back() {
@@ -116,19 +160,19 @@ fn pending_signals_go_back() {
     }
 }
 
-/// 855-870 for terminals: modes and window size.
+/// 875 for terminals: modes and window size.
 #[test]
 fn terminal_modes_go_back() {
     ends_with(trial("roll_tty", &[], LAZY_FORK), "3 times\n");
 }
 
-/// 865, a file that cannot be opened again: found before anything is touched.
+/// 875, a file that cannot be opened again: found before anything is touched.
 #[test]
 fn a_file_that_cannot_be_opened_again_is_refused_in_time() {
     ends_with(trial("roll_reopen", &[], LAZY_FORK), "reopen ok\n");
 }
 
-/// 865, what somebody else has taken away or taken the name of, other than files: the working
+/// 875, what somebody else has taken away or taken the name of, other than files: the working
 /// directory, FIFOs, what inotify watches, listeners; and what ckpt_redirect may not name.
 #[test]
 fn what_cannot_be_made_again_is_refused_in_time() {
@@ -179,6 +223,17 @@ mod limits {
     }
 }
 
+/// What an ordinary user cannot take back: found before anything is touched. As root only: the guest
+/// becomes another user by itself.
+#[test]
+fn rights_that_were_given_up_are_refused_in_time() {
+    for what in ["tasks", "locked", "privileges"] {
+        for args in [&[what][..], &[what, "other"]] {
+            ends_with(trial("roll_rights", args, LAZY_FORK), "rights ok\n");
+        }
+    }
+}
+
 /// A full disk: found before anything is touched, where the files are and where the store is. As
 /// root only: it mounts one.
 #[test]
@@ -223,7 +278,7 @@ fn no_room_to_write_files_back_is_refused_in_time() {
     }
 }
 
-/// 850, files that memory maps privately and that were written, moved or removed since: the files
+/// 845, files that memory maps privately and that were written, moved or removed since: the files
 /// go back, so they are no obstacle (it was taken for another build).
 #[test]
 fn files_mapped_privately_go_back() {
@@ -231,6 +286,37 @@ fn files_mapped_privately_go_back() {
         let trial = trial("roll_mapped", &[], LAZY_FORK);
         ends_with(trial.ckpt("CKPT_TRACKER", tracker), "mapped ok\n");
     }
+}
+
+/// Files without a name that are mapped writable, but open to read only, or to read as well: neither
+/// a rollback nor a recovery could map them.
+#[test]
+fn mapped_writable_and_open_to_read() {
+    for setting in [LAZY_FORK, EAGER_COPY] {
+        let mut trial = trial("roll_readers", &[], setting);
+        let first = trial.start().end(LIMIT);
+        if first.status.is_some() {
+            let how = first.describe();
+            trial.fail(&format!("it was to be killed: {how}"));
+        }
+        ends_with(trial, "readers ok\n");
+    }
+}
+
+/// What a rollback has made anew (a removed directory has another number then) was taken for
+/// somebody else's at the next rollback to the same checkpoint, and refused for ever. And what was
+/// renamed while it was excluded counted as brought back: exit status 125.
+#[test]
+fn what_was_made_anew_is_known_again() {
+    let elsewhere = Path::new("/dev/shm").join(format!("ckpt-anew-{}", std::process::id()));
+    for other_file_system in [false, true] {
+        let mut trial = trial("roll_anew", &[], LAZY_FORK);
+        if other_file_system {
+            trial = trial.ckpt("CKPT_DIR", &path_text(&elsewhere));
+        }
+        ends_with(trial, "anew ok\n");
+    }
+    let _ = std::fs::remove_dir_all(&elsewhere);
 }
 
 /// Another directory in the place of the working directory: refused in time (the program went
@@ -432,7 +518,7 @@ fn many_in_a_row() {
     }
 }
 
-/// 830-850: memory that stays mapped, and memory that has become something else since.
+/// 840-845: memory that stays mapped, and memory that has become something else since.
 mod maps {
     use super::*;
 

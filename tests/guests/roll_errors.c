@@ -4,6 +4,7 @@
 
 #include "ckpt.h"
 #include <sys/wait.h>
+#include <ucontext.h>
 
 static volatile long global = 1;
 static const long constant = 4711;
@@ -35,6 +36,34 @@ static __attribute__((noinline)) int shallow(void)
     frame[0] = 1;
     refused(5, 1, (void *)frame, sizeof frame, EFAULT);
     return frame[0];
+}
+
+/* The same on a stack that nobody knows for one: the rollback wrote over the library's own frames
+ * and the program died. */
+static ucontext_t outside, inside;
+
+static __attribute__((noinline)) void dead_frame(size_t len)
+{
+    volatile char *frame = __builtin_alloca(len);
+    memset((void *)frame, 0x55, len);
+    refused(6, 1, (void *)frame, len, EFAULT);
+}
+
+static void coroutine(void)
+{
+    CHECK_EQ(ckpt_checkpoint(6), 0);
+    for (size_t len = 64; len <= 1024; len *= 2)
+        dead_frame(len);
+}
+
+static void in_a_coroutine(void)
+{
+    CHECK(getcontext(&inside) == 0);
+    inside.uc_stack.ss_size = 1 << 18;
+    inside.uc_stack.ss_sp = malloc(inside.uc_stack.ss_size);
+    inside.uc_link = &outside;
+    makecontext(&inside, coroutine, 0);
+    CHECK(swapcontext(&outside, &inside) == 0);
 }
 
 static void make(const char *path)
@@ -76,6 +105,7 @@ int main(void)
     unsigned char *page = guest_map(12288, PROT_READ | PROT_WRITE,
                                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(mprotect(page + 8192, 4096, PROT_NONE) == 0);
+    in_a_coroutine();
     volatile int back = 0;
     int result = ckpt_checkpoint(5);
     if (result == 0)

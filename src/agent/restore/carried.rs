@@ -6,10 +6,11 @@
 
 use super::check::Mapped;
 use super::{RestoreError, contents, descriptors, tape};
+use crate::agent::collect::descriptors::sys;
 use crate::agent::log;
 use crate::agent::recover::files::FilesBack;
 use crate::agent::resume::Payload;
-use crate::image::state::{FileKind, Manifest};
+use crate::image::state::{DescriptorState, FileKind, Manifest, VmaKind};
 use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
 
 /// From here on numbers count, which change while the program's table is made: nothing is
@@ -111,7 +112,13 @@ impl Carried {
     pub fn rebuild_shared(&mut self, manifest: &Manifest) -> Result<(), RestoreError> {
         for (k, object) in manifest.memory.shared.iter().enumerate() {
             let fd = match descriptor_of(manifest, object.dev, object.ino) {
-                Some(fd) => Some(fd),
+                Some(fd) => match for_writing(fd, manifest, k) {
+                    Some(own) => {
+                        self.keep.push(own);
+                        Some(own)
+                    }
+                    None => Some(fd),
+                },
                 None if tape::needs_file(manifest, k) => {
                     let fd = contents::rebuild(object, &self.images)?;
                     self.keep.push(fd);
@@ -125,10 +132,12 @@ impl Carried {
     }
 }
 
-/// A descriptor of the program through which a shared object is open.
+/// A descriptor of the program through which a shared object is open: for reading and writing, where
+/// there is one. By another one a mapping could not be writable.
 fn descriptor_of(manifest: &Manifest, dev: u64, ino: u64) -> Option<i32> {
+    const F_SEAL_WRITE: u32 = 8;
     let table = &manifest.descriptors;
-    let file = table.files.iter().position(|file| match &file.kind {
+    let is_it = |kind: &FileKind| match kind {
         FileKind::Memfd {
             object_dev,
             object_ino,
@@ -136,10 +145,30 @@ fn descriptor_of(manifest: &Manifest, dev: u64, ino: u64) -> Option<i32> {
         } => (*object_dev, *object_ino) == (dev, ino),
         FileKind::Unlinked { dev: d, ino: i, .. } => (*d, *i) == (dev, ino),
         _ => false,
-    })?;
-    table
-        .fds
-        .iter()
-        .find(|d| d.file as usize == file)
-        .map(|d| d.fd)
+    };
+    let of = |d: &DescriptorState| &table.files[d.file as usize];
+    let writes = |d: &&DescriptorState| {
+        // Nobody can map one that is sealed by it, on some kernels not even to read.
+        let sealed =
+            matches!(of(d).kind, FileKind::Memfd { seals, .. } if seals & F_SEAL_WRITE != 0);
+        of(d).flags as i32 & (libc::O_ACCMODE | libc::O_PATH) == libc::O_RDWR && !sealed
+    };
+    let of_it = || table.fds.iter().filter(|d| is_it(&of(d).kind));
+    let found = of_it().find(writes).or_else(|| of_it().next());
+    found.map(|d| d.fd)
+}
+
+/// Opens it once more where the program has it mapped writable, but open to read only.
+fn for_writing(fd: i32, manifest: &Manifest, object: usize) -> Option<i32> {
+    let mut vmas = manifest.memory.vmas.iter();
+    let written = vmas.any(|vma| {
+        let it = matches!(vma.kind, VmaKind::Shared { object: o, .. } if o as usize == object);
+        it && vma.prot & libc::PROT_WRITE as u32 != 0
+    });
+    let flags = sys::fcntl(fd, libc::F_GETFL, 0).ok()? as i32;
+    if !written || flags & libc::O_ACCMODE == libc::O_RDWR {
+        return None;
+    }
+    let path = sys::thread_fd_path(fd);
+    sys::open(&path, libc::O_RDWR, 0).ok().map(sys::Fd::release)
 }

@@ -179,9 +179,15 @@ pub struct Stack {
     pub sp: u64,
 }
 
+/// More than the frames of ours take that lie below the program's in a stopped thread: the
+/// kernel's with all vector state, the handler's and the resuming function's first ones.
+const FRAMES: u64 = 64 << 10;
+
 /// The stacks of the checkpoint that are known for stacks: the first thread's, and those
-/// that hold their thread's control block, as the C library makes them. `sp_of` says
-/// where the program's part of a thread's stack ended.
+/// that hold their thread's control block, as the C library makes them. Of any other, one that
+/// a program has made for a coroutine, what is known to be dead is where our own frames are:
+/// the thread is resumed from them. `sp_of` says where the program's part of a thread's stack
+/// ended.
 pub fn stacks(
     manifest: &Manifest,
     mut sp_of: impl FnMut(&ThreadState) -> Result<u64, i32>,
@@ -192,9 +198,14 @@ pub fn stacks(
         let Some(vma) = covering(&manifest.memory.vmas, sp) else {
             continue;
         };
-        let own = sp < thread.fs_base && thread.fs_base < vma.end;
+        // The first thread's control block may lie in one area with anything.
+        let first = thread.tid == manifest.process.pid;
+        let own = !first && sp < thread.fs_base && thread.fs_base < vma.end;
+        let below = thread.resume_stack;
         if vma.kind == VmaKind::Stack || (own && vma.kind != VmaKind::Heap) {
             stacks.push(Stack { low: vma.start, sp });
+        } else if vma.start <= below && below < sp && sp - below <= FRAMES {
+            stacks.push(Stack { low: below, sp });
         }
     }
     Ok(stacks)
@@ -244,23 +255,19 @@ mod tests {
             vma(0x8000, 0xa000, both, VmaKind::Anon),
             vma(0xc000, 0xf000, both, VmaKind::Stack),
         ];
+        manifest.process.pid = 7;
+        let thread = |tid, fs_base, ucontext| ThreadState {
+            tid,
+            fs_base,
+            ucontext,
+            resume_stack: ucontext - 0x100,
+            ..Default::default()
+        };
         manifest.threads = vec![
-            ThreadState {
-                fs_base: 0x1800,
-                ucontext: 0xd000,
-                ..Default::default()
-            },
-            ThreadState {
-                fs_base: 0x9f00,
-                ucontext: 0x9000,
-                ..Default::default()
-            },
+            thread(7, 0x1800, 0xd000),
+            thread(8, 0x9f00, 0x9000),
             // On a stack of its own making, somewhere in its heap.
-            ThreadState {
-                fs_base: 0x1900,
-                ucontext: 0x2800,
-                ..Default::default()
-            },
+            thread(9, 0x1900, 0x2800),
         ];
         manifest
     }
@@ -269,9 +276,13 @@ mod tests {
     fn regions_are_judged_by_the_memory_of_the_checkpoint() {
         let manifest = manifest();
         let stacks = stacks(&manifest, |thread| Ok(thread.ucontext + 0x100)).unwrap();
-        assert_eq!(stacks.len(), 2);
+        assert_eq!(stacks.len(), 3);
         let one = |addr: u64, len: u64| allowed(&manifest, &stacks, &[Region { addr, len }]);
-        assert_eq!(one(0x1000, 0x2000), Ok(()));
+        assert_eq!(one(0x1000, 0x1700), Ok(()));
+        assert_eq!(one(0x2900, 0x700), Ok(()), "a coroutine's living frames");
+        assert_eq!(one(0x28f8, 8), Err(libc::EFAULT), "frames of ours below");
+        assert_eq!(one(0x2600, 0x180), Err(libc::EFAULT));
+        assert_eq!(one(0x26f8, 8), Ok(()), "not known to be dead");
         assert_eq!(one(0x2ff0, 0x20), Ok(()), "over the border of two areas");
         assert_eq!(one(0x3ff0, 0x20), Err(libc::EFAULT), "not writable");
         assert_eq!(one(0x5000, 1), Err(libc::EFAULT), "did not exist");
@@ -282,6 +293,16 @@ mod tests {
         assert_eq!(one(0x9000, 8), Err(libc::EFAULT));
         let both = [(0x1000, 8), (0x9000, 8)].map(|(addr, len)| Region { addr, len });
         assert_eq!(allowed(&manifest, &stacks, &both), Err(libc::EFAULT));
+        let mut coroutine = manifest.clone();
+        coroutine.threads[0].ucontext = 0x8800;
+        coroutine.threads[0].fs_base = 0x9800;
+        coroutine.threads.truncate(1);
+        let known = super::stacks(&coroutine, |thread| Ok(thread.ucontext)).unwrap();
+        assert_eq!(
+            known,
+            [],
+            "data that has become one area with the control block"
+        );
     }
 
     /// A region in a shared file that had grown since was written where the file ended again.

@@ -38,7 +38,7 @@ const AREA: u64 = 8 << 20;
 /// Tables and streams of the store are rarely larger.
 const STORE_FILE: u64 = 64 << 20;
 
-fn now(resource: u32) -> (u64, u64) {
+pub fn now(resource: u32) -> (u64, u64) {
     let mut pair = [u64::MAX; 2];
     // SAFETY: the kernel fills two words.
     unsafe { syscall!(libc::SYS_prlimit64, 0, resource, 0, &mut pair) };
@@ -52,7 +52,7 @@ fn set(resource: u32, (soft, hard): (u64, u64)) -> bool {
 }
 
 /// As of the checkpoint: what the program had set itself, else what it was started with.
-fn then(manifest: &Manifest, given: &[Limit], resource: u32) -> (u64, u64) {
+pub fn then(manifest: &Manifest, given: &[Limit], resource: u32) -> (u64, u64) {
     let own = manifest.process.rlimits.iter().chain(given);
     let found = own.copied().find(|limit| limit.0 == resource);
     found.map_or_else(|| now(resource), |limit| (limit.1, limit.2))

@@ -10,6 +10,7 @@
 //! | [`leader`] | stop handler of the leader | its part, and the ends of the other threads |
 //! | [`reopen`] | helper thread | files that must be opened again: can they be? |
 //! | [`limits`] | helper, leader | limits of the process that are in the way |
+//! | [`rights`] | helper thread | what an ordinary user cannot take back |
 //! | [`named`] | helper thread | the same of objects with names that are no files |
 //! | [`redirect`] | any thread; helper | `ckpt_redirect` |
 //! | [`ask`] | helper thread | requests of the `ckpt` command |
@@ -28,6 +29,7 @@ pub mod order;
 pub mod pass;
 pub mod redirect;
 mod reopen;
+mod rights;
 
 use ckpt_sys::syscall;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};

@@ -4,6 +4,7 @@
 //! Probes leave no trace: what can only be bound is bound in the helper's own table for a
 //! moment; a socket's file is looked up, not made.
 
+use super::reopen::MadeAnew;
 use crate::agent::collect::descriptors::sys::{self, Fd};
 use crate::agent::procfs;
 use crate::agent::restore::descriptors::{anon, sockets};
@@ -38,9 +39,9 @@ pub fn can_be_entered(path: &[u8]) -> Result<(), i32> {
     sys::open(&inside, libc::O_PATH | libc::O_DIRECTORY, 0).map(drop)
 }
 
-pub fn can_be_made(kind: &FileKind, open: &[Socket]) -> Result<(), Obstacle> {
+pub fn can_be_made(kind: &FileKind, open: &[Socket], anew: &MadeAnew) -> Result<(), Obstacle> {
     match kind {
-        FileKind::Fifo { path, ino, .. } => fifo(path, *ino),
+        FileKind::Fifo { path, ino, .. } => fifo(path, anew.now(0, *ino).1),
         FileKind::Inotify { watches, .. } => {
             let Some((path, errno)) = anon::obstacle(watches) else {
                 return Ok(());

@@ -402,6 +402,8 @@ fn last_checks(
     if let Some(reason) = credentials::changed(stopped, leader as i32, then) {
         return Err(refused(libc::EPERM, reason));
     }
+    rights::check(&ready.member.image.manifest, &settings.limits)
+        .map_err(|(errno, reason)| refused(errno, reason))?;
     let open = reopen::open_now();
     let (job, inodes) = (&claimed.job, open.inodes());
     files::can_go_back(job, &ready.record, &settings.config, Some(&inodes))

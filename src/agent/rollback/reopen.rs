@@ -14,7 +14,8 @@ use crate::agent::settings;
 use crate::agent::state::AGENT;
 use crate::config::Config;
 use crate::image::state::{DescriptorTable, FileKind, Manifest, OpenFileState};
-use crate::persist::{Id, undo};
+use crate::persist::Id;
+use crate::persist::undo::{self, reach::Back};
 use crate::store::generation::GenerationRecord;
 use crate::store::{Job, RawFs};
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +23,23 @@ use std::sync::atomic::Ordering;
 
 /// An object, and how it is open (`O_ACCMODE`).
 type Opened = (u64, u64, i32);
+
+/// What earlier recoveries and rollbacks to the same checkpoint had to make anew: the image has the
+/// numbers of before.
+pub struct MadeAnew(BTreeMap<Id, Id>);
+
+impl MadeAnew {
+    /// Device (0: not known) and number of an inode of the image as they are now.
+    pub fn now(&self, dev: u64, ino: u64) -> (u64, u64) {
+        let is = |old: &Id| old.ino == ino && (dev == 0 || old.dev == dev);
+        let found = self.0.iter().find(|(old, _)| is(old));
+        match found {
+            Some((_, now)) if dev == 0 => (0, now.ino),
+            Some((_, now)) => (now.dev, now.ino),
+            None => (dev, ino),
+        }
+    }
+}
 
 /// Checks the working directory and all descriptions of the checkpoint that would have to be
 /// opened by their names.
@@ -32,13 +50,16 @@ pub fn check(
     record: &GenerationRecord,
     config: &Config,
 ) -> Result<(), String> {
-    directory(manifest, job, record, config)?;
+    let anew = undo::made_anew(&job.dir, record.generation);
+    let anew = MadeAnew(anew.map_err(|error| error.to_string())?);
+    directory(manifest, job, record, config, &anew)?;
     let table = &manifest.descriptors;
     let mut used = vec![false; table.files.len()];
     for d in &table.fds {
         used[d.file as usize] = true;
     }
-    let comes_back = |path: &[u8], id: Id| comes_back(job, record, config, path, id);
+    let comes_back =
+        |path: &[u8], id: Id, back: Back| comes_back((job, record, config), (path, id), back);
     let mut redirects = config.redirect.clone();
     redirects.extend(redirect::asked());
     let files = table.files.iter().zip(used).enumerate();
@@ -47,8 +68,8 @@ pub fn check(
             FileKind::Regular { path, dev, ino, .. } => (path, *dev, *ino),
             FileKind::Directory { path, ino } => (path, 0, *ino),
             other => {
-                if let Err((path, reason)) = named::can_be_made(other, &open.sockets)
-                    && (path.is_empty() || !comes_back(&path, NO_INODE)?)
+                if let Err((path, reason)) = named::can_be_made(other, &open.sockets, &anew)
+                    && (path.is_empty() || !comes_back(&path, NO_INODE, Back::Any)?)
                 {
                     return Err(reason);
                 }
@@ -58,6 +79,7 @@ pub fn check(
         if is_given(table, number, (dev, ino), &open) {
             continue;
         }
+        let (dev, ino) = anew.now(dev, ino);
         let redirected = redirects.iter().rev().find(|(old, _)| old == path);
         if let Some((_, new)) = redirected {
             if !files::leaves_alone(config, new)
@@ -88,10 +110,10 @@ pub fn check(
             *count -= 1;
             continue;
         }
-        let Err(reason) = as_it_was(path, ino, state) else {
+        let Err((reason, back)) = as_it_was(path, ino, state) else {
             continue;
         };
-        if !comes_back(path, Id { dev, ino })? {
+        if !comes_back(path, Id { dev, ino }, back)? {
             return Err(sentence(path, &reason));
         }
     }
@@ -103,17 +125,15 @@ const NO_INODE: Id = Id { dev: 0, ino: 0 };
 
 /// Do the tables bring this file back?
 fn comes_back(
-    job: &Job<RawFs>,
-    record: &GenerationRecord,
-    config: &Config,
-    path: &[u8],
-    id: Id,
+    (job, record, config): (&Job<RawFs>, &GenerationRecord, &Config),
+    file: (&[u8], Id),
+    back: Back,
 ) -> Result<bool, String> {
     let exclude = &config.restore_exclude;
-    if files::leaves_alone(config, path) {
+    if files::leaves_alone(config, file.0) {
         return Ok(false);
     }
-    let concerns = undo::reach::concerns(&job.dir, record.generation, exclude, path, id);
+    let concerns = undo::reach::concerns(&job.dir, record.generation, exclude, file, back);
     concerns.map_err(|error| error.to_string())
 }
 
@@ -131,7 +151,8 @@ pub fn mapped(
             continue;
         };
         let (dev, ino) = sys::stat(&object.path).map_or((0, 0), |st| (st.st_dev, st.st_ino));
-        if !comes_back(job, record, config, &object.path, Id { dev, ino })? {
+        let of = (&object.path[..], Id { dev, ino });
+        if !comes_back((job, record, config), of, Back::Any)? {
             return Err(error.to_string());
         }
         later = true;
@@ -145,9 +166,12 @@ fn directory(
     job: &Job<RawFs>,
     record: &GenerationRecord,
     config: &Config,
+    anew: &MadeAnew,
 ) -> Result<(), String> {
     let path = &manifest.process.cwd;
     let (dev, ino) = manifest.cwd_object;
+    let (dev, ino) = anew.now(dev, ino);
+    let mut back = Back::Name;
     let reason = match sys::stat(path) {
         Ok(st) if st.st_mode & libc::S_IFMT != libc::S_IFDIR => {
             "it is no directory any more".into()
@@ -160,11 +184,17 @@ fn directory(
         }
         Ok(_) => match named::can_be_entered(path) {
             Ok(()) => return Ok(()),
-            Err(errno) => sys::errno_text(errno),
+            Err(errno) => {
+                back = Back::Any;
+                sys::errno_text(errno)
+            }
         },
-        Err(errno) => sys::errno_text(errno),
+        Err(errno) => {
+            back = what_is_missing(errno);
+            sys::errno_text(errno)
+        }
     };
-    if comes_back(job, record, config, path, Id { dev, ino })? {
+    if comes_back((job, record, config), (path, Id { dev, ino }), back)? {
         return Ok(());
     }
     let path = String::from_utf8_lossy(path);
@@ -213,14 +243,22 @@ fn same_kind(state: &OpenFileState, opened: &regular::Opened) -> bool {
     }
 }
 
-/// Is the file still there, and can it be opened?
-fn as_it_was(path: &[u8], ino: u64, state: &OpenFileState) -> Result<(), String> {
+/// Is the file still there, and can it be opened? An error says also what must come back.
+fn as_it_was(path: &[u8], ino: u64, state: &OpenFileState) -> Result<(), (String, Back)> {
     match regular::would_open(path, flags(state)) {
         Ok(opened) if !same_kind(state, &opened) || opened.stable && opened.stat.st_ino != ino => {
-            Err("another file has taken its place".into())
+            Err(("another file has taken its place".into(), Back::Name))
         }
         Ok(_) => Ok(()),
-        Err(errno) => Err(sys::errno_text(errno)),
+        Err(errno) => Err((sys::errno_text(errno), what_is_missing(errno))),
+    }
+}
+
+/// Contents and modes bring no name back.
+fn what_is_missing(errno: i32) -> Back {
+    match errno {
+        libc::ENOENT | libc::ENOTDIR | libc::ELOOP => Back::Name,
+        _ => Back::Any,
     }
 }
 

@@ -287,6 +287,11 @@ pub fn check_foreign(
     apply::Undoer::new(job_dir, options, &tables, (&list, to_generation))?.refuse_foreign(&tables)
 }
 
+/// What undos so far have made anew of the inodes that an image of this generation knows.
+pub fn made_anew(job_dir: &Path, generation: u64) -> Result<BTreeMap<Id, Id>, UndoError> {
+    Ok(state::Replaced::load(job_dir)?.all(generation))
+}
+
 /// Takes back every table that leads back to the generation, removing each one.
 pub fn undo(
     job_dir: &Path,

@@ -5,18 +5,30 @@ use super::super::{Id, MODE, OWNER};
 use super::{UndoError, tables};
 use std::path::Path;
 
+/// What of a file is to come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Back {
+    /// Its name.
+    Name,
+    /// What it is, or its name.
+    Any,
+}
+
 /// Do the tables that lead back to a generation say anything of this file: of its inode, or of
 /// a name on its path?
 pub fn concerns(
     job_dir: &Path,
     to_generation: u64,
     restore_exclude: &[Vec<u8>],
-    path: &[u8],
-    id: Id,
+    (path, id): (&[u8], Id),
+    back: Back,
 ) -> Result<bool, UndoError> {
     let tables = tables(job_dir, to_generation, restore_exclude, true)?;
     let mut records = tables.iter().flat_map(|table| &table.records);
-    Ok(records.any(|(_, record)| is_about(record, path, id)))
+    Ok(records.any(|(_, record)| match back {
+        Back::Name => names(record, path, id),
+        Back::Any => is_about(record, path, id),
+    }))
 }
 
 /// Would the undo remove this name? It was not there at the generation.
@@ -49,12 +61,26 @@ fn was_there(record: &Record, path: &[u8]) -> Option<bool> {
     }
 }
 
+/// Does it lead to the name? Also a file of it that somebody else has removed, of which the tables
+/// may have all, or moved.
+fn names(record: &Record, path: &[u8], id: Id) -> bool {
+    match record {
+        Record::Inode {
+            stat, path: called, ..
+        } => stat.id == id && called == path,
+        _ => was_there(record, path) == Some(true),
+    }
+}
+
 fn is_about(record: &Record, path: &[u8], id: Id) -> bool {
     match record {
         Record::Gone { name, stat, .. } | Record::RemovedDir { name, stat, .. } => {
             stat.id == id || leads(name, path)
         }
-        Record::Renamed { from, moved, .. } => moved.inode.id == id || leads(from, path),
+        Record::Renamed { moved, other, .. } => {
+            let mut both = std::iter::once(moved).chain(other);
+            both.any(|moved| moved.inode.id == id) || was_there(record, path) == Some(true)
+        }
         // A directory in which something was made or removed has other times, no more.
         Record::Inode {
             stat,
@@ -84,7 +110,8 @@ fn is_on(name: &[u8], path: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::persist::{Stat, TIMES};
+    use crate::persist::table::Moved;
+    use crate::persist::{Identity, Stat, TIMES};
 
     #[test]
     fn times_of_a_directory_bring_nothing_back() {
@@ -99,6 +126,8 @@ mod tests {
         assert!(is_about(&of(MODE), b"/a/b", id));
         assert!(!is_about(&of(TIMES), b"/a/b", id));
         assert!(is_about(&of(TIMES), b"/c", Stat::default().id));
+        assert!(!names(&of(MODE), b"/a", id) && !names(&of(MODE), b"/c", Stat::default().id));
+        assert!(names(&of(TIMES), b"/a", Stat::default().id));
     }
 
     #[test]
@@ -113,6 +142,25 @@ mod tests {
         assert!(leads(&name("/a", "b"), b"/a/b/c"));
         assert!(!leads(&name("/a/b", "c"), b"/a/b/cd"));
         assert!(!leads(&name("/a/b/c", "d"), b"/a/b/c"));
+        let moved = |ino| Moved {
+            inode: Identity {
+                id: Id { dev: 1, ino },
+                birth: 0,
+            },
+            born: None,
+        };
+        let renamed = |other| Record::Renamed {
+            from: name("/a", "b"),
+            to: name("/a", "c"),
+            moved: moved(2),
+            other,
+        };
+        let id = |ino| Id { dev: 1, ino };
+        assert!(is_about(&renamed(None), b"/a/b", id(9)));
+        assert!(is_about(&renamed(None), b"/a/x", id(2)));
+        assert!(!is_about(&renamed(None), b"/a/c", id(9)));
+        assert!(is_about(&renamed(Some(moved(3))), b"/a/c/d", id(9)));
+        assert!(is_about(&renamed(Some(moved(3))), b"/a/x", id(3)));
         let made = Record::Absent {
             name: name("/a", "b"),
         };

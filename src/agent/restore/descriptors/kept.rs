@@ -18,6 +18,7 @@ use std::os::fd::RawFd;
 
 const TIOCGPTN: u64 = 0x8004_5430;
 const KCMP_FILE: i32 = 0;
+const F_SETSIG: i32 = 10;
 /// Linux 6.10.
 const F_DUPFD_QUERY: i32 = 1024 + 3;
 /// What may differ: it is set.
@@ -284,6 +285,12 @@ fn adapt(r: &mut Restorer, fd: RawFd, file: usize) {
     if have & SETTABLE != want && have & libc::O_PATH == 0 {
         let flags = have & !SETTABLE | want;
         let _ = sys::fcntl(fd, libc::F_SETFL, flags as u32 as usize);
+    }
+    // Only where signals can be meant it is known whose they were (`collect::descriptors`).
+    if matches!(state.kind, FileKind::Socket(_)) || want & libc::O_ASYNC != 0 {
+        let _ = sys::fcntl(fd, F_SETSIG, 0);
+        let _ = sys::fcntl(fd, libc::F_SETOWN, 0);
+        r.set_owner(file, fd);
     }
     match &state.kind {
         FileKind::Regular { .. } | FileKind::Directory { .. } if have & libc::O_PATH == 0 => {

@@ -274,35 +274,14 @@ impl<'a, 'c> Restorer<'a, 'c> {
         .map_err(|e| self.fail(file, "set its flags", e))
     }
 
-    /// F_SETOWN, F_SETSIG and O_ASYNC. A process id of the program is this
-    /// process; a thread other than the first does not exist yet.
+    /// F_SETOWN, F_SETSIG and O_ASYNC.
     fn set_owners(&mut self) -> Result<(), RestoreError> {
-        const F_SETSIG: i32 = 10;
-        const F_SETOWN_EX: i32 = 15;
-        const F_OWNER_TID: i32 = 0;
         for file in 0..self.table.files.len() {
-            let state = self.state(file);
-            let asynchronous = state.flags & libc::O_ASYNC as u32 != 0;
+            let asynchronous = self.state(file).flags & libc::O_ASYNC as u32 != 0;
             let Some(&fd) = self.numbers[file].first() else {
                 continue;
             };
-            if state.owner_sig != 0 {
-                let _ = sys::fcntl(fd, F_SETSIG, state.owner_sig as usize);
-            }
-            let (kind, id) = state.owner;
-            if id != 0 {
-                let own = id == self.ctx.program_pid;
-                // SAFETY: getpid has no arguments.
-                let real = unsafe { ckpt_sys::syscall!(libc::SYS_getpid) } as i32;
-                let mut arg = [kind, if own { real } else { id }];
-                let late = kind == F_OWNER_TID && !own;
-                if late || sys::fcntl(fd, F_SETOWN_EX, arg.as_mut_ptr() as usize).is_err() {
-                    self.out.late.push(Late::Owner {
-                        fd,
-                        owner: (kind, id),
-                    });
-                }
-            }
+            self.set_owner(file, fd);
             if asynchronous {
                 let have = sys::fcntl(fd, libc::F_GETFL, 0).unwrap_or(0);
                 sys::fcntl(fd, libc::F_SETFL, have | libc::O_ASYNC as usize)
@@ -310,5 +289,30 @@ impl<'a, 'c> Restorer<'a, 'c> {
             }
         }
         Ok(())
+    }
+
+    /// A process id of the program is this process; a thread other than the first does not
+    /// exist yet.
+    fn set_owner(&mut self, file: usize, fd: RawFd) {
+        const F_SETSIG: i32 = 10;
+        const F_SETOWN_EX: i32 = 15;
+        const F_OWNER_TID: i32 = 0;
+        let state = self.state(file);
+        if state.owner_sig != 0 {
+            let _ = sys::fcntl(fd, F_SETSIG, state.owner_sig as usize);
+        }
+        let (kind, id) = state.owner;
+        if id == 0 {
+            return;
+        }
+        let own = id == self.ctx.program_pid;
+        // SAFETY: getpid has no arguments.
+        let real = unsafe { ckpt_sys::syscall!(libc::SYS_getpid) } as i32;
+        let mut arg = [kind, if own { real } else { id }];
+        let late = kind == F_OWNER_TID && !own;
+        if late || sys::fcntl(fd, F_SETOWN_EX, arg.as_mut_ptr() as usize).is_err() {
+            let owner = (kind, id);
+            self.out.late.push(Late::Owner { fd, owner });
+        }
     }
 }

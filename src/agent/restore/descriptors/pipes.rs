@@ -116,7 +116,9 @@ pub(super) fn fifo(r: &mut Restorer, path: &[u8], inode: u64) -> Result<(), Rest
         .map_err(fail_open)?;
     let both = r.park(both)?;
     let st = sys::fstat(both.raw()).map_err(fail_open)?;
-    if st.st_mode & libc::S_IFMT != libc::S_IFIFO || st.st_ino != inode {
+    let mut replaced = r.ctx.files.replaced.iter();
+    let put_back = replaced.any(|(old, new)| old.1 == inode && *new == (st.st_dev, st.st_ino));
+    if st.st_mode & libc::S_IFMT != libc::S_IFIFO || st.st_ino != inode && !put_back {
         return Err(r.fail_open(first, path, "another file has taken its place"));
     }
     for &file in &members {
