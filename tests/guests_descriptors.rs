@@ -9,6 +9,7 @@ guest_tests! {
     fd_sockets = "fd_sockets";
     fd_pty = "fd_pty";
     fd_maplock = "fd_maplock";
+    fd_owner = "fd_owner";
 }
 
 /// Standard output and input are files with buffered content in flight.

@@ -8,6 +8,7 @@ guest_tests! {
     sig_pending = "sig_pending";
     sig_inhandler = "sig_inhandler";
     sig_segv = "sig_segv";
+    time_cpu_stopped = "time_cpu" ["stopped"];
 }
 
 /// Timers that expired, and signals that threads sent each other, while the program was being
@@ -61,6 +62,16 @@ mod time {
     #[test]
     fn timers_eager_copy() {
         lies_dead("time_timers", EAGER_COPY);
+    }
+
+    #[test]
+    fn cpu_lazy_fork() {
+        lies_dead("time_cpu", LAZY_FORK);
+    }
+
+    #[test]
+    fn cpu_eager_copy() {
+        lies_dead("time_cpu", EAGER_COPY);
     }
 
     #[test]

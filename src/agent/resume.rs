@@ -11,9 +11,12 @@ use crate::agent::checkpoint::files;
 use crate::agent::checkpoint::increments::prepare_restored;
 use crate::agent::checkpoint::mapped::{self, Mapping};
 use crate::agent::clock::{self, Clocks};
+use crate::agent::collect;
+use crate::agent::collect::descriptors::sys;
 use crate::agent::collect::signals::{put_back, put_back_own};
 use crate::agent::collect::threads::{SCHED_ATTR_SIZE, SCHED_FLAG_RESET_ON_FORK, SchedAttr};
-use crate::agent::collect::{keys, process};
+use crate::agent::collect::timers::translated;
+use crate::agent::collect::{keys, process, rare};
 use crate::agent::headroom;
 use crate::agent::hooks;
 use crate::agent::procfs::OwnFd;
@@ -27,8 +30,8 @@ use crate::agent::{
 };
 use crate::image::codec;
 use crate::image::state::{
-    Manifest, PendingSignal, PosixTimer, ProcessState, SchedState, Switches, ThreadState,
-    TimerState, VmaState,
+    DescriptorState, Manifest, PendingSignal, PosixTimer, ProcessState, Rare, RareThread,
+    SchedState, Switches, ThreadState, TimerState, VmaState,
 };
 use crate::persist::table;
 use crate::store::report::RequestResult;
@@ -111,6 +114,10 @@ pub struct Payload {
     pub process: ProcessState,
     pub mdwe: u32,
     pub protection_keys: u32,
+    /// Whom the kernel signals that a descriptor is ready (F_SETOWN_EX), where that is not the
+    /// process: (fd, F_OWNER_*, id).
+    pub owners: Vec<(i32, i32, i32)>,
+    pub rare: Rare,
     /// Ranges that are mappings of image files (start, end, `vma_flag`s), and which
     /// files those are.
     pub mapped: Vec<(u64, u64, u32)>,
@@ -184,6 +191,8 @@ impl Payload {
         self.process.auxv.clear();
         self.mdwe = manifest.privileges.mdwe;
         self.protection_keys = manifest.privileges.protection_keys;
+        self.owners = owners(manifest);
+        self.rare = manifest.rare.clone();
         self.shared = mapped::of(manifest.memory.vmas.iter());
     }
 
@@ -201,6 +210,23 @@ impl Payload {
             }
         }
     }
+}
+
+/// [`Payload::owners`]: the constructor can set no other than the process itself.
+fn owners(manifest: &Manifest) -> Vec<(i32, i32, i32)> {
+    let table = &manifest.descriptors;
+    let mut owners = Vec::new();
+    for (index, file) in table.files.iter().enumerate() {
+        let (kind, id) = file.owner;
+        let of_file = |d: &&DescriptorState| d.file as usize == index;
+        if id != 0
+            && id != manifest.process.pid
+            && let Some(d) = table.fds.iter().find(of_file)
+        {
+            owners.push((d.fd, kind, id));
+        }
+    }
+    owners
 }
 
 /// Futex: threads that have left the area.
@@ -472,18 +498,22 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
         });
         let _ = state::wake();
     }
+    let own = (pid, real_pid);
     let real = |tid: i32| {
-        pairs
-            .iter()
-            .find(|(old, _)| *old == tid)
+        let mut all = pairs.iter().chain([&own]);
+        all.find(|(old, _)| *old == tid)
             .map_or(tid, |(_, new)| *new)
     };
-    for thread in &payload.threads {
+    for (index, thread) in payload.threads.iter().enumerate() {
         let tid = real(thread.tid);
         // The leader of a process that goes back may have been changed since.
         let changed = payload.return_value.is_some();
-        set_sched(tid, &thread.sched, changed);
+        let rare = payload.rare.threads.get(index).copied();
+        set_sched(tid, &thread.sched, rare.unwrap_or_default(), changed);
     }
+    rare::register(payload.rare.membarrier);
+    let someone = pairs.first().map_or(real_pid, |(_, new)| *new);
+    set_owners(&payload.owners, someone);
     if let Some(value) = payload.return_value {
         AGENT.return_value.store(value.max(1), Ordering::SeqCst);
     }
@@ -602,7 +632,34 @@ fn begin_table(payload: &Payload) {
     }
 }
 
-fn set_sched(tid: i32, sched: &SchedState, always: bool) {
+/// The program's descriptors, those of thread `tid`, are not in this thread's table: by way of
+/// duplicates.
+fn set_owners(owners: &[(i32, i32, i32)], tid: i32) {
+    const F_SETOWN_EX: i32 = 15;
+    const F_OWNER_PGRP: i32 = 2;
+    if owners.is_empty() {
+        return;
+    }
+    let pid = AGENT.real_pid.load(Ordering::SeqCst);
+    let set = |fd: i32, mut owner: [i32; 2]| {
+        let file = sys::pidfd_getfd(sys::pidfd_of(pid, tid)?.raw(), fd)?;
+        sys::fcntl(file.raw(), F_SETOWN_EX, owner.as_mut_ptr() as usize)
+    };
+    for &(fd, kind, id) in owners {
+        let real = match kind {
+            F_OWNER_PGRP => hooks::ids::group_to_real(id),
+            _ => hooks::ids::to_real(id),
+        };
+        if let Err(errno) = set(fd, [kind, real]) {
+            log::line(format_args!(
+                "descriptor {fd}: its owner (F_SETOWN) {id} cannot be set again: errno {errno}"
+            ));
+        }
+    }
+}
+
+fn set_sched(tid: i32, sched: &SchedState, rare: RareThread, always: bool) {
+    let [runtime, deadline, period] = rare.deadline;
     let attr = SchedAttr {
         size: SCHED_ATTR_SIZE,
         policy: sched.policy,
@@ -613,12 +670,17 @@ fn set_sched(tid: i32, sched: &SchedState, always: bool) {
         },
         nice: sched.nice,
         priority: sched.priority as u32,
-        ..SchedAttr::default()
+        runtime,
+        deadline,
+        period,
     };
     // SAFETY: valid structs; a policy or mask that is not permitted here is left out.
     unsafe {
         if always || *sched != SchedState::default() {
             syscall!(libc::SYS_sched_setattr, tid, &attr, 0);
+        }
+        if rare.ioprio != 0 || always {
+            rare::set_ioprio(tid, rare.ioprio);
         }
         let mask = match settings::get() {
             Some(settings) if always && sched.affinity.is_empty() => &settings.affinity,
@@ -654,17 +716,43 @@ fn split(ns: u64) -> (u64, u64) {
     (ns / 1_000_000_000, ns % 1_000_000_000)
 }
 
-fn set_timers(timers: &TimerState, kept: &[i32], real: &dyn Fn(i32) -> i32) {
-    for (which, &(remaining, interval)) in timers.itimers.iter().enumerate() {
+/// Microseconds until it expires, and its interval.
+fn set_itimer(which: usize, remaining_us: u64, interval_us: u64) {
+    const SECOND: u64 = 1_000_000;
+    let value = [
+        interval_us / SECOND,
+        interval_us % SECOND,
+        remaining_us / SECOND,
+        remaining_us % SECOND,
+    ];
+    // SAFETY: a struct itimerval.
+    unsafe { syscall!(libc::SYS_setitimer, which, &value, 0) };
+}
+
+fn set_itimers(itimers: &[(u64, u64); 3]) {
+    for (which, &(remaining, interval)) in itimers.iter().enumerate() {
+        let (remaining, interval) = (remaining / 1000, interval / 1000);
         if remaining == 0 && interval == 0 {
             continue;
         }
-        let (value_s, value_ns) = split(remaining.max(1000));
-        let (interval_s, interval_ns) = split(interval);
-        let value = [interval_s, interval_ns / 1000, value_s, value_ns / 1000];
-        // SAFETY: a struct itimerval.
-        unsafe { syscall!(libc::SYS_setitimer, which, &value, 0) };
+        if which == libc::ITIMER_REAL as usize {
+            set_itimer(which, remaining.max(1), interval);
+            continue;
+        }
+        // One of CPU time keeps its interval when it is stopped: it was started here, and its
+        // signal ended a program that had no handler.
+        set_itimer(which, remaining, interval);
+        // The kernel adds a tick, which would be one more in each life.
+        let more = collect::timers::itimer(which).0 / 1000;
+        let more = more.saturating_sub(remaining);
+        if (1..remaining).contains(&more) {
+            set_itimer(which, remaining - more, interval);
+        }
     }
+}
+
+fn set_timers(timers: &TimerState, kept: &[i32], real: &dyn Fn(i32) -> i32) {
+    set_itimers(&timers.itimers);
     for timer in &timers.posix {
         let made = if kept.contains(&timer.id) {
             Ok(())
@@ -704,15 +792,16 @@ fn make_timer(timer: &PosixTimer, real: &dyn Fn(i32) -> i32) -> Result<(), i32> 
         tid: if timer.tid != 0 { real(timer.tid) } else { 0 },
         pad: [0; 11],
     };
+    let clock = translated(timer.clock, real);
     // SAFETY: valid structs throughout.
     unsafe {
         let by_id = syscall!(libc::SYS_prctl, PR_TIMER_CREATE_RESTORE_IDS, 1, 0, 0, 0) == 0;
         let mut id = timer.id;
-        let mut result = syscall!(libc::SYS_timer_create, timer.clock, &event, &mut id);
+        let mut result = syscall!(libc::SYS_timer_create, clock, &event, &mut id);
         let mut tries = 0;
         while !by_id && result == 0 && id != timer.id && tries < MAX_TRIES {
             syscall!(libc::SYS_timer_delete, id);
-            result = syscall!(libc::SYS_timer_create, timer.clock, &event, &mut id);
+            result = syscall!(libc::SYS_timer_create, clock, &event, &mut id);
             tries += 1;
         }
         if by_id {

@@ -71,8 +71,6 @@ pub struct Restored {
 pub enum Late {
     /// `fcntl(fd, F_ADD_SEALS, seals)` after shared mappings have been made.
     Seals { fd: RawFd, seals: u32 },
-    /// `fcntl(fd, F_SETOWN_EX, owner)` and `F_SETSIG` once the thread exists.
-    Owner { fd: RawFd, owner: (i32, i32) },
     /// A POSIX record lock, to be taken once more (`fcntl(fd, F_SETLK)`) after the
     /// last descriptor of any mapped or otherwise examined file has been closed:
     /// closing one drops the process's locks on that file.
@@ -274,12 +272,11 @@ impl<'a, 'c> Restorer<'a, 'c> {
         .map_err(|e| self.fail(file, "set its flags", e))
     }
 
-    /// F_SETOWN, F_SETSIG and O_ASYNC. A process id of the program is this
-    /// process; a thread other than the first does not exist yet.
+    /// F_SETOWN, F_SETSIG and O_ASYNC. A process id of the program is this process; threads
+    /// do not exist yet, and become owners later (`resume`).
     fn set_owners(&mut self) -> Result<(), RestoreError> {
         const F_SETSIG: i32 = 10;
         const F_SETOWN_EX: i32 = 15;
-        const F_OWNER_TID: i32 = 0;
         for file in 0..self.table.files.len() {
             let state = self.state(file);
             let asynchronous = state.flags & libc::O_ASYNC as u32 != 0;
@@ -290,18 +287,11 @@ impl<'a, 'c> Restorer<'a, 'c> {
                 let _ = sys::fcntl(fd, F_SETSIG, state.owner_sig as usize);
             }
             let (kind, id) = state.owner;
-            if id != 0 {
-                let own = id == self.ctx.program_pid;
+            if id == self.ctx.program_pid {
                 // SAFETY: getpid has no arguments.
                 let real = unsafe { ckpt_sys::syscall!(libc::SYS_getpid) } as i32;
-                let mut arg = [kind, if own { real } else { id }];
-                let late = kind == F_OWNER_TID && !own;
-                if late || sys::fcntl(fd, F_SETOWN_EX, arg.as_mut_ptr() as usize).is_err() {
-                    self.out.late.push(Late::Owner {
-                        fd,
-                        owner: (kind, id),
-                    });
-                }
+                let mut arg = [kind, real];
+                let _ = sys::fcntl(fd, F_SETOWN_EX, arg.as_mut_ptr() as usize);
             }
             if asynchronous {
                 let have = sys::fcntl(fd, libc::F_GETFL, 0).unwrap_or(0);
