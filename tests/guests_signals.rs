@@ -8,6 +8,7 @@ guest_tests! {
     sig_pending = "sig_pending";
     sig_inhandler = "sig_inhandler";
     sig_segv = "sig_segv";
+    sig_overrun = "sig_overrun";
     time_cpu_stopped = "time_cpu" ["stopped"];
 }
 

@@ -310,6 +310,7 @@ impl<'r> Sections<'r> {
         manifest.clock = self.clock.map(decode).transpose()?.unwrap_or_default();
         manifest.cwd_object = self.cwd.map(decode).transpose()?.unwrap_or_default();
         manifest.rare = self.rare.map(decode).transpose()?.unwrap_or_default();
+        manifest.descriptors.hung_up = manifest.rare.hung_up.clone();
         manifest.privileges = self.privileges.map(decode).transpose()?.unwrap_or_default();
         let packed = self.rest(&mut manifest)?;
         Ok((manifest, packed))
@@ -399,6 +400,8 @@ mod tests {
             ioprio: 3 << 13,
             deadline: [1, 2, 3],
         }];
+        manifest.rare.hung_up = vec![4];
+        manifest.descriptors.hung_up = vec![4];
         let region = encode_manifest(&manifest).unwrap();
         assert!(without.len() < region.len());
         assert_eq!(decode_manifest(&region).unwrap(), manifest);

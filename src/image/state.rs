@@ -44,6 +44,8 @@ pub struct Rare {
     pub membarrier: u32,
     /// In the order of `Manifest::threads`; those behind the end have nothing of it.
     pub threads: Vec<RareThread>,
+    /// `DescriptorTable::hung_up`.
+    pub hung_up: Vec<u32>,
 }
 
 /// What few threads have.
@@ -429,6 +431,10 @@ pub struct DescriptorTable {
     pub files: Vec<OpenFileState>,
     /// Record and flock locks held.
     pub locks: Vec<FileLock>,
+    /// Pty masters (indices of `files`) whose slave was open and is closed: end of file, and
+    /// not silence. In a section of its own: [`Rare`].
+    #[serde(skip)]
+    pub hung_up: Vec<u32>,
 }
 
 impl DescriptorTable {

@@ -44,7 +44,8 @@ impl Owner {
         })
     }
 
-    fn to_text(&self) -> Vec<u8> {
+    /// What stands in the lock file of its jobs.
+    pub fn to_text(&self) -> Vec<u8> {
         format!("{} {} {}\n", self.pid, self.start_time, self.boot_id).into_bytes()
     }
 

@@ -3,9 +3,8 @@
 # parameters, traps, arithmetic, here-strings of state, redirected descriptors, and the
 # position in this very script, which the shell reads piece by piece.
 [ -n "$GUEST_LOG" ] && echo begin >>"$GUEST_LOG"
-# Whole seconds. Where a processor is fast it was over before it could be killed.
-seconds=${GUEST_SECONDS:-2}
-turns=$((${seconds%.*} * 4000))
+case ${GUEST_SECONDS:-2} in *.*) seconds=1 ;; *) seconds=${GUEST_SECONDS:-2} ;; esac
+turns=$((seconds * 60000))
 trap 'echo "the trap ran"' EXIT
 exec 5>/dev/null
 a=0 b=1 i=0
@@ -18,7 +17,7 @@ collatz() {
     done
 }
 sum=0
-while [ "$i" -lt "$turns" ]; do
+while [ "$i" -lt "$((turns / 12))" ]; do
     collatz $((i + 1))
     sum=$((sum + steps))
     echo "$i $sum" >&5

@@ -386,7 +386,6 @@ fn collect(
             timer.id
         )));
     }
-    let rare = rare::collect(&thread_states);
     let process = process::collect(first).map_err(refused)?;
     let privileges = Privileges {
         credentials: settings.credentials.clone(),
@@ -415,6 +414,8 @@ fn collect(
     if !flags_known && (!net || hooks::memory::special_advice_seen()) {
         plan.read_flags();
     }
+    let mut rare = rare::collect(&thread_states);
+    rare.hung_up = descriptors.hung_up.clone();
     let mut manifest = Manifest {
         identity: identity::collect(),
         process,

@@ -82,5 +82,6 @@ pub fn collect(threads: &[ThreadState]) -> Rare {
     Rare {
         membarrier: registrations(),
         threads: rare,
+        ..Rare::default()
     }
 }

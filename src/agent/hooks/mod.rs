@@ -10,6 +10,7 @@
 //! | [`memory`], [`ranges`], [`maps`] | ranges mapped from our image after a lazy restore |
 //! | [`ids`] | old pid and tids after a restore with new ones |
 //! | [`clock`] | times of clocks that go on after a reboot |
+//! | [`listening`] | TCP servers leave their addresses to the next life |
 //! | [`senders`] | who sent a signal, after such a restore |
 //! | [`sent`] | which threads were sent one |
 //! | [`files`] | what modifies files, names and attributes |
@@ -29,6 +30,7 @@ pub mod foreign;
 pub mod frame;
 pub mod frames;
 pub mod ids;
+pub mod listening;
 pub mod maps;
 pub mod masks;
 pub mod memory;
@@ -87,8 +89,8 @@ const ADVICE_CALLS: &[libc::c_long] = &[
 /// Limits: what we have reserved of an address space that becomes small must go.
 const LIMIT_CALLS: &[libc::c_long] = &[libc::SYS_setrlimit, libc::SYS_prlimit64];
 
-/// Timers of the calling thread's CPU time.
-const TIMER_CALLS: &[libc::c_long] = &[libc::SYS_timer_create];
+/// Timers of the calling thread's CPU time, servers.
+const SELDOM_CALLS: &[libc::c_long] = &[libc::SYS_timer_create, libc::SYS_listen];
 
 /// Only after a lazy restore.
 const IMAGE_CALLS: &[libc::c_long] = &[libc::SYS_mprotect, libc::SYS_pkey_mprotect];
@@ -121,7 +123,7 @@ fn table_of_others() -> [u8; 512] {
     sent::CALLS.iter().for_each(|(nr, _)| mark(&[*nr]));
     mark(ADVICE_CALLS);
     mark(LIMIT_CALLS);
-    mark(TIMER_CALLS);
+    mark(SELDOM_CALLS);
     mark(process::NUMBERS);
     mark(privileges::NUMBERS);
     if ranges::active() {
@@ -203,6 +205,7 @@ fn handle(frame: &mut CallFrame) -> Verdict {
         libc::SYS_mlock | libc::SYS_mlock2 | libc::SYS_munlock => return memory::mlock(frame),
         libc::SYS_mlockall | libc::SYS_munlockall => return memory::mlockall(frame),
         libc::SYS_timer_create => own_clock(frame),
+        libc::SYS_listen => listening::listen(frame),
         libc::SYS_mmap => memory::mmap(frame),
         libc::SYS_setrlimit | libc::SYS_prlimit64 => memory::limited(frame),
         libc::SYS_mremap => return memory::mremap(frame),

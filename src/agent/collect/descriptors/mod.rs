@@ -237,6 +237,9 @@ pub fn collect(
         let kind = classify(&mut collector, file)?;
         let raw = &collector.raws[collector.lead[file]];
         let (owner, owner_sig) = owner(&collector, raw, &kind)?;
+        if matches!(kind, FileKind::PtyMaster { .. }) && tty::is_hung_up(&collector, raw) {
+            table.hung_up.push(file as u32);
+        }
         table.files.push(OpenFileState {
             flags: raw.flags(),
             pos: raw.info.pos,
