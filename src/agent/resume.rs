@@ -6,18 +6,16 @@
 //! stack, and returns into the saved frame. The addresses of both are in the
 //! manifest, since this code is part of the image.
 
+mod attributes;
+mod timers;
+
 use crate::agent::callsites::restart::{self, Clock};
 use crate::agent::checkpoint::files;
 use crate::agent::checkpoint::increments::prepare_restored;
 use crate::agent::checkpoint::mapped::{self, Mapping};
 use crate::agent::clock::{self, Clocks};
-use crate::agent::collect;
-use crate::agent::collect::descriptors::sys;
 use crate::agent::collect::signals::{put_back, put_back_own};
-use crate::agent::collect::threads::{SCHED_ATTR_SIZE, SCHED_FLAG_RESET_ON_FORK, SchedAttr};
-use crate::agent::collect::timers::translated;
 use crate::agent::collect::{keys, process, rare};
-use crate::agent::headroom;
 use crate::agent::hooks;
 use crate::agent::procfs::OwnFd;
 use crate::agent::region::{self, Region};
@@ -30,8 +28,8 @@ use crate::agent::{
 };
 use crate::image::codec;
 use crate::image::state::{
-    DescriptorState, Manifest, PendingSignal, PosixTimer, ProcessState, Rare, RareThread,
-    SchedState, Switches, ThreadState, TimerState, VmaState,
+    DescriptorState, Manifest, PendingSignal, ProcessState, Rare, SchedState, Switches,
+    ThreadState, TimerState, VmaState,
 };
 use crate::persist::table;
 use crate::store::report::RequestResult;
@@ -509,11 +507,11 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
         // The leader of a process that goes back may have been changed since.
         let changed = payload.return_value.is_some();
         let rare = payload.rare.threads.get(index).copied();
-        set_sched(tid, &thread.sched, rare.unwrap_or_default(), changed);
+        attributes::set_sched(tid, &thread.sched, rare.unwrap_or_default(), changed);
     }
     rare::register(payload.rare.membarrier);
     let someone = pairs.first().map_or(real_pid, |(_, new)| *new);
-    set_owners(&payload.owners, someone);
+    attributes::set_owners(&payload.owners, someone);
     if let Some(value) = payload.return_value {
         AGENT.return_value.store(value.max(1), Ordering::SeqCst);
     }
@@ -530,7 +528,7 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
     let given = settings::get().map_or(&[][..], |s| &s.limits);
     let given = given.iter().filter(|g| !own.iter().any(|o| o.0 == g.0));
     for &(resource, soft, hard) in own.iter().chain(given) {
-        set_rlimit(resource, soft, hard);
+        attributes::set_rlimit(resource, soft, hard);
     }
     // SAFETY: no pointers.
     unsafe {
@@ -551,7 +549,7 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
             "PR_SET_MDWE cannot be set again: errno {errno}"
         ));
     }
-    set_timers(&payload.timers, &payload.kept_timers, &real);
+    timers::set(&payload.timers, &payload.kept_timers, &real);
 }
 
 /// mlockall(MCL_FUTURE): what is mapped from here on. What was locked is locked already.
@@ -629,205 +627,5 @@ fn begin_table(payload: &Payload) {
     let job = std::path::Path::new(std::ffi::OsStr::from_bytes(&payload.job_dir));
     if let Err(reason) = files::resume(job, payload.generation, &settings.config, &payload.shared) {
         start::give_up(format_args!("cannot go on from the checkpoint: {reason}"));
-    }
-}
-
-/// The program's descriptors, those of thread `tid`, are not in this thread's table: by way of
-/// duplicates.
-fn set_owners(owners: &[(i32, i32, i32)], tid: i32) {
-    const F_SETOWN_EX: i32 = 15;
-    const F_OWNER_PGRP: i32 = 2;
-    if owners.is_empty() {
-        return;
-    }
-    let pid = AGENT.real_pid.load(Ordering::SeqCst);
-    let set = |fd: i32, mut owner: [i32; 2]| {
-        let file = sys::pidfd_getfd(sys::pidfd_of(pid, tid)?.raw(), fd)?;
-        sys::fcntl(file.raw(), F_SETOWN_EX, owner.as_mut_ptr() as usize)
-    };
-    for &(fd, kind, id) in owners {
-        let real = match kind {
-            F_OWNER_PGRP => hooks::ids::group_to_real(id),
-            _ => hooks::ids::to_real(id),
-        };
-        if let Err(errno) = set(fd, [kind, real]) {
-            log::line(format_args!(
-                "descriptor {fd}: its owner (F_SETOWN) {id} cannot be set again: errno {errno}"
-            ));
-        }
-    }
-}
-
-fn set_sched(tid: i32, sched: &SchedState, rare: RareThread, always: bool) {
-    let [runtime, deadline, period] = rare.deadline;
-    let attr = SchedAttr {
-        size: SCHED_ATTR_SIZE,
-        policy: sched.policy,
-        flags: if sched.reset_on_fork {
-            SCHED_FLAG_RESET_ON_FORK
-        } else {
-            0
-        },
-        nice: sched.nice,
-        priority: sched.priority as u32,
-        runtime,
-        deadline,
-        period,
-    };
-    // SAFETY: valid structs; a policy or mask that is not permitted here is left out.
-    unsafe {
-        if always || *sched != SchedState::default() {
-            syscall!(libc::SYS_sched_setattr, tid, &attr, 0);
-        }
-        if rare.ioprio != 0 || always {
-            rare::set_ioprio(tid, rare.ioprio);
-        }
-        let mask = match settings::get() {
-            Some(settings) if always && sched.affinity.is_empty() => &settings.affinity,
-            _ => &sched.affinity,
-        };
-        if !mask.is_empty() {
-            let len = mask.len() * 8;
-            syscall!(libc::SYS_sched_setaffinity, tid, len, mask.as_ptr());
-        }
-    }
-}
-
-/// Soft limits come back; a hard limit that is lower here stays as it is.
-fn set_rlimit(resource: u32, soft: u64, hard: u64) {
-    let mut now = [0u64; 2];
-    // SAFETY: valid structs.
-    unsafe {
-        if syscall!(libc::SYS_prlimit64, 0, resource, 0, &mut now) != 0 || now == [soft, hard] {
-            return;
-        }
-        let wanted = [soft, hard];
-        if syscall!(libc::SYS_prlimit64, 0, resource, &wanted, 0) != 0 {
-            let possible = [soft.min(now[1]), now[1].min(hard)];
-            syscall!(libc::SYS_prlimit64, 0, resource, &possible, 0);
-        }
-    }
-    if resource == libc::RLIMIT_AS {
-        headroom::make_room(soft);
-    }
-}
-
-fn split(ns: u64) -> (u64, u64) {
-    (ns / 1_000_000_000, ns % 1_000_000_000)
-}
-
-/// Microseconds until it expires, and its interval.
-fn set_itimer(which: usize, remaining_us: u64, interval_us: u64) {
-    const SECOND: u64 = 1_000_000;
-    let value = [
-        interval_us / SECOND,
-        interval_us % SECOND,
-        remaining_us / SECOND,
-        remaining_us % SECOND,
-    ];
-    // SAFETY: a struct itimerval.
-    unsafe { syscall!(libc::SYS_setitimer, which, &value, 0) };
-}
-
-fn set_itimers(itimers: &[(u64, u64); 3]) {
-    for (which, &(remaining, interval)) in itimers.iter().enumerate() {
-        let (remaining, interval) = (remaining / 1000, interval / 1000);
-        if remaining == 0 && interval == 0 {
-            continue;
-        }
-        if which == libc::ITIMER_REAL as usize {
-            set_itimer(which, remaining.max(1), interval);
-            continue;
-        }
-        // One of CPU time keeps its interval when it is stopped: it was started here, and its
-        // signal ended a program that had no handler.
-        set_itimer(which, remaining, interval);
-        // The kernel adds a tick, which would be one more in each life.
-        let more = collect::timers::itimer(which).0 / 1000;
-        let more = more.saturating_sub(remaining);
-        if (1..remaining).contains(&more) {
-            set_itimer(which, remaining - more, interval);
-        }
-    }
-}
-
-fn set_timers(timers: &TimerState, kept: &[i32], real: &dyn Fn(i32) -> i32) {
-    set_itimers(&timers.itimers);
-    for timer in &timers.posix {
-        let made = if kept.contains(&timer.id) {
-            Ok(())
-        } else {
-            make_timer(timer, real)
-        };
-        if let Err(errno) = made.and_then(|()| set_timer(timer)) {
-            log::line(format_args!(
-                "timer {} not restored: errno {errno}",
-                timer.id
-            ));
-        }
-    }
-}
-
-/// `struct sigevent` as the kernel reads it.
-#[repr(C)]
-struct SigEvent {
-    value: u64,
-    signo: i32,
-    notify: i32,
-    tid: i32,
-    pad: [i32; 11],
-}
-
-/// prctl(2): timer_create uses the id given (Linux 6.15).
-const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
-/// Without that prctl ids are given in ascending order: so many are tried.
-const MAX_TRIES: i32 = 65536;
-
-/// Creates a POSIX timer with its old id (libc has it in memory).
-fn make_timer(timer: &PosixTimer, real: &dyn Fn(i32) -> i32) -> Result<(), i32> {
-    let event = SigEvent {
-        value: timer.sigval,
-        signo: timer.signo,
-        notify: timer.notify,
-        tid: if timer.tid != 0 { real(timer.tid) } else { 0 },
-        pad: [0; 11],
-    };
-    let clock = translated(timer.clock, real);
-    // SAFETY: valid structs throughout.
-    unsafe {
-        let by_id = syscall!(libc::SYS_prctl, PR_TIMER_CREATE_RESTORE_IDS, 1, 0, 0, 0) == 0;
-        let mut id = timer.id;
-        let mut result = syscall!(libc::SYS_timer_create, clock, &event, &mut id);
-        let mut tries = 0;
-        while !by_id && result == 0 && id != timer.id && tries < MAX_TRIES {
-            syscall!(libc::SYS_timer_delete, id);
-            result = syscall!(libc::SYS_timer_create, clock, &event, &mut id);
-            tries += 1;
-        }
-        if by_id {
-            syscall!(libc::SYS_prctl, PR_TIMER_CREATE_RESTORE_IDS, 0, 0, 0, 0);
-        }
-        if result != 0 {
-            return Err(-result as i32);
-        }
-        if id != timer.id {
-            syscall!(libc::SYS_timer_delete, id);
-            return Err(libc::EEXIST);
-        }
-    }
-    Ok(())
-}
-
-fn set_timer(timer: &PosixTimer) -> Result<(), i32> {
-    if timer.remaining_ns == 0 {
-        return Ok(());
-    }
-    let (value_s, value_ns) = split(timer.remaining_ns);
-    let (interval_s, interval_ns) = split(timer.interval_ns);
-    let value = [interval_s, interval_ns, value_s, value_ns];
-    // SAFETY: a struct itimerspec.
-    match unsafe { syscall!(libc::SYS_timer_settime, timer.id, 0, &value, 0) } {
-        0 => Ok(()),
-        error => Err(-error as i32),
     }
 }

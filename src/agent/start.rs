@@ -101,7 +101,7 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
     let key = job_key(&config);
     let before = jobs_before(&config, &key);
     if let (false, Ok(own)) = (before.is_empty(), Owner::current()) {
-        exit::set_owner(&own.to_text());
+        exit::set_owner(&own.to_text(false));
         for dir in before
             .iter()
             .flat_map(|job| INSTANCES.map(|n| job.dir(&root, n)))
