@@ -229,6 +229,10 @@ fn is_ours(job: &[u8]) -> bool {
     }
 }
 
+static MADE_ROOM: AtomicBool = AtomicBool::new(false);
+/// Directories within a job's.
+const DEPTH: u32 = 4;
+
 /// openat(2) that makes room where the process may have no descriptor more: it ends now.
 ///
 /// # Safety
@@ -253,7 +257,10 @@ unsafe fn open(at: i32, name: *const u8, flags: i32) -> Result<usize, i32> {
         if again != Err(libc::EMFILE) {
             return again;
         }
-        syscall!(libc::SYS_close, 0);
+        // Those of the program go, once: what is opened below takes their places.
+        if !MADE_ROOM.swap(true, SeqCst) {
+            syscall!(libc::SYS_close_range, 0, DEPTH + 2, 0);
+        }
         check(syscall!(libc::SYS_openat, at, name, flags))
     }
 }
@@ -301,7 +308,7 @@ fn remove_job(job: &[u8]) {
         if !matches!(renamed, Ok(_) | Err(libc::ENOENT)) {
             return;
         }
-        empty(libc::AT_FDCWD, trash.as_ptr(), 4);
+        empty(libc::AT_FDCWD, trash.as_ptr(), DEPTH);
         syscall!(
             libc::SYS_unlinkat,
             libc::AT_FDCWD,
@@ -422,19 +429,20 @@ mod tests {
         in_child(|| {
             let root = job("f");
             configure(KeepOnExit::Failure);
-            // SAFETY: opens what there is room for.
-            unsafe { while libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY) >= 0 {} }
             let limit = libc::rlimit {
                 rlim_cur: 20,
                 rlim_max: 20,
             };
-            // SAFETY: a whole struct.
-            unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
+            // SAFETY: a whole struct; opens what there is room for.
+            unsafe {
+                libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+                while libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY) >= 0 {}
+            }
             let ends = || std::thread::spawn(|| on_exit(0));
             let ends: Vec<_> = (0..4).map(|_| ends()).collect();
             ends.into_iter().for_each(|end| end.join().unwrap());
             // SAFETY: makes room to look.
-            unsafe { libc::close(5) };
+            unsafe { libc::close(9) };
             assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0);
             std::fs::remove_dir_all(&root).unwrap();
         });

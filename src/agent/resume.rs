@@ -212,13 +212,15 @@ impl Payload {
 
 /// [`Payload::owners`]: the constructor can set no other than the process itself.
 fn owners(manifest: &Manifest) -> Vec<(i32, i32, i32)> {
+    const F_OWNER_PGRP: i32 = 2;
     let table = &manifest.descriptors;
     let mut owners = Vec::new();
     for (index, file) in table.files.iter().enumerate() {
         let (kind, id) = file.owner;
         let of_file = |d: &&DescriptorState| d.file as usize == index;
+        let process = kind != F_OWNER_PGRP && id == manifest.process.pid;
         if id != 0
-            && id != manifest.process.pid
+            && !process
             && let Some(d) = table.fds.iter().find(of_file)
         {
             owners.push((d.fd, kind, id));

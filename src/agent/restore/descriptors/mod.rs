@@ -277,6 +277,7 @@ impl<'a, 'c> Restorer<'a, 'c> {
     fn set_owners(&mut self) -> Result<(), RestoreError> {
         const F_SETSIG: i32 = 10;
         const F_SETOWN_EX: i32 = 15;
+        const F_OWNER_PGRP: i32 = 2;
         for file in 0..self.table.files.len() {
             let state = self.state(file);
             let asynchronous = state.flags & libc::O_ASYNC as u32 != 0;
@@ -287,7 +288,7 @@ impl<'a, 'c> Restorer<'a, 'c> {
                 let _ = sys::fcntl(fd, F_SETSIG, state.owner_sig as usize);
             }
             let (kind, id) = state.owner;
-            if id == self.ctx.program_pid {
+            if kind != F_OWNER_PGRP && id == self.ctx.program_pid {
                 // SAFETY: getpid has no arguments.
                 let real = unsafe { ckpt_sys::syscall!(libc::SYS_getpid) } as i32;
                 let mut arg = [kind, real];
