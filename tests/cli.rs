@@ -119,7 +119,7 @@ fn run_has_the_programs_status_or_its_own() {
     // Wrong usage of a verb that starts a program is no status of the program's, wherever the
     // verb stands.
     for usage in [
-        &["run", "--nonsense"][..],
+        &["restore", "--nonsense"][..],
         &["--json", "restore", "--nonsense"],
     ] {
         assert_eq!(status(usage), 125, "{usage:?}");
