@@ -9,6 +9,7 @@ guest_tests! {
     sig_inhandler = "sig_inhandler";
     sig_segv = "sig_segv";
     sig_overrun = "sig_overrun";
+    time_cpu_sleep = "time_cpusleep";
     time_cpu_stopped = "time_cpu" ["stopped"];
 }
 
