@@ -37,10 +37,10 @@ static void *wait_for_ticks(void *argument)
             ticks += 1 + info.si_overrun;
             count++;
         }
-        if (count < 1 || count > MOST)
+        if (count > MOST)
             FAIL("%d signals of one timer (%s)", count, argument ? "thread" : "process");
     }
-    long least = rounds * (BLOCKED_MS / PERIOD_MS) * 8 / 10;
+    long least = rounds * (BLOCKED_MS / PERIOD_MS) / 2;
     if (ticks < least)
         FAIL("%ld ticks, not %ld", ticks, least);
     return NULL;
