@@ -7,6 +7,7 @@ guest_tests! {
     sig_masks = "sig_masks";
     sig_pending = "sig_pending";
     sig_inhandler = "sig_inhandler";
+    sig_nested = "sig_nested", 2.0 s;
     sig_segv = "sig_segv";
     sig_overrun = "sig_overrun";
     time_cpu_sleep = "time_cpusleep";
@@ -61,6 +62,12 @@ mod protected {
     #[test]
     fn sig_inhandler() {
         survives("sig_inhandler");
+    }
+
+    /// A handler that ran at the first checkpoint went back to a mask that blocked it.
+    #[test]
+    fn sig_nested() {
+        survives("sig_nested");
     }
 
     #[test]
