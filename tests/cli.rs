@@ -116,6 +116,15 @@ fn run_has_the_programs_status_or_its_own() {
     assert_eq!(status(&["run", "--", "/etc"]), 126);
     assert_eq!(status(&["run"]), 125);
     assert_eq!(status(&["run", "--keep", "0", "--", "true"]), 125);
+    // Wrong usage of a verb that starts a program is no status of the program's, wherever the
+    // verb stands.
+    for usage in [
+        &["restore", "--nonsense"][..],
+        &["--json", "restore", "--nonsense"],
+    ] {
+        assert_eq!(status(usage), 125, "{usage:?}");
+    }
+    assert_eq!(status(&["--dir", "run", "list", "--nonsense"]), 2);
     assert_eq!(status(&["list", "--nonsense"]), 2);
     let killed = command(&["run", "--", "sh", "-c", "kill -TERM $$"]).output();
     let signal = std::os::unix::process::ExitStatusExt::signal(&killed.unwrap().status);

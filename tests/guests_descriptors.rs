@@ -9,6 +9,8 @@ guest_tests! {
     fd_sockets = "fd_sockets";
     fd_pty = "fd_pty";
     fd_maplock = "fd_maplock";
+    fd_owner = "fd_owner";
+    fd_listen = "fd_listen";
 }
 
 /// Standard output and input are files with buffered content in flight.

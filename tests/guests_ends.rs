@@ -108,6 +108,9 @@ mod left_in_the_store {
             "quick_exit",
             "exit_group",
             "last_thread",
+            // What ended well was the program that it had become. The next start of the
+            // same command went on from before the exec.
+            "exec",
         ] {
             ends(way, "failure", false, 0, WELL);
         }
@@ -127,6 +130,7 @@ mod left_in_the_store {
             ends("term", "failure", killed, 1, (None, Some(libc::SIGTERM)));
             ends("abort", "failure", killed, 1, (None, Some(libc::SIGABRT)));
         }
+        ends("exec_false", "failure", false, 1, (Some(1), None));
     }
 
     #[test]

@@ -7,6 +7,7 @@ guest_tests! {
     proc_identity = "proc_identity";
     proc_environment = "proc_environment" ["a-long-word-to-be-written-over"];
     proc_locks = "proc_locks";
+    proc_rare = "proc_rare";
     proc_privileges = "proc_privileges";
     mem_lockall = "mem_lockall";
     cpp_iostream = "cpp_iostream";

@@ -9,6 +9,9 @@ guest_tests! {
     sig_inhandler = "sig_inhandler";
     sig_nested = "sig_nested", 2.0 s;
     sig_segv = "sig_segv";
+    sig_overrun = "sig_overrun";
+    time_cpu_sleep = "time_cpusleep";
+    time_cpu_stopped = "time_cpu" ["stopped"];
 }
 
 /// Timers that expired, and signals that threads sent each other, while the program was being
@@ -107,6 +110,16 @@ mod time {
     #[test]
     fn timers_eager_copy() {
         lies_dead("time_timers", EAGER_COPY);
+    }
+
+    #[test]
+    fn cpu_lazy_fork() {
+        lies_dead("time_cpu", LAZY_FORK);
+    }
+
+    #[test]
+    fn cpu_eager_copy() {
+        lies_dead("time_cpu", EAGER_COPY);
     }
 
     #[test]

@@ -76,6 +76,9 @@ pub struct ThreadBlock {
     /// (`agent::clock`): where its return address lies, and what it was; 0 when there is none.
     pub clock_slot: u64,
     pub clock_return: u64,
+    /// The clock that the recorded call's start and timeout count by, where that is one of CPU
+    /// time (`agent::callsites::entry`); 0: CLOCK_MONOTONIC.
+    pub call_clock: i32,
 }
 
 /// Signal handlers may wait in the midst of a wait: so many calls of a thread keep their times.

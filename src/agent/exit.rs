@@ -20,12 +20,25 @@ static EXITING: AtomicBool = AtomicBool::new(false);
 /// 1 while the helper changes the store.
 static IN_STORE: AtomicU32 = AtomicU32::new(0);
 
+/// The thread that cleans up, 0 before, [`CLEAN`] when it has.
+static CLEANER: AtomicI32 = AtomicI32::new(0);
+const CLEAN: i32 = -1;
+
 const PATH_MAX: usize = 4096;
 struct JobDir(UnsafeCell<[u8; PATH_MAX]>);
 // SAFETY: written by `set_job_dir` before JOB_DIR_LEN is published.
 unsafe impl Sync for JobDir {}
 static JOB_DIR: JobDir = JobDir(UnsafeCell::new([0; PATH_MAX]));
 static JOB_DIR_LEN: AtomicUsize = AtomicUsize::new(0);
+/// The jobs of the programs that this process was before it called exec, each with a NUL.
+static BEFORE: JobDir = JobDir(UnsafeCell::new([0; PATH_MAX]));
+static BEFORE_LEN: AtomicUsize = AtomicUsize::new(0);
+/// What stands in the lock files of these jobs.
+const OWNER_MAX: usize = 128;
+struct OwnerText(UnsafeCell<[u8; OWNER_MAX]>);
+// SAFETY: written by `set_owner` before BEFORE_LEN is published.
+unsafe impl Sync for OwnerText {}
+static OWNER: OwnerText = OwnerText(UnsafeCell::new([0; OWNER_MAX]));
 
 /// Constructor, and after a restore.
 pub fn configure(policy: KeepOnExit) {
@@ -36,6 +49,7 @@ pub fn configure(policy: KeepOnExit) {
     };
     POLICY.store(policy, Relaxed);
     EXITING.store(false, Relaxed);
+    CLEANER.store(0, Relaxed);
     IN_STORE.store(0, Relaxed);
     WRITER_PID.store(0, Relaxed);
 }
@@ -55,6 +69,30 @@ pub fn set_job_dir(path: &[u8]) -> bool {
     }
     JOB_DIR_LEN.store(path.len(), Release);
     true
+}
+
+/// Who holds the jobs of [`add_before`] (constructor, before that).
+pub fn set_owner(text: &[u8]) {
+    let len = text.len().min(OWNER_MAX - 1);
+    // SAFETY: one thread; nobody reads until there is a job.
+    unsafe { (&mut *OWNER.0.get())[..len].copy_from_slice(&text[..len]) };
+}
+
+/// The directory of a job that this process has left by exec (constructor). Its end is that
+/// program's end as well: after a successful one the same command must not go on from
+/// before the exec.
+pub fn add_before(path: &[u8]) {
+    let at = BEFORE_LEN.load(Relaxed);
+    if path.first() != Some(&b'/') || path.contains(&0) || at + path.len() >= PATH_MAX {
+        return;
+    }
+    // SAFETY: one thread; room for the path and a NUL.
+    unsafe {
+        let to = BEFORE.0.get().cast::<u8>().add(at);
+        std::ptr::copy_nonoverlapping(path.as_ptr(), to, path.len());
+        to.add(path.len()).write(0);
+    }
+    BEFORE_LEN.store(at + path.len() + 1, Release);
 }
 
 /// The helper is about to change the store; false when the program is ending.
@@ -89,13 +127,58 @@ pub fn on_exit(status: i32) {
         _ => true,
     };
     // Under a system-call filter our calls may be fatal; the files stay.
-    if refusal::sandboxed() || EXITING.swap(true, SeqCst) {
+    if refusal::sandboxed() || !begin() {
         return;
     }
     end_writer();
-    if !removes || !AGENT.has_store.load(Relaxed) {
-        return;
+    if removes {
+        clean_up();
     }
+    CLEANER.store(CLEAN, SeqCst);
+    // SAFETY: our own word.
+    unsafe {
+        syscall!(
+            libc::SYS_futex,
+            CLEANER.as_ptr(),
+            libc::FUTEX_WAKE,
+            i32::MAX
+        )
+    };
+}
+
+/// The first who ends the process cleans up, and the others wait for that (ten seconds at the
+/// most): whoever comes through first ends the process. A handler that ends it amid the
+/// cleaning begins once more.
+fn begin() -> bool {
+    // SAFETY: no arguments.
+    let own = unsafe { syscall!(libc::SYS_gettid) } as i32;
+    EXITING.store(true, SeqCst);
+    let Err(mut who) = CLEANER.compare_exchange(0, own, SeqCst, SeqCst) else {
+        return true;
+    };
+    for _ in 0..200 {
+        if who == own || who == CLEAN {
+            break;
+        }
+        let step = [0u64, 50_000_000];
+        // SAFETY: our own word and time.
+        unsafe {
+            let word = CLEANER.as_ptr();
+            syscall!(
+                libc::SYS_futex,
+                word,
+                libc::FUTEX_WAIT,
+                who,
+                &raw const step
+            )
+        };
+        who = CLEANER.load(SeqCst);
+    }
+    who == own
+}
+
+/// Removes the process's jobs.
+fn clean_up() {
     for _ in 0..100 {
         if IN_STORE.load(SeqCst) == 0 {
             break;
@@ -107,7 +190,79 @@ pub fn on_exit(status: i32) {
             syscall!(libc::SYS_futex, word, libc::FUTEX_WAIT, 1, &raw const step)
         };
     }
-    remove_job();
+    let (own, len) = (JOB_DIR.0.get().cast::<u8>(), JOB_DIR_LEN.load(Acquire));
+    if AGENT.has_store.load(Relaxed) && len != 0 {
+        // SAFETY: `len` bytes and a NUL were written before the length.
+        remove_job(unsafe { std::slice::from_raw_parts(own, len + 1) });
+    }
+    let (before, len) = (BEFORE.0.get().cast::<u8>(), BEFORE_LEN.load(Acquire));
+    // SAFETY: so many bytes were written before the length.
+    let before = unsafe { std::slice::from_raw_parts(before, len) };
+    for job in before.split_inclusive(|&byte| byte == 0) {
+        if is_ours(job) {
+            remove_job(job);
+        }
+    }
+}
+
+/// Was this process the last one that held the job (path with its NUL)? The lock stays ours
+/// until the end.
+fn is_ours(job: &[u8]) -> bool {
+    const LOCK: &[u8] = b"/lock\0";
+    let mut path = [0u8; PATH_MAX];
+    let len = job.len() - 1;
+    if len + LOCK.len() > PATH_MAX {
+        return false;
+    }
+    path[..len].copy_from_slice(&job[..len]);
+    path[len..len + LOCK.len()].copy_from_slice(LOCK);
+    let flags = libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    let mut owner = [0u8; OWNER_MAX];
+    // SAFETY: a NUL-terminated path; our own descriptor and buffer; written before the jobs.
+    unsafe {
+        let Ok(lock) = open(libc::AT_FDCWD, path.as_ptr(), flags) else {
+            return false;
+        };
+        syscall!(libc::SYS_flock, lock, libc::LOCK_EX | libc::LOCK_NB) == 0
+            && syscall!(libc::SYS_read, lock, &mut owner, OWNER_MAX - 1) > 0
+            && owner == *OWNER.0.get()
+    }
+}
+
+static MADE_ROOM: AtomicBool = AtomicBool::new(false);
+/// Directories within a job's.
+const DEPTH: u32 = 4;
+
+/// openat(2) that makes room where the process may have no descriptor more: it ends now.
+///
+/// # Safety
+/// `name` is NUL-terminated.
+unsafe fn open(at: i32, name: *const u8, flags: i32) -> Result<usize, i32> {
+    const NOFILE: u32 = libc::RLIMIT_NOFILE;
+    const ROOM: u64 = 64;
+    // SAFETY: per contract; whole structs.
+    unsafe {
+        let now = check(syscall!(libc::SYS_openat, at, name, flags));
+        if now != Err(libc::EMFILE) {
+            return now;
+        }
+        let mut limit = [0u64; 2];
+        syscall!(libc::SYS_prlimit64, 0, NOFILE, 0, &raw mut limit);
+        let more = [limit[1].max(ROOM); 2];
+        if syscall!(libc::SYS_prlimit64, 0, NOFILE, &raw const more, 0) != 0 {
+            let most = [limit[1]; 2];
+            syscall!(libc::SYS_prlimit64, 0, NOFILE, &raw const most, 0);
+        }
+        let again = check(syscall!(libc::SYS_openat, at, name, flags));
+        if again != Err(libc::EMFILE) {
+            return again;
+        }
+        // Those of the program go, once: what is opened below takes their places.
+        if !MADE_ROOM.swap(true, SeqCst) {
+            syscall!(libc::SYS_close_range, 0, DEPTH + 2, 0);
+        }
+        check(syscall!(libc::SYS_openat, at, name, flags))
+    }
 }
 
 /// A writer that is still at work would write into what is about to be removed.
@@ -123,17 +278,12 @@ fn end_writer() {
     }
 }
 
-/// One step for every reader: the directory is renamed to a name that the store takes
-/// for rubbish, then emptied.
-fn remove_job() {
-    let len = JOB_DIR_LEN.load(Acquire);
-    if len == 0 {
-        return;
-    }
-    let job = JOB_DIR.0.get().cast::<u8>();
+/// One step for every reader: the directory (its path with a NUL) is renamed to a name that
+/// the store takes for rubbish, then emptied.
+fn remove_job(job: &[u8]) {
+    let path = &job[..job.len() - 1];
+    let job = job.as_ptr();
     let mut trash = [0u8; PATH_MAX];
-    // SAFETY: `len` bytes and a NUL were written before the length.
-    let path = unsafe { std::slice::from_raw_parts(job, len) };
     let cut = path.iter().rposition(|&b| b == b'/').map_or(0, |i| i + 1);
     let mut n = 0;
     let mut push = |part: &[u8]| {
@@ -153,10 +303,12 @@ fn remove_job() {
     }
     // SAFETY: two NUL-terminated paths of ours.
     unsafe {
-        if syscall!(libc::SYS_rename, job, trash.as_ptr()) != 0 {
+        // Begun once more it has that name already.
+        let renamed = check(syscall!(libc::SYS_rename, job, trash.as_ptr()));
+        if !matches!(renamed, Ok(_) | Err(libc::ENOENT)) {
             return;
         }
-        empty(libc::AT_FDCWD, trash.as_ptr(), 4);
+        empty(libc::AT_FDCWD, trash.as_ptr(), DEPTH);
         syscall!(
             libc::SYS_unlinkat,
             libc::AT_FDCWD,
@@ -176,7 +328,7 @@ const TRASH_PREFIX: &[u8] = b".removed-";
 unsafe fn empty(at: i32, name: *const u8, depth: u32) {
     let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
     // SAFETY: per contract.
-    let Ok(dir) = check(unsafe { syscall!(libc::SYS_openat, at, name, flags) }) else {
+    let Ok(dir) = (unsafe { open(at, name, flags) }) else {
         return;
     };
     let mut buf = [0u64; 256];
@@ -267,6 +419,66 @@ mod tests {
             assert_eq!(left(KeepOnExit::Never, 3, "e"), 0);
             AGENT.has_store.store(false, SeqCst);
             assert!(!set_job_dir(b"relative"));
+        });
+    }
+
+    /// A program that had used up its descriptors, or was ended by several threads at once,
+    /// left the job's files under another name.
+    #[test]
+    fn without_descriptors_and_by_many() {
+        in_child(|| {
+            let root = job("f");
+            configure(KeepOnExit::Failure);
+            let limit = libc::rlimit {
+                rlim_cur: 20,
+                rlim_max: 20,
+            };
+            // SAFETY: a whole struct; opens what there is room for.
+            unsafe {
+                libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+                while libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY) >= 0 {}
+            }
+            let ends = || std::thread::spawn(|| on_exit(0));
+            let ends: Vec<_> = (0..4).map(|_| ends()).collect();
+            ends.into_iter().for_each(|end| end.join().unwrap());
+            // SAFETY: makes room to look.
+            unsafe { libc::close(9) };
+            assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0);
+            std::fs::remove_dir_all(&root).unwrap();
+        });
+    }
+
+    /// `sh script` whose script ended by exec was gone on with, the next time, from before it.
+    #[test]
+    fn jobs_of_programs_before_an_exec() {
+        in_child(|| {
+            let root = job("g");
+            set_owner(b"7 8 boot\n");
+            let jobs = [
+                ("left", "7 8 boot\n"),
+                ("other's", "7 9 boot\n"),
+                ("used", "7 8 boot\n"),
+            ];
+            for (name, owner) in jobs {
+                let dir = root.join(name);
+                std::fs::create_dir_all(dir.join("gen-000001")).unwrap();
+                std::fs::write(dir.join("lock"), owner).unwrap();
+                let lock = std::fs::File::open(dir.join("lock")).unwrap();
+                add_before(dir.as_os_str().as_bytes());
+                if name == "used" {
+                    lock.lock().unwrap();
+                    std::mem::forget(lock);
+                }
+            }
+            add_before(root.join("gone").as_os_str().as_bytes());
+            add_before(b"relative");
+            configure(KeepOnExit::Failure);
+            on_exit(0);
+            let left = std::fs::read_dir(&root).unwrap().flatten();
+            let mut left: Vec<_> = left.map(|entry| entry.file_name()).collect();
+            left.sort();
+            assert_eq!(left, ["other's", "used"]);
+            std::fs::remove_dir_all(&root).unwrap();
         });
     }
 

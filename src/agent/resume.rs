@@ -15,7 +15,7 @@ use crate::agent::checkpoint::increments::prepare_restored;
 use crate::agent::checkpoint::mapped::{self, Mapping};
 use crate::agent::clock::{self, Clocks};
 use crate::agent::collect::signals::{put_back, put_back_own};
-use crate::agent::collect::{keys, process};
+use crate::agent::collect::{keys, process, rare};
 use crate::agent::hooks;
 use crate::agent::procfs::OwnFd;
 use crate::agent::region::{self, Region};
@@ -28,7 +28,8 @@ use crate::agent::{
 };
 use crate::image::codec;
 use crate::image::state::{
-    Manifest, PendingSignal, ProcessState, SchedState, Switches, ThreadState, TimerState, VmaState,
+    DescriptorState, Manifest, PendingSignal, ProcessState, Rare, SchedState, Switches,
+    ThreadState, TimerState, VmaState,
 };
 use crate::persist::table;
 use crate::store::report::RequestResult;
@@ -110,6 +111,10 @@ pub struct Payload {
     pub process: ProcessState,
     pub mdwe: u32,
     pub protection_keys: u32,
+    /// Whom the kernel signals that a descriptor is ready (F_SETOWN_EX), where that is not the
+    /// process: (fd, F_OWNER_*, id).
+    pub owners: Vec<(i32, i32, i32)>,
+    pub rare: Rare,
     /// Ranges that are mappings of image files (start, end, `vma_flag`s), and which
     /// files those are.
     pub mapped: Vec<(u64, u64, u32)>,
@@ -183,6 +188,8 @@ impl Payload {
         self.process.auxv.clear();
         self.mdwe = manifest.privileges.mdwe;
         self.protection_keys = manifest.privileges.protection_keys;
+        self.owners = owners(manifest);
+        self.rare = manifest.rare.clone();
         self.shared = mapped::of(manifest.memory.vmas.iter());
     }
 
@@ -200,6 +207,25 @@ impl Payload {
             }
         }
     }
+}
+
+/// [`Payload::owners`]: the constructor can set no other than the process itself.
+fn owners(manifest: &Manifest) -> Vec<(i32, i32, i32)> {
+    const F_OWNER_PGRP: i32 = 2;
+    let table = &manifest.descriptors;
+    let mut owners = Vec::new();
+    for (index, file) in table.files.iter().enumerate() {
+        let (kind, id) = file.owner;
+        let of_file = |d: &&DescriptorState| d.file as usize == index;
+        let process = kind != F_OWNER_PGRP && id == manifest.process.pid;
+        if id != 0
+            && !process
+            && let Some(d) = table.fds.iter().find(of_file)
+        {
+            owners.push((d.fd, kind, id));
+        }
+    }
+    owners
 }
 
 /// Futex: threads that have left the area.
@@ -471,18 +497,22 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
         });
         let _ = state::wake();
     }
+    let own = (pid, real_pid);
     let real = |tid: i32| {
-        pairs
-            .iter()
-            .find(|(old, _)| *old == tid)
+        let mut all = pairs.iter().chain([&own]);
+        all.find(|(old, _)| *old == tid)
             .map_or(tid, |(_, new)| *new)
     };
-    for thread in &payload.threads {
+    for (index, thread) in payload.threads.iter().enumerate() {
         let tid = real(thread.tid);
         // The leader of a process that goes back may have been changed since.
         let changed = payload.return_value.is_some();
-        attributes::set_sched(tid, &thread.sched, changed);
+        let rare = payload.rare.threads.get(index).copied();
+        attributes::set_sched(tid, &thread.sched, rare.unwrap_or_default(), changed);
     }
+    rare::register(payload.rare.membarrier);
+    let someone = pairs.first().map_or(real_pid, |(_, new)| *new);
+    attributes::set_owners(&payload.owners, someone);
     if let Some(value) = payload.return_value {
         AGENT.return_value.store(value.max(1), Ordering::SeqCst);
     }

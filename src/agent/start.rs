@@ -17,7 +17,7 @@ use crate::agent::track::Probe;
 use crate::agent::{exit, globs, headroom, helper, hooks, log, refusal, request, stop};
 use crate::config::Config;
 use crate::persist::exclude;
-use crate::store::{self, JobKey};
+use crate::store::{self, JobKey, Owner};
 use ckpt_sys::syscall;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::Ordering;
@@ -99,6 +99,16 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
         Err(error) => give_up(format_args!("{error}")),
     };
     let key = job_key(&config);
+    let before = jobs_before(&config, &key);
+    if let (false, Ok(own)) = (before.is_empty(), Owner::current()) {
+        exit::set_owner(&own.to_text(false));
+        for dir in before
+            .iter()
+            .flat_map(|job| INSTANCES.map(|n| job.dir(&root, n)))
+        {
+            exit::add_before(dir.as_os_str().as_bytes());
+        }
+    }
     let own_env: Vec<(Vec<u8>, Vec<u8>)> =
         ours.iter().map(|(n, v)| (n.to_vec(), v.to_vec())).collect();
     let inherited: Vec<(i32, u64, u64)> = inherited_now()
@@ -171,7 +181,7 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
         // SAFETY: constructor, one thread.
         unsafe { request::install_trigger(signo) };
     }
-    mark_owner(pid);
+    mark_owner(pid, &before, &key);
     // Where memory is limited the helper takes its own before the program takes all.
     if (config.interval.is_some() || headroom::limited())
         && let Err(errno) = helper::ensure()
@@ -210,9 +220,21 @@ fn job_key(config: &Config) -> JobKey {
     }
 }
 
-/// Adds `CKPT_OWNER=<pid>` to the environment that children will get. The array is
+/// Instances of a job that are looked at after an exec.
+const INSTANCES: [u32; 4] = [1, 2, 3, 4];
+
+/// The jobs, other than `own`, of the programs that this process was before it called exec.
+fn jobs_before(config: &Config, own: &JobKey) -> Vec<JobKey> {
+    let owner = config.owner.as_deref().unwrap_or_default();
+    let jobs = owner.split(|&byte| byte == b':').skip(1);
+    let jobs = jobs.filter_map(JobKey::exact);
+    jobs.filter(|job| job.as_str() != own.as_str()).collect()
+}
+
+/// Adds `CKPT_OWNER=<pid>:<job>` to the environment that children will get, with the jobs of
+/// the programs before an exec. The array is
 /// copied to our own memory: setenv(3) copes with an array it did not allocate.
-fn mark_owner(pid: i32) {
+fn mark_owner(pid: i32, before: &[JobKey], own: &JobKey) {
     // SAFETY: one thread; the old array stays valid, the new one is never freed.
     unsafe {
         let mut entries: Vec<*mut libc::c_char> = Vec::new();
@@ -226,7 +248,11 @@ fn mark_owner(pid: i32) {
             }
             at = at.add(1);
         }
-        let mark = format!("CKPT_OWNER={pid}\0").into_bytes();
+        let jobs = before
+            .iter()
+            .chain([own])
+            .map(|job| format!(":{}", job.as_str()));
+        let mark = format!("CKPT_OWNER={pid}{}\0", jobs.collect::<String>()).into_bytes();
         entries.push(Box::leak(mark.into_boxed_slice()).as_mut_ptr().cast());
         entries.push(std::ptr::null_mut());
         environ = Box::leak(entries.into_boxed_slice()).as_mut_ptr();

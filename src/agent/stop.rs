@@ -462,6 +462,7 @@ fn drain_own(slot: &Slot, set: u64, tid: i32) {
             }
             count += 1;
         }
+        count = signals::joined(std::slice::from_raw_parts_mut(room, count));
         for k in 0..count {
             let info = room.add(k);
             let signo = *(info as *const i32);

@@ -112,7 +112,7 @@ pub fn main(args: Vec<OsString>, sigpipe_ignored: bool) -> ExitCode {
         Err(error) => {
             let _ = error.print();
             // As env(1): wrong usage must not look like the program's own status.
-            let own = error.use_stderr() && args.get(1).is_some_and(starts_program);
+            let own = error.use_stderr() && verb(&args).is_some_and(starts_program);
             let status = if own {
                 OWN_FAILURE
             } else {
@@ -149,6 +149,19 @@ pub fn main(args: Vec<OsString>, sigpipe_ignored: bool) -> ExitCode {
         let status = error.downcast_ref::<Exit>().map(|exit| exit.status);
         ExitCode::from(status.unwrap_or(default_failure))
     })
+}
+
+/// What stands where the verb belongs: behind the options that all verbs have.
+fn verb(args: &[OsString]) -> Option<&OsString> {
+    let mut rest = args.iter().skip(1);
+    loop {
+        let arg = rest.next()?;
+        match arg.to_str() {
+            Some("--dir") => _ = rest.next(),
+            Some(option) if option.starts_with('-') => {}
+            _ => return Some(arg),
+        }
+    }
 }
 
 fn start_log(verbose: u8) {

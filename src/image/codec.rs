@@ -11,7 +11,7 @@
 use super::PAGE;
 use super::pack::Packed;
 use super::places::Places;
-use super::state::{Base, ClockState, Manifest, ObjectSpace, Privileges};
+use super::state::{Base, ClockState, Manifest, ObjectSpace, Privileges, Rare};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// No manifest or record is larger.
@@ -61,6 +61,11 @@ const OBJECTS_VERSION: u32 = 1;
 /// `Manifest::cwd_object`: without it any directory of that name will do.
 const TAG_CWD: u32 = OPTIONAL | 9;
 const CWD_VERSION: u32 = 1;
+
+/// What few programs ask of the kernel: [`Rare`]. It must be understood: a program that does not
+/// know it would go on without.
+const TAG_RARE: u32 = 10;
+const RARE_VERSION: u32 = 1;
 
 /// Runs of pages as the distance from the end of the run before, and the length, in pages.
 fn gaps(runs: &[(u64, u64)]) -> Vec<(u64, u64)> {
@@ -180,6 +185,14 @@ pub fn encode_region(manifest: &Manifest, packed: Option<&Packed>) -> Result<Vec
         let payload = encode(&manifest.cwd_object)?;
         push_section(&mut region, TAG_CWD, CWD_VERSION, &payload);
     }
+    if manifest.rare != Rare::default() {
+        push_section(
+            &mut region,
+            TAG_RARE,
+            RARE_VERSION,
+            &encode(&manifest.rare)?,
+        );
+    }
     if let Some(packed) = packed {
         push_section(&mut region, TAG_PACKED, PACKED_VERSION, &encode(packed)?);
     }
@@ -244,6 +257,7 @@ struct Sections<'r> {
     clock: Option<&'r [u8]>,
     objects: Option<&'r [u8]>,
     cwd: Option<&'r [u8]>,
+    rare: Option<&'r [u8]>,
 }
 
 impl<'r> Sections<'r> {
@@ -276,6 +290,7 @@ impl<'r> Sections<'r> {
                 (TAG_CLOCK, CLOCK_VERSION) => &mut sections.clock,
                 (TAG_OBJECTS, OBJECTS_VERSION) => &mut sections.objects,
                 (TAG_CWD, CWD_VERSION) => &mut sections.cwd,
+                (TAG_RARE, RARE_VERSION) => &mut sections.rare,
                 _ if tag & OPTIONAL != 0 => continue,
                 _ => return Err(CodecError::Unknown { tag, version }),
             };
@@ -294,6 +309,8 @@ impl<'r> Sections<'r> {
         manifest.memory.objects = objects.unwrap_or_default();
         manifest.clock = self.clock.map(decode).transpose()?.unwrap_or_default();
         manifest.cwd_object = self.cwd.map(decode).transpose()?.unwrap_or_default();
+        manifest.rare = self.rare.map(decode).transpose()?.unwrap_or_default();
+        manifest.descriptors.hung_up = manifest.rare.hung_up.clone();
         manifest.privileges = self.privileges.map(decode).transpose()?.unwrap_or_default();
         let packed = self.rest(&mut manifest)?;
         Ok((manifest, packed))
@@ -312,7 +329,7 @@ impl<'r> Sections<'r> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::state::{Extent, OBJECTS_AT};
+    use super::super::state::{Extent, OBJECTS_AT, RareThread};
     use super::*;
 
     #[test]
@@ -371,6 +388,22 @@ mod tests {
         manifest.privileges.threads = vec![Default::default(); 3];
         manifest.privileges.threads[2].keepcaps = true;
         let region = encode_manifest(&manifest).unwrap();
+        assert_eq!(decode_manifest(&region).unwrap(), manifest);
+    }
+
+    #[test]
+    fn what_few_ask_for_round_trips() {
+        let mut manifest = Manifest::default();
+        let without = encode_manifest(&manifest).unwrap();
+        manifest.rare.membarrier = 1 << 4;
+        manifest.rare.threads = vec![RareThread {
+            ioprio: 3 << 13,
+            deadline: [1, 2, 3],
+        }];
+        manifest.rare.hung_up = vec![4];
+        manifest.descriptors.hung_up = vec![4];
+        let region = encode_manifest(&manifest).unwrap();
+        assert!(without.len() < region.len());
         assert_eq!(decode_manifest(&region).unwrap(), manifest);
     }
 

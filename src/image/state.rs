@@ -32,6 +32,29 @@ pub struct Manifest {
     /// images of older programs.
     #[serde(skip)]
     pub cwd_object: (u64, u64),
+    /// In a section of its own (`codec`).
+    #[serde(skip)]
+    pub rare: Rare,
+}
+
+/// What few programs ask of the kernel.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rare {
+    /// membarrier(2): the MEMBARRIER_CMD_REGISTER_* that are in force.
+    pub membarrier: u32,
+    /// In the order of `Manifest::threads`; those behind the end have nothing of it.
+    pub threads: Vec<RareThread>,
+    /// `DescriptorTable::hung_up`.
+    pub hung_up: Vec<u32>,
+}
+
+/// What few threads have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RareThread {
+    /// ioprio_set(2), 0 where none was set.
+    pub ioprio: u32,
+    /// SCHED_DEADLINE: runtime, deadline and period, ns.
+    pub deadline: [u64; 3],
 }
 
 /// What the process and its threads may do, where that is not the kernel's default.
@@ -408,6 +431,10 @@ pub struct DescriptorTable {
     pub files: Vec<OpenFileState>,
     /// Record and flock locks held.
     pub locks: Vec<FileLock>,
+    /// Pty masters (indices of `files`) whose slave was open and is closed: end of file, and
+    /// not silence. In a section of its own: [`Rare`].
+    #[serde(skip)]
+    pub hung_up: Vec<u32>,
 }
 
 impl DescriptorTable {

@@ -46,7 +46,7 @@ impl Owner {
 
     /// What the lock file holds: one line; a fourth word where the job is the owner's until
     /// its end ([`JobLock::outlive`]).
-    fn to_text(&self, until_its_end: bool) -> Vec<u8> {
+    pub fn to_text(&self, until_its_end: bool) -> Vec<u8> {
         let word = if until_its_end {
             format!(" {UNTIL_ITS_END}")
         } else {

@@ -29,6 +29,10 @@ int main(int argc, char **argv)
         guest_thread(last_thread, NULL);
         pthread_exit(NULL);
     }
+    if (is("exec"))
+        execl("/bin/true", "true", NULL);
+    if (is("exec_false"))
+        execl("/bin/false", "false", NULL);
     if (is("three"))
         exit(3);
     if (is("term"))

@@ -1,7 +1,9 @@
 /* Proves: a pseudo-terminal whose both ends are in the process comes back with its modes,
  * its window size and as what /dev/tty-like calls say it is, and bytes still pass through
- * its line discipline in both directions. */
+ * its line discipline in both directions. A master whose slave has been closed is at its end: after a
+ * restore it was silent, and who reads from it until the end of a program waited for ever. */
 #include "guest.h"
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <termios.h>
 
@@ -23,8 +25,16 @@ int main(void)
     CHECK(tcgetattr(slave, &modes) == 0);
     struct winsize size = {33, 101, 0, 0}, size_now;
     CHECK(ioctl(master, TIOCSWINSZ, &size) == 0);
+    int ended = posix_openpt(O_RDWR | O_NOCTTY), fresh = posix_openpt(O_RDWR | O_NOCTTY | O_NONBLOCK);
+    CHECK(ended >= 0 && fresh >= 0 && grantpt(ended) == 0 && unlockpt(ended) == 0);
+    CHECK(ptsname_r(ended, name, sizeof name) == 0 && close(open(name, O_RDWR | O_NOCTTY)) == 0);
     ROUNDS(round)
     {
+        struct pollfd end[2] = {{ended, POLLIN, 0}, {fresh, POLLIN, 0}};
+        CHECK_EQ(poll(end, 2, 0), 1);
+        CHECK(end[0].revents & POLLHUP);
+        CHECK(read(ended, name, 1) == -1 && errno == EIO);
+        CHECK(read(fresh, name, 1) == -1 && errno == EAGAIN);
         char text[64], back[64];
         CHECK(isatty(slave));
         CHECK(tcgetattr(slave, &now) == 0);

@@ -9,6 +9,8 @@
 #![allow(non_upper_case_globals)]
 
 use super::{RECORDED as RECORDED_BIT, now_ns, sockets};
+use crate::agent::collect::timers;
+use crate::agent::hooks;
 use crate::agent::hooks::frame::CallFrame;
 use ckpt_sys::{callsite, syscall, tls::thread_block};
 use libc::*;
@@ -108,6 +110,28 @@ pub fn timeout_of(nr: i64, args: &[u64; 6]) -> Option<Timeout> {
     }
 }
 
+/// The clock of CPU time that a relative sleep counts by, 0 for all other calls.
+pub fn cpu_clock(nr: i64, args: &[u64; 6]) -> i32 {
+    let clock = args[0] as i32;
+    let sleeps = nr == SYS_clock_nanosleep && args[1] & TIMER_ABSTIME as u64 == 0;
+    match sleeps && timers::is_of_cpu_time(clock) {
+        true => clock,
+        false => 0,
+    }
+}
+
+/// What a call's record counts by now.
+pub fn now_by(clock: i32) -> u64 {
+    if clock == 0 {
+        return now_ns();
+    }
+    let clock = timers::translated(clock, hooks::ids::to_real);
+    let mut time = [0_u64; 2];
+    // SAFETY: the kernel fills both words.
+    unsafe { syscall!(SYS_clock_gettime, clock, &raw mut time) };
+    time[0] * 1_000_000_000 + time[1]
+}
+
 /// Nanoseconds of a timeout; [`FOREVER`] for none and for one that cannot be read
 /// (the kernel will refuse the call).
 pub fn nanoseconds(timeout: Timeout, args: &[u64; 6]) -> u64 {
@@ -173,11 +197,12 @@ pub fn note(frame: &CallFrame) {
         _ if frame.rax == SYS_connect => [sockets::is_connecting(frame.args[0] as i32).into(), 0],
         _ => [0; 2],
     };
+    let clock = cpu_clock(frame.rax, &frame.args);
     // No need to look at the clock when there is nothing to count down.
     let start = match nanoseconds {
         0 => 0,
         FOREVER if !SOCKET_CALLS.contains(&frame.rax) => 0,
-        _ => now_ns(),
+        _ => now_by(clock),
     };
     // SAFETY: the slot's data holds the distance of the address behind the `syscall`; the
     // block is this thread's own. The address is written last: a stop in between finds
@@ -188,6 +213,7 @@ pub fn note(frame: &CallFrame) {
         (&raw mut (*block).call_after).write_volatile(0);
         (&raw mut (*block).call_nr).write_volatile(frame.rax);
         (&raw mut (*block).call_start_ns).write_volatile(start);
+        (&raw mut (*block).call_clock).write_volatile(clock);
         (&raw mut (*block).call_timeout_ns).write_volatile(nanoseconds);
         (&raw mut (*block).remainder).write_volatile(remainder);
         (&raw mut (*block).deadline_shift).write_volatile(0);

@@ -22,7 +22,8 @@ use super::{now_ns, site_after, sockets};
 use crate::agent::hooks;
 use crate::agent::state::RESERVED_BIT;
 use ckpt_sys::callsite::{self, RestartMode, RestartRecord};
-use ckpt_sys::{syscall, tls::thread_block};
+use ckpt_sys::syscall;
+use ckpt_sys::tls::{ThreadBlock, thread_block};
 use libc::*;
 use std::cell::UnsafeCell;
 
@@ -34,7 +35,7 @@ use std::cell::UnsafeCell;
 pub struct Interrupted {
     record: UnsafeCell<RestartRecord>,
     what: What,
-    /// CLOCK_MONOTONIC when that was found.
+    /// CLOCK_MONOTONIC when that was found, or what the call counts by instead.
     found_ns: u64,
 }
 
@@ -92,6 +93,14 @@ impl Interrupted {
         }
     }
 
+    /// CPU time that passes from here on is none of the call's, and after a restore its clock
+    /// begins anew.
+    fn count_cpu_time(&mut self, block: &ThreadBlock) {
+        if block.call_clock != 0 {
+            self.found_ns = entry::now_by(block.call_clock);
+        }
+    }
+
     /// Will [`finish`] restart something, as far as is known now?
     pub fn is_something(&self) -> bool {
         self.what != What::Nothing
@@ -135,6 +144,7 @@ pub unsafe fn prepare(uc: *mut ucontext_t) -> Interrupted {
                 record.args = old.args;
                 record.nr = old.nr;
                 found.what = What::Call;
+                found.count_cpu_time(block);
             } else if old.mode == RestartMode::Rest as u32 && result > 0 {
                 let rest = regs[REG_RDX as usize] as u64;
                 if (result as u64) < rest {
@@ -150,6 +160,7 @@ pub unsafe fn prepare(uc: *mut ucontext_t) -> Interrupted {
             if block.call_after == rip && block.call_handlers == block.handlers_run {
                 record.nr = block.call_nr;
                 found.what = What::Call;
+                found.count_cpu_time(block);
             }
         } else if result == SYS_read
             && block.call_after == rip + 2
@@ -196,7 +207,9 @@ pub unsafe fn prepare_seen(uc: *mut ucontext_t, seen: &SeenCall) -> Interrupted 
             let block = thread_block();
             (*block).call_nr = seen.nr;
             (*block).call_after = rip;
-            (*block).call_start_ns = now_ns();
+            (*block).call_clock = entry::cpu_clock(seen.nr, &seen.args);
+            (*block).call_start_ns = entry::now_by((*block).call_clock);
+            found.count_cpu_time(&*block);
             (*block).call_timeout_ns = entry::nanoseconds(timeout, &seen.args);
             (*block).call_handlers = (*block).handlers_run;
             (*block).deadline_shift = 0;
@@ -237,14 +250,16 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, clock: Cloc
             let rip = (*uc).uc_mcontext.gregs[REG_RIP as usize] as usize;
             let repeats = (callsite::restart()..callsite::restart_end()).contains(&rip);
             if (*block).call_start_ns != 0 && !repeats {
-                (*block).call_start_ns = super::now_ns();
+                (*block).call_start_ns = entry::now_by((*block).call_clock);
             }
             return;
         }
         // What the call has waited, and from when on the rest is counted: the next stop may
         // be on another clock, that of a machine started since.
         let present = super::now_ns();
+        let of_cpu = (*block).call_clock != 0 && interrupted.what == What::Call;
         let until = match clock {
+            _ if of_cpu => interrupted.found_ns,
             Clock::Runs => present,
             Clock::StoodStill { stopped_ns } => stopped_ns,
         };
@@ -254,7 +269,12 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, clock: Cloc
             until.wrapping_sub((*block).call_start_ns)
         };
         if (*block).call_start_ns != 0 {
-            (*block).call_start_ns = present.wrapping_sub(spent).max(1);
+            let now = if of_cpu {
+                entry::now_by((*block).call_clock)
+            } else {
+                present
+            };
+            (*block).call_start_ns = now.wrapping_sub(spent).max(1);
         }
         if program_signal_waits(uc, record) {
             // The frame keeps its EINTR or its short count.
@@ -374,7 +394,7 @@ fn record_place(uc: usize, stack: usize, record: &RestartRecord) -> usize {
 /// # Safety
 /// In the interrupted thread; `record` describes a call with an entry record.
 unsafe fn recompute(
-    block: *mut ckpt_sys::tls::ThreadBlock,
+    block: *mut ThreadBlock,
     record: &mut RestartRecord,
     args: &mut [u64; 6],
     spent: u64,
@@ -389,7 +409,7 @@ unsafe fn recompute(
     // SAFETY: as above. The next stop counts from here.
     unsafe {
         (*block).call_timeout_ns = left;
-        (*block).call_start_ns = super::now_ns();
+        (*block).call_start_ns = entry::now_by((*block).call_clock);
     }
     let timeout = entry::timeout_of(record.nr, &record.args).unwrap_or(Timeout::None);
     if left == FOREVER {
@@ -419,7 +439,7 @@ unsafe fn recompute(
 ///
 /// # Safety
 /// In the interrupted thread, after [`recompute`].
-unsafe fn prepare_remainder(block: &ckpt_sys::tls::ThreadBlock, record: &mut RestartRecord) {
+unsafe fn prepare_remainder(block: &ThreadBlock, record: &mut RestartRecord) {
     record.remainder_at = 0;
     if let Some(at) = entry::remainder(record.nr, &record.args) {
         record.remainder_at = at as u64;
@@ -434,7 +454,7 @@ unsafe fn prepare_remainder(block: &ckpt_sys::tls::ThreadBlock, record: &mut Res
 ///
 /// # Safety
 /// In the interrupted thread.
-unsafe fn tell_remainder(block: &ckpt_sys::tls::ThreadBlock, record: &RestartRecord, spent: u64) {
+unsafe fn tell_remainder(block: &ThreadBlock, record: &RestartRecord, spent: u64) {
     if let Some(at) = entry::remainder(record.nr, &record.args) {
         // SAFETY: the kernel has just written there. A sleep that is over was still going
         // on when the signal came, so something remains.

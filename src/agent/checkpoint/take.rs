@@ -5,7 +5,9 @@ use super::files::Beginning;
 use super::increments::{Ahead, Increments, with_own};
 use super::{CheckpointError, mapped, refused, store_error};
 use crate::agent::collect::descriptors::{self, ContentSink, InheritedFd, Known, Target};
-use crate::agent::collect::{credentials, identity, keys, memory, process, signals, threads};
+use crate::agent::collect::{
+    credentials, identity, keys, memory, process, rare, signals, threads, timers,
+};
 use crate::agent::outputs::keep::{self, Output};
 use crate::agent::settings::Settings;
 use crate::agent::side::SideBuffer;
@@ -378,6 +380,12 @@ fn collect(
     }
     let mut thread_states = threads::collect(stopped, &settings.affinity);
     let (signals, timers) = signals::collect(stopped, &mut thread_states);
+    if let Some(timer) = timers::nobodys(&timers) {
+        return Err(CheckpointError::Refused(format!(
+            "timer {} (timer_create) counts the CPU time of a thread, it is not known which",
+            timer.id
+        )));
+    }
     let process = process::collect(first).map_err(refused)?;
     let privileges = Privileges {
         credentials: settings.credentials.clone(),
@@ -406,6 +414,8 @@ fn collect(
     if !flags_known && (!net || hooks::memory::special_advice_seen()) {
         plan.read_flags();
     }
+    let mut rare = rare::collect(&thread_states);
+    rare.hung_up = descriptors.hung_up.clone();
     let mut manifest = Manifest {
         identity: identity::collect(),
         process,
@@ -421,6 +431,7 @@ fn collect(
         },
         clock: clock::collect(stopped.rips()),
         cwd_object: process::cwd_object(first),
+        rare,
         ..Manifest::default()
     };
     let outputs = keep::scan(&manifest, first);

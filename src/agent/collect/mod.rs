@@ -11,6 +11,7 @@ pub mod keys;
 pub mod memory;
 pub mod objects;
 pub mod process;
+pub mod rare;
 pub mod signals;
 pub mod threads;
 pub mod timers;

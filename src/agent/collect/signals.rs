@@ -39,6 +39,51 @@ pub unsafe fn take(set: u64) -> Option<PendingSignal> {
     })
 }
 
+/// Which timer of timer_create has sent this: signal, timer and value.
+fn timer_of(info: &[u8]) -> Option<(i32, i32, u64)> {
+    let word = |at: usize| i32::from_ne_bytes(info[at..at + 4].try_into().unwrap_or_default());
+    let value = u64::from_ne_bytes(info[24..32].try_into().unwrap_or_default());
+    (word(CODE) == libc::SI_TIMER).then(|| (word(0), word(TIMER), value))
+}
+
+/// Places in a siginfo.
+const CODE: usize = 8;
+const TIMER: usize = 16;
+const OVERRUN: usize = 20;
+
+/// Counts another signal of the same timer in the first one's overruns.
+fn count_in(first: &mut [u8], other: &[u8]) {
+    let overrun = |info: &[u8]| {
+        let bytes = info[OVERRUN..OVERRUN + 4].try_into().unwrap_or_default();
+        i32::from_ne_bytes(bytes).max(0)
+    };
+    let all = overrun(first)
+        .saturating_add(overrun(other))
+        .saturating_add(1);
+    first[OVERRUN..OVERRUN + 4].copy_from_slice(&all.to_ne_bytes());
+}
+
+/// A signal of a timer that waits is one, however often the timer expires. Taken by us it is
+/// the timer's no more, which sends another: each checkpoint added one, until there was no
+/// room for signals any more. They are one again here; how many are left.
+pub fn joined(infos: &mut [[u8; SIGINFO_LEN]]) -> usize {
+    let mut kept = 0;
+    for next in 0..infos.len() {
+        let (before, rest) = infos.split_at_mut(next);
+        let info = &rest[0];
+        let timer = timer_of(info);
+        let same = |other: &&mut [u8; SIGINFO_LEN]| timer_of(&other[..]) == timer;
+        match timer.and_then(|_| before[..kept].iter_mut().find(same)) {
+            Some(first) => count_in(first, info),
+            None => {
+                infos[kept] = infos[next];
+                kept += 1;
+            }
+        }
+    }
+    kept
+}
+
 /// Puts a signal back on the process's queue, with the sender's information as it was.
 ///
 /// The kernel lets nobody but the *thread* `pid` itself queue a signal that claims to come
@@ -149,11 +194,16 @@ fn pending(stopped: &Stopped, threads: &mut [ThreadState], sent: &Sent) -> Vec<P
         discard_own();
         shared = waiting();
     }
-    let mut process = Vec::new();
+    let mut process: Vec<PendingSignal> = Vec::new();
     if shared != 0 {
         // SAFETY: the helper has none of its own: what it takes is the process's.
         while let Some(signal) = unsafe { take(shared) } {
-            process.push(signal);
+            let timer = timer_of(&signal.info);
+            let same = |other: &&mut PendingSignal| timer_of(&other.info) == timer;
+            match timer.and_then(|_| process.iter_mut().find(same)) {
+                Some(first) => count_in(&mut first.info, &signal.info),
+                None => process.push(signal),
+            }
         }
     }
     let few = FEW.contains(&threads.len());
@@ -183,4 +233,42 @@ fn pending(stopped: &Stopped, threads: &mut [ThreadState], sent: &Sent) -> Vec<P
         put_back(signal);
     }
     process
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(signo: i32, code: i32, timer: i32, overrun: i32) -> [u8; SIGINFO_LEN] {
+        let mut info = [0; SIGINFO_LEN];
+        for (at, word) in [(0, signo), (CODE, code), (TIMER, timer), (OVERRUN, overrun)] {
+            info[at..at + 4].copy_from_slice(&word.to_ne_bytes());
+        }
+        info
+    }
+
+    #[test]
+    fn signals_of_one_timer_are_one() {
+        let queued = info(40, libc::SI_QUEUE, 1, 2);
+        let mut infos = [
+            info(40, libc::SI_TIMER, 1, 2),
+            queued,
+            info(40, libc::SI_TIMER, 0, 0),
+            queued,
+            info(40, libc::SI_TIMER, 1, 0),
+            info(41, libc::SI_TIMER, 1, 0),
+            info(40, libc::SI_TIMER, 1, i32::MAX),
+        ];
+        let kept = joined(&mut infos);
+        let left = [
+            info(40, libc::SI_TIMER, 1, i32::MAX),
+            queued,
+            info(40, libc::SI_TIMER, 0, 0),
+            queued,
+            info(41, libc::SI_TIMER, 1, 0),
+        ];
+        assert_eq!(infos[..kept], left);
+        assert_eq!(joined(&mut infos[..kept]), kept);
+        assert_eq!(joined(&mut []), 0);
+    }
 }

@@ -11,6 +11,55 @@ fn ns(seconds: u64, nanoseconds: u64) -> u64 {
     seconds * 1_000_000_000 + nanoseconds
 }
 
+/// Clocks of CPU time (timer_create(2), clock_gettime(2)) are negative and hold the inverted id
+/// of a process or thread; 0 stands for the caller.
+const CPU_CLOCK_KINDS: i32 = 0b111;
+/// Not CPU time: of a device that is open.
+const OF_DESCRIPTOR: i32 = 3;
+const OF_THREAD: i32 = 4;
+const SCHEDULED: i32 = 2;
+
+/// The clock of the CPU time of a thread.
+pub fn thread_clock(tid: i32) -> i32 {
+    !tid << 3 | OF_THREAD | SCHEDULED
+}
+
+/// Whose CPU time does it count? `None`: nobody's; 0: the caller's.
+fn cpu_clock_of(clock: i32) -> Option<i32> {
+    match clock {
+        libc::CLOCK_PROCESS_CPUTIME_ID | libc::CLOCK_THREAD_CPUTIME_ID => Some(0),
+        0.. => None,
+        _ if clock & CPU_CLOCK_KINDS == OF_DESCRIPTOR => None,
+        _ => Some(!(clock >> 3)),
+    }
+}
+
+/// Does it count CPU time?
+pub fn is_of_cpu_time(clock: i32) -> bool {
+    cpu_clock_of(clock).is_some()
+}
+
+/// The same clock with the id that `translate` has for whom it is of.
+pub fn translated(clock: i32, translate: impl Fn(i32) -> i32) -> i32 {
+    match cpu_clock_of(clock) {
+        None | Some(0) => clock,
+        Some(id) => !translate(id) << 3 | clock & CPU_CLOCK_KINDS,
+    }
+}
+
+/// Does it count the CPU time of the thread that calls timer_create?
+pub fn of_calling_thread(clock: i32) -> bool {
+    let thread = clock == libc::CLOCK_THREAD_CPUTIME_ID || clock & OF_THREAD != 0;
+    thread && cpu_clock_of(clock) == Some(0)
+}
+
+/// A timer of some thread's CPU time of which nobody knows which thread's: the hook that names
+/// it (`hooks::own_clock`) was not there.
+pub fn nobodys(timers: &TimerState) -> Option<&PosixTimer> {
+    let mut posix = timers.posix.iter();
+    posix.find(|timer| of_calling_thread(timer.clock))
+}
+
 /// Is one of them running?
 pub fn any_runs(state: &TimerState) -> bool {
     let posix = state.posix.iter().any(|timer| timer.remaining_ns != 0);
@@ -28,16 +77,21 @@ pub fn expired_between(before: &TimerState, after: &TimerState) -> bool {
         || posix.any(|(b, a)| expired(b.remaining_ns, a.remaining_ns))
 }
 
+/// What remains of ITIMER_REAL and its like, and the interval.
+pub fn itimer(which: usize) -> (u64, u64) {
+    let mut value = [0u64; 4]; // struct itimerval: interval, value in (s, us)
+    // SAFETY: the kernel fills the struct.
+    unsafe { syscall!(libc::SYS_getitimer, which, &mut value) };
+    (ns(value[2], value[3] * 1000), ns(value[0], value[1] * 1000))
+}
+
 /// Reads /proc/self/timers (needs CONFIG_CHECKPOINT_RESTORE; without it: no file,
 /// and a program with POSIX timers cannot be told from one without).
 pub fn collect() -> TimerState {
-    let mut state = TimerState::default();
-    for which in 0..3usize {
-        let mut value = [0u64; 4]; // struct itimerval: interval, value in (s, us)
-        // SAFETY: the kernel fills the struct.
-        unsafe { syscall!(libc::SYS_getitimer, which, &mut value) };
-        state.itimers[which] = (ns(value[2], value[3] * 1000), ns(value[0], value[1] * 1000));
-    }
+    let mut state = TimerState {
+        itimers: [0, 1, 2].map(itimer),
+        ..TimerState::default()
+    };
     let text = procfs::read_file(b"/proc/self/timers").unwrap_or_default();
     let mut timer: Option<PosixTimer> = None;
     for line in text.split(|&b| b == b'\n') {
@@ -87,7 +141,8 @@ pub fn collect() -> TimerState {
             }
             b"ClockID" => {
                 if let Some(t) = &mut timer {
-                    t.clock = procfs::number(value).unwrap_or(0) as i32;
+                    let clock = procfs::number(value).unwrap_or(0) as i32;
+                    t.clock = translated(clock, hooks::ids::to_virtual);
                 }
             }
             _ => {}
@@ -104,4 +159,29 @@ pub fn collect() -> TimerState {
         t.overrun = unsafe { syscall!(libc::SYS_timer_getoverrun, t.id) } as i32;
     }
     state
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_of_cpu_time_name_whose_it_is() {
+        let plus = |id| id + 1000;
+        assert_eq!(translated(thread_clock(77), plus), thread_clock(1077));
+        assert_eq!(translated(libc::CLOCK_MONOTONIC, plus), 1);
+        // The caller's, as the kernel has it and as glibc asks for it.
+        for own in [libc::CLOCK_THREAD_CPUTIME_ID, -2, thread_clock(0)] {
+            assert!(of_calling_thread(own), "{own}");
+            assert_eq!(translated(own, plus), own);
+        }
+        // The process's, a device's, a named thread's.
+        let device = !5 << 3 | OF_DESCRIPTOR;
+        for other in [2, -6, device, thread_clock(77), libc::CLOCK_BOOTTIME] {
+            assert!(!of_calling_thread(other), "{other}");
+        }
+        assert_eq!(translated(device, plus), device);
+        let process = !77 << 3 | SCHEDULED;
+        assert_eq!(translated(process, plus), !1077 << 3 | SCHEDULED);
+    }
 }

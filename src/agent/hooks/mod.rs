@@ -10,6 +10,7 @@
 //! | [`memory`], [`ranges`], [`maps`] | ranges mapped from our image after a lazy restore |
 //! | [`ids`] | old pid and tids after a restore with new ones |
 //! | [`clock`] | times of clocks that go on after a reboot |
+//! | [`listening`] | TCP servers leave their addresses to the next life |
 //! | [`senders`] | who sent a signal, after such a restore |
 //! | [`sent`] | which threads were sent one |
 //! | [`files`] | what modifies files, names and attributes |
@@ -17,9 +18,10 @@
 //! | [`privileges`] | what the program may do: ids, capabilities, landlock, chroot |
 //! | [`user`] | the program's memory without crashes |
 //!
-//! Timers need no hook: what alarm, setitimer and timerfd hold can be read during the stop, a
+//! Timers need next to no hook: what alarm, setitimer and timerfd hold can be read during the stop, a
 //! timer of timer_create keeps its number over a restore (the restorer asks for that
-//! number), and only its thread id is translated ([`ids`]).
+//! number), and its thread id is translated ([`ids`]). Only one of the calling thread's CPU time
+//! must name that thread ([`own_clock`]).
 
 pub mod altstack;
 pub mod clock;
@@ -28,6 +30,7 @@ pub mod foreign;
 pub mod frame;
 pub mod frames;
 pub mod ids;
+pub mod listening;
 pub mod maps;
 pub mod masks;
 pub mod memory;
@@ -45,9 +48,10 @@ pub mod testing;
 pub mod user;
 
 use crate::agent::callsites::HOOKED;
+use crate::agent::collect::timers;
 use crate::agent::refusal;
 use crate::agent::resume::ImageFile;
-use crate::agent::state::AGENT;
+use crate::agent::state::{AGENT, is_agents_process};
 use crate::agent::track::{fault, touch};
 use ckpt_sys::tls::thread_block;
 use frame::{CallFrame, Verdict};
@@ -85,6 +89,9 @@ const ADVICE_CALLS: &[libc::c_long] = &[
 /// Limits: what we have reserved of an address space that becomes small must go.
 const LIMIT_CALLS: &[libc::c_long] = &[libc::SYS_setrlimit, libc::SYS_prlimit64];
 
+/// Timers of the calling thread's CPU time, servers.
+const SELDOM_CALLS: &[libc::c_long] = &[libc::SYS_timer_create, libc::SYS_listen];
+
 /// Only after a lazy restore.
 const IMAGE_CALLS: &[libc::c_long] = &[libc::SYS_mprotect, libc::SYS_pkey_mprotect];
 
@@ -116,6 +123,7 @@ fn table_of_others() -> [u8; 512] {
     sent::CALLS.iter().for_each(|(nr, _)| mark(&[*nr]));
     mark(ADVICE_CALLS);
     mark(LIMIT_CALLS);
+    mark(SELDOM_CALLS);
     mark(process::NUMBERS);
     mark(privileges::NUMBERS);
     if ranges::active() {
@@ -196,6 +204,8 @@ fn handle(frame: &mut CallFrame) -> Verdict {
         libc::SYS_madvise => return memory::madvise(frame),
         libc::SYS_mlock | libc::SYS_mlock2 | libc::SYS_munlock => return memory::mlock(frame),
         libc::SYS_mlockall | libc::SYS_munlockall => return memory::mlockall(frame),
+        libc::SYS_timer_create => own_clock(frame),
+        libc::SYS_listen => listening::listen(frame),
         libc::SYS_mmap => memory::mmap(frame),
         libc::SYS_setrlimit | libc::SYS_prlimit64 => memory::limited(frame),
         libc::SYS_mremap => return memory::mremap(frame),
@@ -223,6 +233,14 @@ fn handle(frame: &mut CallFrame) -> Verdict {
         return Verdict::Done;
     }
     process::dispatch(frame)
+}
+
+/// A timer that counts the CPU time of the thread that makes it: which one that was the kernel
+/// tells nobody, unless the clock says it.
+fn own_clock(frame: &mut CallFrame) {
+    if timers::of_calling_thread(frame.args[0] as i32) && is_agents_process() {
+        frame.args[0] = timers::thread_clock(ids::own_tid()) as u64;
+    }
 }
 
 /// What a restore tells the hooks.

@@ -2,6 +2,7 @@
 //!
 //! New helper thread, the program's threads waiting.
 
+use crate::agent::collect::timers::{itimer, translated};
 use crate::agent::log;
 use crate::image::state::{PosixTimer, TimerState};
 use ckpt_sys::syscall;
@@ -10,18 +11,43 @@ fn split(ns: u64) -> (u64, u64) {
     (ns / 1_000_000_000, ns % 1_000_000_000)
 }
 
-/// Sets all; those in `kept` exist. `real` tells the number of a thread.
-pub fn set(timers: &TimerState, kept: &[i32], real: &dyn Fn(i32) -> i32) {
-    for (which, &(remaining, interval)) in timers.itimers.iter().enumerate() {
+/// Microseconds until it expires, and its interval.
+fn set_itimer(which: usize, remaining_us: u64, interval_us: u64) {
+    const SECOND: u64 = 1_000_000;
+    let value = [
+        interval_us / SECOND,
+        interval_us % SECOND,
+        remaining_us / SECOND,
+        remaining_us % SECOND,
+    ];
+    // SAFETY: a struct itimerval.
+    unsafe { syscall!(libc::SYS_setitimer, which, &value, 0) };
+}
+
+fn set_itimers(itimers: &[(u64, u64); 3]) {
+    for (which, &(remaining, interval)) in itimers.iter().enumerate() {
+        let (remaining, interval) = (remaining / 1000, interval / 1000);
         if remaining == 0 && interval == 0 {
             continue;
         }
-        let (value_s, value_ns) = split(remaining.max(1000));
-        let (interval_s, interval_ns) = split(interval);
-        let value = [interval_s, interval_ns / 1000, value_s, value_ns / 1000];
-        // SAFETY: a struct itimerval.
-        unsafe { syscall!(libc::SYS_setitimer, which, &value, 0) };
+        if which == libc::ITIMER_REAL as usize {
+            set_itimer(which, remaining.max(1), interval);
+            continue;
+        }
+        // One of CPU time keeps its interval when it is stopped: it was started here, and its
+        // signal ended a program that had no handler.
+        set_itimer(which, remaining, interval);
+        // The kernel adds a tick, which would be one more in each life.
+        let more = (itimer(which).0 / 1000).saturating_sub(remaining);
+        if (1..remaining).contains(&more) {
+            set_itimer(which, remaining - more, interval);
+        }
     }
+}
+
+/// Sets all; those in `kept` exist. `real` tells the number of a thread.
+pub fn set(timers: &TimerState, kept: &[i32], real: &dyn Fn(i32) -> i32) {
+    set_itimers(&timers.itimers);
     for timer in &timers.posix {
         let made = if kept.contains(&timer.id) {
             Ok(())
@@ -61,15 +87,16 @@ fn make_timer(timer: &PosixTimer, real: &dyn Fn(i32) -> i32) -> Result<(), i32> 
         tid: if timer.tid != 0 { real(timer.tid) } else { 0 },
         pad: [0; 11],
     };
+    let clock = translated(timer.clock, real);
     // SAFETY: valid structs throughout.
     unsafe {
         let by_id = syscall!(libc::SYS_prctl, PR_TIMER_CREATE_RESTORE_IDS, 1, 0, 0, 0) == 0;
         let mut id = timer.id;
-        let mut result = syscall!(libc::SYS_timer_create, timer.clock, &event, &mut id);
+        let mut result = syscall!(libc::SYS_timer_create, clock, &event, &mut id);
         let mut tries = 0;
         while !by_id && result == 0 && id != timer.id && tries < MAX_TRIES {
             syscall!(libc::SYS_timer_delete, id);
-            result = syscall!(libc::SYS_timer_create, timer.clock, &event, &mut id);
+            result = syscall!(libc::SYS_timer_create, clock, &event, &mut id);
             tries += 1;
         }
         if by_id {

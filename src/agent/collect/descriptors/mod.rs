@@ -28,7 +28,7 @@ pub mod sys;
 mod tty;
 
 use crate::agent::collect::Refusal;
-use crate::agent::hooks::pinned;
+use crate::agent::hooks::{ids, pinned};
 use crate::agent::refusal;
 use crate::image::state::{
     DescriptorState, DescriptorTable, Extent, FileKind, OpenFileState, QueuedData,
@@ -238,6 +238,9 @@ pub fn collect(
         let kind = classify(&mut collector, file)?;
         let raw = &collector.raws[collector.lead[file]];
         let (owner, owner_sig) = owner(&collector, raw, &kind)?;
+        if matches!(kind, FileKind::PtyMaster { .. }) && tty::is_hung_up(&collector, raw) {
+            table.hung_up.push(file as u32);
+        }
         table.files.push(OpenFileState {
             flags: raw.flags(),
             pos: raw.info.pos,
@@ -324,13 +327,22 @@ fn classify(c: &mut Collector, file: usize) -> Result<FileKind, Refusal> {
     }
 }
 
-/// F_SETOWN and F_SETSIG. Asked for only where signals can be meant: on sockets
-/// and where O_ASYNC is set (a duplicate per regular file would cost much).
+/// F_SETOWN and F_SETSIG. Asked for only where signals can be meant: on sockets, pipes and the
+/// like, and where O_ASYNC is set (a duplicate per regular file would cost much).
 fn owner(c: &Collector, raw: &Raw, kind: &FileKind) -> Result<((i32, i32), i32), Refusal> {
     const F_GETSIG: i32 = 11;
     const F_GETOWN_EX: i32 = 16;
-    let is_socket = matches!(kind, FileKind::Socket(_));
-    if !is_socket && raw.info.flags & libc::O_ASYNC as u32 == 0 {
+    const F_OWNER_PGRP: i32 = 2;
+    let signals = matches!(
+        kind,
+        FileKind::Socket(_)
+            | FileKind::Pipe { .. }
+            | FileKind::Fifo { .. }
+            | FileKind::Tty { .. }
+            | FileKind::PtyMaster { .. }
+            | FileKind::Inotify { .. }
+    );
+    if !signals && raw.info.flags & libc::O_ASYNC as u32 == 0 {
         return Ok(((0, 0), 0));
     }
     let dup = c.duplicate(raw)?;
@@ -339,7 +351,12 @@ fn owner(c: &Collector, raw: &Raw, kind: &FileKind) -> Result<((i32, i32), i32),
     if sys::fcntl(dup.raw(), F_GETOWN_EX, owner.as_mut_ptr() as usize).is_err() || owner[1] == 0 {
         return Ok(((0, 0), sig));
     }
-    Ok(((owner[0], owner[1]), sig))
+    // As the program knows them.
+    let id = match owner[0] {
+        F_OWNER_PGRP => ids::group_to_virtual(owner[1]),
+        _ => ids::to_virtual(owner[1]),
+    };
+    Ok(((owner[0], id), sig))
 }
 
 /// No bytes in flight.

@@ -8,6 +8,7 @@ use super::peek::{self, PeekError};
 use super::sockdiag::{UnixDiag, UnixInfo};
 use super::{Collector, Raw, sockopts, sys};
 use crate::agent::collect::Refusal;
+use crate::agent::hooks::listening::leaves_its_address;
 use crate::image::state::{DescriptorTable, FileKind, SocketRole, SocketState};
 
 /// TCP states that matter here.
@@ -45,7 +46,12 @@ pub(super) fn collect(c: &mut Collector, at: usize) -> Result<FileKind, Refusal>
     let inet = domain == libc::AF_INET || domain == libc::AF_INET6;
     match (domain, ty) {
         (libc::AF_UNIX, _) => unix(raw, fd, &mut s)?,
-        (_, libc::SOCK_STREAM) if inet => tcp(raw, fd, &mut s)?,
+        (_, libc::SOCK_STREAM) if inet => {
+            tcp(raw, fd, &mut s)?;
+            if s.role != SocketRole::Idle && !c.started_with(raw) {
+                leave_the_address(fd, &mut s);
+            }
+        }
         (_, libc::SOCK_DGRAM) if inet => {
             s.receive = queue(raw, peek::messages(fd, false))?;
         }
@@ -146,6 +152,16 @@ fn tcp(raw: &Raw, fd: i32, s: &mut SocketState) -> Result<(), Refusal> {
         _ => SocketRole::Outside,
     };
     Ok(())
+}
+
+/// A program that had not set SO_REUSEADDR was refused for a minute with "address in use": by
+/// what its killed life had left of its connections.
+fn leave_the_address(fd: i32, s: &mut SocketState) {
+    const REUSE: (i32, i32) = (libc::SOL_SOCKET, libc::SO_REUSEADDR);
+    let kept = s.options.iter_mut().find(|o| (o.0, o.1) == REUSE);
+    if let Some((.., value)) = kept.filter(|_| leaves_its_address(fd)) {
+        *value = 1i32.to_ne_bytes().to_vec();
+    }
 }
 
 /// Two addresses as the other end would give them: an IPv4 address mapped into

@@ -104,3 +104,9 @@ fn master(c: &Collector, raw: &Raw) -> Result<FileKind, Refusal> {
         winsize: winsize.to_vec(),
     })
 }
+
+/// Has the last descriptor of a master's slave been closed?
+pub(super) fn is_hung_up(c: &Collector, master: &Raw) -> bool {
+    let dup = c.duplicate(master);
+    dup.is_ok_and(|dup| sys::poll_now(dup.raw(), 0) & libc::POLLHUP != 0)
+}

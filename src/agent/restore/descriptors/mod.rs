@@ -71,8 +71,6 @@ pub struct Restored {
 pub enum Late {
     /// `fcntl(fd, F_ADD_SEALS, seals)` after shared mappings have been made.
     Seals { fd: RawFd, seals: u32 },
-    /// `fcntl(fd, F_SETOWN_EX, owner)` and `F_SETSIG` once the thread exists.
-    Owner { fd: RawFd, owner: (i32, i32) },
     /// A POSIX record lock, to be taken once more (`fcntl(fd, F_SETLK)`) after the
     /// last descriptor of any mapped or otherwise examined file has been closed:
     /// closing one drops the process's locks on that file.
@@ -291,28 +289,22 @@ impl<'a, 'c> Restorer<'a, 'c> {
         Ok(())
     }
 
-    /// A process id of the program is this process; a thread other than the first does not
-    /// exist yet.
+    /// F_SETSIG, and F_SETOWN where that is the process: an id of the program's is this process
+    /// then. Threads do not exist yet, and become owners later, as groups do (`resume`).
     fn set_owner(&mut self, file: usize, fd: RawFd) {
         const F_SETSIG: i32 = 10;
         const F_SETOWN_EX: i32 = 15;
-        const F_OWNER_TID: i32 = 0;
+        const F_OWNER_PGRP: i32 = 2;
         let state = self.state(file);
         if state.owner_sig != 0 {
             let _ = sys::fcntl(fd, F_SETSIG, state.owner_sig as usize);
         }
         let (kind, id) = state.owner;
-        if id == 0 {
-            return;
-        }
-        let own = id == self.ctx.program_pid;
-        // SAFETY: getpid has no arguments.
-        let real = unsafe { ckpt_sys::syscall!(libc::SYS_getpid) } as i32;
-        let mut arg = [kind, if own { real } else { id }];
-        let late = kind == F_OWNER_TID && !own;
-        if late || sys::fcntl(fd, F_SETOWN_EX, arg.as_mut_ptr() as usize).is_err() {
-            let owner = (kind, id);
-            self.out.late.push(Late::Owner { fd, owner });
+        if kind != F_OWNER_PGRP && id == self.ctx.program_pid {
+            // SAFETY: getpid has no arguments.
+            let real = unsafe { ckpt_sys::syscall!(libc::SYS_getpid) } as i32;
+            let mut arg = [kind, real];
+            let _ = sys::fcntl(fd, F_SETOWN_EX, arg.as_mut_ptr() as usize);
         }
     }
 }

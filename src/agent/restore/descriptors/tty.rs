@@ -153,6 +153,9 @@ pub(super) fn master(r: &mut Restorer, file: usize) -> Result<Fd, RestoreError> 
         ));
     }
     set_modes(fd.raw(), termios);
+    if r.table.hung_up.contains(&(file as u32)) {
+        open_once(fd.raw()).map_err(|e| r.fail(file, "pty master", e))?;
+    }
     let mut lock = i32::from(*locked);
     let _ = sys::ioctl(fd.raw(), TIOCSPTLCK, &mut lock);
     let mut mode = i32::from(*packet);
@@ -186,6 +189,17 @@ pub(super) fn stand_in(r: &mut Restorer, file: usize, path: &[u8]) -> Result<Fd,
     }
     // No terminal at all any more: one that has been hung up.
     hung_up().map_err(fail)
+}
+
+/// A master whose slave has been opened and closed says so to who reads from it: whoever
+/// waited there for the end of a program would wait for ever.
+fn open_once(master: i32) -> Result<(), i32> {
+    let mut unlock = 0i32;
+    sys::ioctl(master, TIOCSPTLCK, &mut unlock)?;
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    let slave = sys::ioctl_int(master, TIOCGPTPEER, flags as usize)?;
+    sys::close(slave as i32);
+    Ok(())
 }
 
 /// A pty slave whose master is gone.

@@ -79,14 +79,6 @@ pub fn late(tape: &mut Tape, work: &Late, area: &mut Area) {
                 [*fd as u64, F_ADD_SEALS, *seals as u64, 0, 0, 0],
             );
         }
-        // The thread does not exist yet: the process is the owner.
-        Late::Owner { fd, owner } => {
-            tape.op(
-                libc::SYS_fcntl,
-                OP_MAY_FAIL,
-                [*fd as u64, libc::F_SETOWN as u64, owner.1 as u64, 0, 0, 0],
-            );
-        }
         // Opening and closing mapped files has dropped the locks on them.
         Late::PosixLock(lock) => {
             let at = area.put_slice(&[Late::flock(lock)]);
