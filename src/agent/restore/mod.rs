@@ -29,12 +29,12 @@ use crate::agent::region::{self, Region};
 use crate::agent::resume::{HelperArgs, Payload, ThreadRecord};
 use crate::agent::rollback::check::Protected;
 use crate::agent::stop::rseq_area;
-use crate::agent::{clock, hooks, log, procfs};
+use crate::agent::{clock, hooks, log, procfs, settings};
 use crate::config::RestoreMethod;
 use crate::errno::Errno;
 use crate::image::chain::ChainError;
 use crate::image::codec;
-use crate::image::state::{FileKind, Manifest, VmaKind};
+use crate::image::state::{FileKind, Manifest, OpenFileState, VmaKind};
 use crate::store::RawFs;
 use crate::store::find::FoundMember;
 use crate::store::working_set::WorkingSet;
@@ -563,6 +563,15 @@ fn restore_descriptors(
         .iter()
         .map(|i| (i.fd, i.dev, i.ino))
         .collect();
+    // What the program had put elsewhere for a while at the checkpoint comes back to its number.
+    let given = settings::get().map_or(&[][..], |s| &s.inherited);
+    for &(fd, dev, ino) in given {
+        let is_it = |file: &OpenFileState| matches!(&file.kind, FileKind::Regular { dev: d, ino: i, .. } if (*d, *i) == (dev, ino));
+        let known = payload.inherited.iter().any(|known| known.0 == fd);
+        if !known && manifest.descriptors.files.iter().any(is_it) {
+            payload.inherited.push((fd, dev, ino));
+        }
+    }
     Ok(restored.late)
 }
 

@@ -359,7 +359,9 @@ impl Session {
                 fd: None,
                 any_fd: None,
             };
-            self.ensure_row(&file, 0);
+            if self.ensure_row(&file, 0) {
+                self.inner.strays(&stat.id, path.bytes());
+            }
         }
     }
 
