@@ -115,9 +115,17 @@ fn a_prepared_copy_is_made_and_used() {
     let cache = Cache::Directory("fresh");
     let _ = std::fs::remove_dir_all(scratch().join("fresh"));
     passes(Path::new("/bin/true"), &[], "report", cache);
-    let text = passes(Path::new("/bin/true"), &[], "report", cache);
-    assert!(text.contains("libc.so.6 Mapped"), "{text}");
+    let mut said = String::new();
+    let used = (0..SEVERAL).any(|_| {
+        said = passes(Path::new("/bin/true"), &[], "report", cache);
+        said.contains("libc.so.6 Mapped")
+    });
+    assert!(used, "{said}");
 }
+
+/// So many starts find the usual distance of slots from a library at least once: about one in
+/// four hundred has another one (the kernel's random layout), and with it a copy of its own.
+const SEVERAL: usize = 5;
 
 /// A copy that is not exactly what was published is not used but replaced.
 #[test]
@@ -137,13 +145,19 @@ fn damaged_copies_are_replaced() {
     passes(Path::new("/bin/true"), &[], "report", cache);
     let good = copies();
     assert_eq!(good.len(), 2);
+    let are_replaced = || {
+        (0..SEVERAL).any(|_| {
+            passes(Path::new("/bin/true"), &[], "report", cache);
+            let now = copies();
+            good.iter().all(|copy| now.contains(copy))
+        })
+    };
     for (path, bytes) in &good {
         let mut bad = bytes.clone();
         bad[5000] ^= 1;
         std::fs::write(path, &bad).expect("damage");
     }
-    passes(Path::new("/bin/true"), &[], "report", cache);
-    assert!(copies() == good, "a flipped bit was believed");
+    assert!(are_replaced(), "a flipped bit was believed");
     for (path, _) in &good {
         let file = std::fs::File::options()
             .write(true)
@@ -151,8 +165,7 @@ fn damaged_copies_are_replaced() {
             .expect("copy");
         file.set_len(4096).expect("truncate");
     }
-    passes(Path::new("/bin/true"), &[], "report", cache);
-    assert!(copies() == good, "a truncated copy was believed");
+    assert!(are_replaced(), "a truncated copy was believed");
 }
 
 /// Unwind information is right at every instruction of slots, stages and stub; wrong, it would

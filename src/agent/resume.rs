@@ -6,15 +6,16 @@
 //! stack, and returns into the saved frame. The addresses of both are in the
 //! manifest, since this code is part of the image.
 
+mod attributes;
+mod timers;
+
 use crate::agent::callsites::restart::{self, Clock};
 use crate::agent::checkpoint::files;
 use crate::agent::checkpoint::increments::prepare_restored;
 use crate::agent::checkpoint::mapped::{self, Mapping};
 use crate::agent::clock::{self, Clocks};
 use crate::agent::collect::signals::{put_back, put_back_own};
-use crate::agent::collect::threads::{SCHED_ATTR_SIZE, SCHED_FLAG_RESET_ON_FORK, SchedAttr};
 use crate::agent::collect::{keys, process};
-use crate::agent::headroom;
 use crate::agent::hooks;
 use crate::agent::procfs::OwnFd;
 use crate::agent::region::{self, Region};
@@ -22,18 +23,16 @@ use crate::agent::snapshot::copy;
 use crate::agent::state::AGENT;
 use crate::agent::track::{Kept, fault, mprotect};
 use crate::agent::{
-    ballast, exit, heap, helper, interface, log, prefetch, request, rollback, settings, side,
-    start, starter, state, stop, track,
+    ballast, exit, heap, helper, interface, log, own_memory, prefetch, request, rollback, settings,
+    side, start, starter, state, stop, track,
 };
 use crate::image::codec;
 use crate::image::state::{
-    Manifest, PendingSignal, PosixTimer, ProcessState, SchedState, Switches, ThreadState,
-    TimerState, VmaState,
+    Manifest, PendingSignal, ProcessState, SchedState, Switches, ThreadState, TimerState, VmaState,
 };
 use crate::persist::table;
 use crate::store::report::RequestResult;
 use ckpt_sys::blob::{RestorerArgs, RestorerThread};
-use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
 use ckpt_sys::thread::sigreturn_to;
 use serde::{Deserialize, Serialize};
@@ -482,7 +481,7 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
         let tid = real(thread.tid);
         // The leader of a process that goes back may have been changed since.
         let changed = payload.return_value.is_some();
-        set_sched(tid, &thread.sched, changed);
+        attributes::set_sched(tid, &thread.sched, changed);
     }
     if let Some(value) = payload.return_value {
         AGENT.return_value.store(value.max(1), Ordering::SeqCst);
@@ -500,7 +499,7 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
     let given = settings::get().map_or(&[][..], |s| &s.limits);
     let given = given.iter().filter(|g| !own.iter().any(|o| o.0 == g.0));
     for &(resource, soft, hard) in own.iter().chain(given) {
-        set_rlimit(resource, soft, hard);
+        attributes::set_rlimit(resource, soft, hard);
     }
     // SAFETY: no pointers.
     unsafe {
@@ -521,7 +520,7 @@ fn rebuild(restorer: &RestorerArgs, payload: &Payload) {
             "PR_SET_MDWE cannot be set again: errno {errno}"
         ));
     }
-    set_timers(&payload.timers, &payload.kept_timers, &real);
+    timers::set(&payload.timers, &payload.kept_timers, &real);
 }
 
 /// mlockall(MCL_FUTURE): what is mapped from here on. What was locked is locked already.
@@ -541,53 +540,17 @@ fn lock_future(flags: u32) {
 
 /// The tracker is at work already: what is written here has changed since the checkpoint.
 fn put_protected(payload: &Payload) {
-    for some in payload.protected.chunks(PARTS) {
+    for some in payload.protected.chunks(own_memory::PARTS) {
         some.iter().for_each(|part| fault::touch(part.0, part.1));
         // The ranges were writable at the checkpoint (`rollback::check`), so they are now, but for
         // what lies behind the end of a shared file whose size was not known.
-        if let Err(errno) = copy_over(some) {
+        // SAFETY: the bytes lie in the area; the places are the program's, to be written.
+        if let Err(errno) = unsafe { own_memory::scatter(some) } {
             start::give_up(format_args!(
                 "cannot go on from the checkpoint: what was to be kept cannot be written: errno {errno}"
             ));
         }
     }
-}
-
-/// The kernel takes so many parts at once (UIO_MAXIOV).
-const PARTS: usize = 1024;
-
-/// Copies memory (address, length, from) by system calls: what is not there is an error.
-fn copy_over(parts: &[(u64, u64, u64)]) -> Result<(), i32> {
-    let mut left: Vec<(u64, u64, u64)> = parts.to_vec();
-    while !left.is_empty() {
-        let local: Vec<[u64; 2]> = left.iter().map(|part| [part.2, part.1]).collect();
-        let remote: Vec<[u64; 2]> = left.iter().map(|part| [part.0, part.1]).collect();
-        // SAFETY: the content lies in the area; nobody else runs; the kernel checks the rest.
-        let mut done = check(unsafe {
-            let (local, remote) = (local.as_ptr(), remote.as_ptr());
-            let (pid, count) = (syscall!(libc::SYS_getpid), left.len());
-            syscall!(
-                libc::SYS_process_vm_writev,
-                pid,
-                local,
-                count,
-                remote,
-                count,
-                0
-            )
-        })? as u64;
-        if done == 0 {
-            return Err(libc::EFAULT);
-        }
-        // A call moves 2 GiB at most.
-        left.retain_mut(|(addr, len, from)| {
-            let step = done.min(*len);
-            done -= step;
-            (*addr, *len, *from) = (*addr + step, *len - step, *from + step);
-            *len > 0
-        });
-    }
-    Ok(())
 }
 
 /// The table that leads back to the generation again. Without it the program could not
@@ -599,146 +562,5 @@ fn begin_table(payload: &Payload) {
     let job = std::path::Path::new(std::ffi::OsStr::from_bytes(&payload.job_dir));
     if let Err(reason) = files::resume(job, payload.generation, &settings.config, &payload.shared) {
         start::give_up(format_args!("cannot go on from the checkpoint: {reason}"));
-    }
-}
-
-fn set_sched(tid: i32, sched: &SchedState, always: bool) {
-    let attr = SchedAttr {
-        size: SCHED_ATTR_SIZE,
-        policy: sched.policy,
-        flags: if sched.reset_on_fork {
-            SCHED_FLAG_RESET_ON_FORK
-        } else {
-            0
-        },
-        nice: sched.nice,
-        priority: sched.priority as u32,
-        ..SchedAttr::default()
-    };
-    // SAFETY: valid structs; a policy or mask that is not permitted here is left out.
-    unsafe {
-        if always || *sched != SchedState::default() {
-            syscall!(libc::SYS_sched_setattr, tid, &attr, 0);
-        }
-        let mask = match settings::get() {
-            Some(settings) if always && sched.affinity.is_empty() => &settings.affinity,
-            _ => &sched.affinity,
-        };
-        if !mask.is_empty() {
-            let len = mask.len() * 8;
-            syscall!(libc::SYS_sched_setaffinity, tid, len, mask.as_ptr());
-        }
-    }
-}
-
-/// Soft limits come back; a hard limit that is lower here stays as it is.
-fn set_rlimit(resource: u32, soft: u64, hard: u64) {
-    let mut now = [0u64; 2];
-    // SAFETY: valid structs.
-    unsafe {
-        if syscall!(libc::SYS_prlimit64, 0, resource, 0, &mut now) != 0 || now == [soft, hard] {
-            return;
-        }
-        let wanted = [soft, hard];
-        if syscall!(libc::SYS_prlimit64, 0, resource, &wanted, 0) != 0 {
-            let possible = [soft.min(now[1]), now[1].min(hard)];
-            syscall!(libc::SYS_prlimit64, 0, resource, &possible, 0);
-        }
-    }
-    if resource == libc::RLIMIT_AS {
-        headroom::make_room(soft);
-    }
-}
-
-fn split(ns: u64) -> (u64, u64) {
-    (ns / 1_000_000_000, ns % 1_000_000_000)
-}
-
-fn set_timers(timers: &TimerState, kept: &[i32], real: &dyn Fn(i32) -> i32) {
-    for (which, &(remaining, interval)) in timers.itimers.iter().enumerate() {
-        if remaining == 0 && interval == 0 {
-            continue;
-        }
-        let (value_s, value_ns) = split(remaining.max(1000));
-        let (interval_s, interval_ns) = split(interval);
-        let value = [interval_s, interval_ns / 1000, value_s, value_ns / 1000];
-        // SAFETY: a struct itimerval.
-        unsafe { syscall!(libc::SYS_setitimer, which, &value, 0) };
-    }
-    for timer in &timers.posix {
-        let made = if kept.contains(&timer.id) {
-            Ok(())
-        } else {
-            make_timer(timer, real)
-        };
-        if let Err(errno) = made.and_then(|()| set_timer(timer)) {
-            log::line(format_args!(
-                "timer {} not restored: errno {errno}",
-                timer.id
-            ));
-        }
-    }
-}
-
-/// `struct sigevent` as the kernel reads it.
-#[repr(C)]
-struct SigEvent {
-    value: u64,
-    signo: i32,
-    notify: i32,
-    tid: i32,
-    pad: [i32; 11],
-}
-
-/// prctl(2): timer_create uses the id given (Linux 6.15).
-const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
-/// Without that prctl ids are given in ascending order: so many are tried.
-const MAX_TRIES: i32 = 65536;
-
-/// Creates a POSIX timer with its old id (libc has it in memory).
-fn make_timer(timer: &PosixTimer, real: &dyn Fn(i32) -> i32) -> Result<(), i32> {
-    let event = SigEvent {
-        value: timer.sigval,
-        signo: timer.signo,
-        notify: timer.notify,
-        tid: if timer.tid != 0 { real(timer.tid) } else { 0 },
-        pad: [0; 11],
-    };
-    // SAFETY: valid structs throughout.
-    unsafe {
-        let by_id = syscall!(libc::SYS_prctl, PR_TIMER_CREATE_RESTORE_IDS, 1, 0, 0, 0) == 0;
-        let mut id = timer.id;
-        let mut result = syscall!(libc::SYS_timer_create, timer.clock, &event, &mut id);
-        let mut tries = 0;
-        while !by_id && result == 0 && id != timer.id && tries < MAX_TRIES {
-            syscall!(libc::SYS_timer_delete, id);
-            result = syscall!(libc::SYS_timer_create, timer.clock, &event, &mut id);
-            tries += 1;
-        }
-        if by_id {
-            syscall!(libc::SYS_prctl, PR_TIMER_CREATE_RESTORE_IDS, 0, 0, 0, 0);
-        }
-        if result != 0 {
-            return Err(-result as i32);
-        }
-        if id != timer.id {
-            syscall!(libc::SYS_timer_delete, id);
-            return Err(libc::EEXIST);
-        }
-    }
-    Ok(())
-}
-
-fn set_timer(timer: &PosixTimer) -> Result<(), i32> {
-    if timer.remaining_ns == 0 {
-        return Ok(());
-    }
-    let (value_s, value_ns) = split(timer.remaining_ns);
-    let (interval_s, interval_ns) = split(timer.interval_ns);
-    let value = [interval_s, interval_ns, value_s, value_ns];
-    // SAFETY: a struct itimerspec.
-    match unsafe { syscall!(libc::SYS_timer_settime, timer.id, 0, &value, 0) } {
-        0 => Ok(()),
-        error => Err(-error as i32),
     }
 }

@@ -44,8 +44,15 @@ impl Owner {
         })
     }
 
-    fn to_text(&self) -> Vec<u8> {
-        format!("{} {} {}\n", self.pid, self.start_time, self.boot_id).into_bytes()
+    /// What the lock file holds: one line; a fourth word where the job is the owner's until
+    /// its end ([`JobLock::outlive`]).
+    fn to_text(&self, until_its_end: bool) -> Vec<u8> {
+        let word = if until_its_end {
+            format!(" {UNTIL_ITS_END}")
+        } else {
+            String::new()
+        };
+        format!("{} {} {}{word}\n", self.pid, self.start_time, self.boot_id).into_bytes()
     }
 
     fn from_text(text: &[u8]) -> Option<Owner> {
@@ -186,18 +193,13 @@ impl JobLock {
 
     /// Names another owner: the restored process, once it has the descriptor.
     pub fn set_owner(&self, owner: &Owner) -> Result<(), StoreError> {
-        self.write(owner.to_text())
+        self.write(owner.to_text(false))
     }
 
     /// The job is the owner's as long as it lives, though nobody will hold the lock any
     /// more: its helper ends before it does (a system-call filter, say).
     pub fn outlive(&self, owner: &Owner) -> Result<(), StoreError> {
-        let mut text = owner.to_text();
-        text.pop();
-        text.extend_from_slice(b" ");
-        text.extend_from_slice(UNTIL_ITS_END.as_bytes());
-        text.push(b'\n');
-        self.write(text)
+        self.write(owner.to_text(true))
     }
 
     fn write(&self, text: Vec<u8>) -> Result<(), StoreError> {

@@ -17,7 +17,7 @@ collatz() {
     done
 }
 sum=0
-while [ "$i" -lt "$((turns / 60))" ]; do
+while [ "$i" -lt "$((turns / 12))" ]; do
     collatz $((i + 1))
     sum=$((sum + steps))
     echo "$i $sum" >&5

@@ -23,57 +23,17 @@ use super::{ids, ranges, user};
 use crate::agent::headroom;
 use crate::agent::region;
 use crate::agent::state::{InHook, is_agents_process};
-use crate::agent::track::moving::Moving;
-use crate::agent::track::{fault, uffd};
+use crate::agent::track::fault;
 use crate::image::state::vma_flag;
 use ckpt_sys::{raw::check, syscall};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
+use std::sync::atomic::{AtomicU32, Ordering::*};
+
+mod noted;
+mod remap;
 
 pub use super::ranges::{set_image_files, set_image_ranges};
-
-static SPECIAL_ADVICE: AtomicBool = AtomicBool::new(false);
-/// Grows with every call that may change the flags of mappings that exist.
-static ADVICE: AtomicU32 = AtomicU32::new(0);
-
-/// As long as this number stays the same, flags that were read of a mapping are its flags.
-pub fn advice_number() -> u32 {
-    ADVICE.load(SeqCst)
-}
-
-/// Grows with every call after which pages may change, or cannot be written, without any
-/// tracker seeing it: the kernel may take pages with MADV_FREE away later, and guarded pages
-/// stay so whatever is discarded.
-static UNSEEN: AtomicU32 = AtomicU32::new(0);
-
-/// As long as this number stays the same, trackers see all there is to be seen.
-pub fn unseen_number() -> u32 {
-    UNSEEN.load(SeqCst)
-}
-
-/// Sticky: the program has made guard regions.
-static GUARDED: AtomicBool = AtomicBool::new(false);
-
-/// May there be guard regions (MADV_GUARD_INSTALL)?
-pub fn guards_seen() -> bool {
-    GUARDED.load(Relaxed)
-}
-
-/// There are some, made by a call that no hook saw.
-pub fn note_guards() {
-    GUARDED.store(true, Relaxed);
-}
-
-/// Sticky: the program used MADV_DONTFORK, MADV_WIPEONFORK or the mlock family, so
-/// the flags of its mappings must be read from smaps.
-pub fn special_advice_seen() -> bool {
-    SPECIAL_ADVICE.load(Relaxed)
-}
-
-/// Sets that flag (also for a restored process whose manifest has such flags).
-pub fn note_special_advice() {
-    ADVICE.fetch_add(1, SeqCst);
-    SPECIAL_ADVICE.store(true, Relaxed);
-}
+pub use noted::*;
+pub use remap::mremap;
 
 const PAGE: u64 = 4096;
 const DONTNEED: i32 = libc::MADV_DONTNEED;
@@ -293,7 +253,7 @@ pub fn madvise(frame: &mut CallFrame) -> Verdict {
         advice,
         DONTNEED | DONTNEED_LOCKED | libc::MADV_FREE | libc::MADV_WILLNEED
     ) {
-        ADVICE.fetch_add(1, SeqCst);
+        note_advice();
     }
     // No stop between the number and the call.
     let unseen = matches!(advice, libc::MADV_FREE | GUARD_INSTALL | GUARD_REMOVE);
@@ -307,10 +267,10 @@ pub fn madvise(frame: &mut CallFrame) -> Verdict {
         done(frame, ret.map(|n| n as u64))
     };
     if unseen {
-        UNSEEN.fetch_add(1, SeqCst);
+        note_unseen();
     }
     if advice == GUARD_INSTALL {
-        GUARDED.store(true, Relaxed);
+        note_guards();
     }
     let Some(end) = page_end(addr, len) else {
         return make_it(frame);
@@ -395,24 +355,11 @@ pub fn mlockall(frame: &mut CallFrame) -> Verdict {
     done(frame, ret.map(|v| v as u64))
 }
 
-/// Sticky: the program has mappings that grow down. The kernel's list of mappings does not tell,
-/// so that VmFlags must be read at each look.
-static GROWS_DOWN: AtomicBool = AtomicBool::new(false);
-
-pub fn grows_down_seen() -> bool {
-    GROWS_DOWN.load(Relaxed)
-}
-
-/// There is one, made by a call that no hook saw.
-pub fn note_grows_down() {
-    GROWS_DOWN.store(true, Relaxed);
-}
-
 /// mmap: before one that grows down.
 pub fn mmap(frame: &CallFrame) {
     if frame.args[3] as i32 & libc::MAP_GROWSDOWN != 0 {
         note_grows_down();
-        ADVICE.fetch_add(1, SeqCst);
+        note_advice();
     }
 }
 
@@ -463,207 +410,6 @@ pub fn mprotect(frame: &mut CallFrame) -> Verdict {
     }
     frame.rax = ret as i64;
     Verdict::Done
-}
-
-/// mremap(old, old_len, new_len, flags, new).
-pub fn mremap(frame: &mut CallFrame) -> Verdict {
-    let [old, old_len, new_len, flags, new, ..] = frame.args;
-    let flags = flags as i32;
-    let known = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
-    let (Some(old_end), Some(new_end)) = (page_end(old, old_len), page_end(old, new_len)) else {
-        return Verdict::Forward;
-    };
-    let moves = flags & (libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP) != 0;
-    // A tracker may have registered part of a mapping: for the kernel these are two then.
-    let in_parts = ranges::active() || uffd::in_use();
-    if !in_parts || flags & !known != 0 || (new_end <= old_end && !moves) {
-        return Verdict::Forward;
-    }
-    let _guard = InHook::enter();
-    let _moving = (uffd::in_use() && is_agents_process()).then(Moving::begin);
-    let request = Remap {
-        old,
-        old_len: old_end - old,
-        new_len: new_end - old,
-        flags,
-        new,
-    };
-    // A kernel that moves several mappings at once may stop halfway.
-    if !ranges::may_overlap(old, old_end) && (new_end > old_end || request.is_one()) {
-        let ret = request.native();
-        // A range that was converted in parts is several mappings.
-        if ret != Err(libc::EFAULT) {
-            return done(frame, ret);
-        }
-    }
-    let ret = request.by_pieces();
-    done(frame, ret)
-}
-
-/// A request to mremap, lengths rounded to pages.
-struct Remap {
-    old: u64,
-    old_len: u64,
-    new_len: u64,
-    flags: i32,
-    new: u64,
-}
-
-impl Remap {
-    fn native(&self) -> Result<u64, i32> {
-        // SAFETY: the program's own request.
-        let ret = check(unsafe {
-            syscall!(
-                libc::SYS_mremap,
-                self.old,
-                self.old_len,
-                self.new_len,
-                self.flags,
-                self.new
-            )
-        });
-        ret.map(|v| v as u64)
-    }
-
-    /// Is the range one mapping, or part of one, as far as can be known?
-    fn is_one(&self) -> bool {
-        let end = self.old + self.old_len;
-        match Maps::open().and_then(|mut maps| maps.at(self.old)) {
-            Ok(found) => found.is_some_and(|m| m.start <= self.old && end <= m.end),
-            Err(_) => true,
-        }
-    }
-
-    /// The protection of the range if all of it is private memory, anonymous or ours
-    /// (`ours`: at least one mapping is).
-    fn survey(&self, maps: &mut Maps) -> Result<Option<(u32, bool)>, i32> {
-        let (mut at, end) = (self.old, self.old + self.old_len);
-        let (mut prot, mut ours) = (0, false);
-        let mut before: Option<Mapping> = None;
-        while at < end {
-            let Some(m) = maps.at(at)?.filter(|m| m.start <= at) else {
-                return Ok(None);
-            };
-            if !m.is_anonymous() && !is_image(&m) {
-                // Parts of one mapping of a file, which is not to grow.
-                let follows = before.is_none_or(|b| {
-                    (b.dev, b.ino, b.shared) == (m.dev, m.ino, m.shared)
-                        && b.offset + (b.end - b.start) == m.offset
-                });
-                if !follows || self.new_len > self.old_len {
-                    return Ok(None);
-                }
-            }
-            ours |= is_image(&m);
-            prot = m.prot;
-            at = m.end;
-            before = Some(m);
-        }
-        Ok(Some((prot, ours)))
-    }
-
-    fn by_pieces(&self) -> Result<u64, i32> {
-        let fixed = self.flags & libc::MREMAP_FIXED != 0;
-        let keep = self.flags & libc::MREMAP_DONTUNMAP != 0;
-        let may_move = self.flags & libc::MREMAP_MAYMOVE != 0;
-        let mut maps = Maps::open().map_err(|_| libc::ENOMEM)?;
-        let Some((prot, ours)) = self.survey(&mut maps).map_err(|_| libc::ENOMEM)? else {
-            return self.native();
-        };
-        if ((fixed || keep) && !may_move) || (keep && self.old_len != self.new_len) {
-            return Err(libc::EINVAL);
-        }
-        let grown = self.new_len.saturating_sub(self.old_len);
-        if !fixed && !keep {
-            let tail = self.old + self.old_len;
-            match anonymous(tail, grown, prot, libc::MAP_FIXED_NOREPLACE) {
-                Ok(at) if at == tail => return Ok(self.old),
-                // A kernel that does not know the flag took it for a hint.
-                Ok(at) => unmap(at, grown),
-                Err(_) => {}
-            }
-            if !may_move {
-                return Err(libc::ENOMEM);
-            }
-        }
-        let target = self.reserve(fixed)?;
-        let moved = self.old_len.min(self.new_len);
-        let mode = if keep { libc::MREMAP_DONTUNMAP } else { 0 };
-        if let Err(e) = move_pieces(&mut maps, self.old, moved, target, mode) {
-            if !fixed {
-                unmap(target, self.new_len);
-            }
-            return Err(e);
-        }
-        if grown != 0 {
-            anonymous(target + moved, grown, prot, libc::MAP_FIXED)?;
-        }
-        if self.old_len > moved {
-            unmap(self.old + moved, self.old_len - moved);
-        }
-        if keep && ours {
-            // What stays behind must be empty, not the image's again.
-            discard(&mut maps, self.old, self.old + self.old_len)?;
-        }
-        ranges::remove(self.old, self.old + self.old_len);
-        if ours {
-            ranges::add_moved(target, target + moved);
-        }
-        Ok(target)
-    }
-
-    /// An empty place of the new length.
-    fn reserve(&self, fixed: bool) -> Result<u64, i32> {
-        if !fixed {
-            return anonymous(0, self.new_len, 0, libc::MAP_NORESERVE);
-        }
-        let end = self.new.checked_add(self.new_len).ok_or(libc::EINVAL)?;
-        if !self.new.is_multiple_of(PAGE) || (self.new < self.old + self.old_len && self.old < end)
-        {
-            return Err(libc::EINVAL);
-        }
-        anonymous(
-            self.new,
-            self.new_len,
-            0,
-            libc::MAP_FIXED | libc::MAP_NORESERVE,
-        )
-    }
-}
-
-fn unmap(addr: u64, len: u64) {
-    // SAFETY: a range of the caller's.
-    unsafe { syscall!(libc::SYS_munmap, addr, len) };
-}
-
-/// Moves every mapping of `[from, from + len)` to `to`; on failure they are all back.
-fn move_pieces(maps: &mut Maps, from: u64, len: u64, to: u64, mode: i32) -> Result<(), i32> {
-    let mut at = from;
-    while at < from + len {
-        let step = match maps.at(at)? {
-            Some(m) if m.start <= at => m.end.min(from + len) - at,
-            _ => return Err(libc::EFAULT),
-        };
-        // SAFETY: the target is a reservation of ours.
-        let ret = check(unsafe {
-            syscall!(
-                libc::SYS_mremap,
-                at,
-                step,
-                step,
-                libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | mode,
-                to + (at - from)
-            )
-        });
-        if let Err(e) = ret {
-            if mode == 0 && at > from {
-                let _ = move_pieces(maps, to, at - from, from, 0);
-            }
-            return Err(e);
-        }
-        at += step;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

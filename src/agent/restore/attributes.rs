@@ -2,7 +2,8 @@
 //!
 //! Constructor of the new process; at a rollback the leader.
 
-use super::{RestoreError, read_number};
+use super::RestoreError;
+use super::memory::read_number;
 use crate::image::state::Manifest;
 use ckpt_sys::syscall;
 

@@ -101,6 +101,16 @@ pub fn taken(manifest: &Manifest) -> (u64, u64) {
     (then.vdso_at, then.vdso_at + then.vdso.len() as u64)
 }
 
+/// All address ranges that the checkpoint had: memory, and the vdso with its data.
+pub fn taken_by(manifest: &Manifest) -> Vec<(u64, u64)> {
+    let memory = &manifest.memory;
+    let areas = memory.vmas.iter().map(|vma| (vma.start, vma.end));
+    areas
+        .chain([(memory.vvar_start, memory.vdso_end)])
+        .chain([taken(manifest)])
+        .collect()
+}
+
 /// The running kernel's vdso.
 #[derive(Debug, Clone, Default)]
 pub struct Here {

@@ -2,13 +2,15 @@
 //!
 //! Prepared here in ordinary Rust, played by the blob once everything else is
 //! unmapped (ckpt-sys/blob/restorer.c). Contents are mapped from the image files
-//! (lazy) or read (eager, and small or special ranges); `layout` decides which.
+//! (lazy) or read (eager, and small or special ranges); `layout` decides which. Before that comes
+//! what a rollback does to memory that stays ([`stay`]), behind it what needs the memory ([`process`]).
+
+pub mod process;
+pub mod stay;
 
 use super::area::Area;
 use super::contents;
-use super::descriptors::Late;
 use super::layout::{self, Contents, Limits};
-use super::stay::{Part, Stay};
 use crate::agent::collect::memory::PAGE;
 use crate::agent::restore::check::Mapped;
 use crate::image::chain::Sourced;
@@ -24,9 +26,6 @@ const MOST_FILES: usize = 200;
 const MOST_PIECES: usize = 512;
 /// Runs larger than this are read by a call of their own.
 const GATHER_PAGES: u64 = 64;
-
-/// Fewer reads are not worth a second thread.
-const LEAST_SHARED: usize = 64;
 
 /// Images that are not in memory: so many pieces are mapped though they are small, since
 /// reading a page over a mapping reads the page below it from the disk first.
@@ -407,41 +406,6 @@ fn guard(tape: &mut Tape, guarded: &[(u64, u64)], vma: &VmaState) {
     }
 }
 
-/// What must go, and the changed pages of what stays: the beginning of a rollback's tape.
-pub fn stay(tape: &mut Tape, stay: &Stay, options: &Options, area: &mut Area) {
-    for &(start, end) in &stay.unmap {
-        tape.op(libc::SYS_munmap, 0, [start, end - start, 0, 0, 0, 0]);
-    }
-    let protect = |tape: &mut Tape, part: &Part, prot: u64| {
-        let arg = [part.start, part.end - part.start, prot, 0, 0, 0];
-        tape.op(libc::SYS_mprotect, 0, arg);
-    };
-    for part in &stay.open {
-        protect(tape, part, u64::from(part.prot) | PROT_WRITE);
-    }
-    for &(start, end) in &stay.drops {
-        let advice = libc::MADV_DONTNEED as u64;
-        tape.op(libc::SYS_madvise, 0, [start, end - start, advice, 0, 0, 0]);
-    }
-    let from = tape.ops.len();
-    tape.contents(&stay.reads, options, area);
-    if tape.ops.len() - from >= LEAST_SHARED {
-        tape.shared = (from, tape.ops.len());
-    }
-    for part in &stay.open {
-        if u64::from(part.prot) & PROT_WRITE == 0 {
-            protect(tape, part, u64::from(part.prot));
-        }
-    }
-}
-
-/// Bytes of the area that [`stay`] needs at most.
-pub fn stay_needs(stay: &Stay) -> u64 {
-    let ops = stay.unmap.len() + 2 * stay.open.len() + stay.drops.len() + stay.reads.len();
-    let vectors = stay.reads.len() * (size_of::<[u64; 2]>() + 64);
-    (ops * size_of::<TapeOp>() + vectors) as u64
-}
-
 /// Brings back the VmFlags that madvise(2) and mlock2(2) set.
 fn advise(tape: &mut Tape, vma: &VmaState) {
     let advices = [
@@ -471,96 +435,6 @@ fn advise(tape: &mut Tape, vma: &VmaState) {
             OP_MAY_FAIL,
             [start, len, on_fault, 0, 0, 0],
         );
-    }
-}
-
-/// `struct prctl_mm_map`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct PrctlMmMap {
-    fields: [u64; 11],
-    auxv: u64,
-    auxv_size: u32,
-    exe_fd: i32,
-}
-
-/// The mm fields (prctl(2), PR_SET_MM_MAP: works without privilege when exe_fd is -1)
-/// and the signal actions.
-pub fn process(tape: &mut Tape, manifest: &Manifest, area: &mut Area) {
-    let mm = &manifest.process.mm;
-    let auxv = area.put(&manifest.process.auxv);
-    let map = PrctlMmMap {
-        fields: [
-            mm.start_code,
-            mm.end_code,
-            mm.start_data,
-            mm.end_data,
-            mm.start_brk,
-            mm.brk,
-            mm.start_stack,
-            mm.arg_start,
-            mm.arg_end,
-            mm.env_start,
-            mm.env_end,
-        ],
-        auxv,
-        auxv_size: manifest.process.auxv.len() as u32,
-        exe_fd: -1,
-    };
-    let map = area.put_slice(&[map]);
-    const PR_SET_MM: u64 = 35;
-    const PR_SET_MM_MAP: u64 = 14;
-    tape.op(
-        libc::SYS_prctl,
-        0,
-        [
-            PR_SET_MM,
-            PR_SET_MM_MAP,
-            map,
-            size_of::<PrctlMmMap>() as u64,
-            0,
-            0,
-        ],
-    );
-    for (k, action) in manifest.signals.actions.iter().enumerate() {
-        let signo = k as u64 + 1;
-        if signo == libc::SIGKILL as u64 || signo == libc::SIGSTOP as u64 {
-            continue;
-        }
-        let at = area.put_slice(&[*action]);
-        tape.op(libc::SYS_rt_sigaction, 0, [signo, at, 0, 8, 0, 0]);
-    }
-}
-
-/// Work on descriptors that had to wait for the memory map: it needs the program's
-/// own descriptor table, which the helper does not share.
-pub fn late(tape: &mut Tape, work: &Late, area: &mut Area) {
-    const F_ADD_SEALS: u64 = libc::F_ADD_SEALS as u64;
-    match work {
-        Late::Seals { fd, seals } => {
-            tape.op(
-                libc::SYS_fcntl,
-                OP_MAY_FAIL,
-                [*fd as u64, F_ADD_SEALS, *seals as u64, 0, 0, 0],
-            );
-        }
-        // The thread does not exist yet: the process is the owner.
-        Late::Owner { fd, owner } => {
-            tape.op(
-                libc::SYS_fcntl,
-                OP_MAY_FAIL,
-                [*fd as u64, libc::F_SETOWN as u64, owner.1 as u64, 0, 0, 0],
-            );
-        }
-        // Opening and closing mapped files has dropped the locks on them.
-        Late::PosixLock(lock) => {
-            let at = area.put_slice(&[Late::flock(lock)]);
-            tape.op(
-                libc::SYS_fcntl,
-                OP_MAY_FAIL,
-                [lock.fd as u64, libc::F_SETLK as u64, at, 0, 0, 0],
-            );
-        }
     }
 }
 

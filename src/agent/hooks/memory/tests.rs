@@ -1,7 +1,9 @@
 //! A file of 0xAA bytes stands for the image.
 
+use super::remap::unmap;
 use super::*;
 use crate::agent::hooks::testing::{call, in_child};
+use crate::agent::track::uffd;
 
 /// `[anonymous][image n pages][anonymous]`, one page each at the edges, registered
 /// as a restorer would; returns the image part's address.
