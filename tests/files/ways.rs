@@ -11,6 +11,7 @@ struct Case {
     name: &'static str,
     root: PathBuf,
     exclude: String,
+    resume: &'static str,
 }
 
 impl Case {
@@ -23,6 +24,7 @@ impl Case {
             name,
             root,
             exclude,
+            resume: "auto",
         };
         for dir in ["model", "work"] {
             std::fs::create_dir_all(case.root.join(dir)).expect("a directory");
@@ -44,6 +46,7 @@ impl Case {
             .env("CKPT_DIR", self.root.join("store"))
             .env("CKPT_LOG", self.root.join("log"))
             .env("CKPT_EXCLUDE", &self.exclude)
+            .env("CKPT_RESUME", self.resume)
             .status()
             .expect("the guest starts")
     }
@@ -162,6 +165,18 @@ fn a_directory_that_leaves_is_told() {
 #[test]
 fn later_rules_do_not_break_what_has_begun() {
     is_taken_back(&["rule-later", "rule-half-way", "born-moved-out"]);
+}
+
+/// A file is moved to the excluded archive, and changed there after the next checkpoint: the one before
+/// takes it back out of there, as it was.
+#[test]
+fn an_archived_file_is_followed_by_later_checkpoints() {
+    let mut case = Case::new("archived");
+    assert_eq!(case.go().signal(), Some(libc::SIGKILL), "{}", case.log());
+    case.resume = "1";
+    assert_eq!(case.go().code(), Some(73), "{}", case.log());
+    assert!(case.differences().is_empty(), "{}", case.log());
+    let _ = std::fs::remove_dir_all(&case.root);
 }
 
 /// `CKPT_EXCLUDE=/scratch/tmp/*`, where /scratch is a link.

@@ -310,6 +310,12 @@ int main(int argc, char **argv)
         OK(rename("born", "ex/born"));
         modify("ex/born/f");
     }
+    CASE("archived")
+    {
+        OK(rename("f", "ex/f"));
+        CHECK(ckpt_checkpoint(0) == 0);
+        modify("ex/f");
+    }
     CASE("touched-moved-out")
     {
         make("d/new");
