@@ -272,6 +272,21 @@ fn threads_that_share_a_position() {
     }
 }
 
+/// A coroutine with a stack of 16 KiB, a handler on an alternate stack, a thread that is as small as is
+/// allowed, aio_write: recording took 60 KiB of the program's stack, so that what lay below a
+/// coroutine's was overwritten and threads died.
+#[test]
+fn stacks_may_be_small() {
+    for stack in ["co", "alt", "thread", "aio"] {
+        let root = fresh(&format!("stack-{stack}"));
+        let first = life(&root, "files_stacks", stack, &[]);
+        assert_eq!(first.status.signal(), Some(libc::SIGKILL), "{first:?}");
+        let second = life(&root, "files_stacks", stack, &[]);
+        assert_eq!(second.status.code(), Some(73), "{stack}: {second:?}");
+        let _ = std::fs::remove_dir_all(&root);
+    }
+}
+
 /// A program with a limit on the size of its files, which it respects: our own files are larger,
 /// and it must not get the signal for them.
 #[test]

@@ -6,6 +6,7 @@
 //!   so that a signal handler may touch it.
 //! * [`callsite`]: the call-site net's slots, stages and restart stub.
 //! * [`clock`]: clock_gettime with an offset, for the entry points of a vdso.
+//! * [`stack`]: calls on another stack.
 //! * [`context`], [`thread`]: context capture, threads without glibc, sigreturn.
 //! * [`blob`]: the restorer that replaces a process's memory.
 //!
@@ -17,5 +18,6 @@ pub mod callsite;
 pub mod clock;
 pub mod context;
 pub mod raw;
+pub mod stack;
 pub mod thread;
 pub mod tls;

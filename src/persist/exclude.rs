@@ -136,6 +136,74 @@ pub fn is_excluded(path: &[u8]) -> bool {
     DEFAULTS.iter().any(|dir| is_under(path, dir))
 }
 
+/// May something in a directory be left alone once that is moved, that is not now? In doubt yes.
+pub fn excludes_more_below(from: &[u8], to: &[u8]) -> bool {
+    let count = TABLE.count.load(Ordering::Acquire);
+    // SAFETY: what readers look at does not change any more.
+    let inner = unsafe { &*TABLE.inner.get() };
+    let store = inner.store.get(..inner.store_len).unwrap_or_default();
+    let mut start = 0;
+    for (exclude, end) in inner.rules.iter().take(count) {
+        let end = *end as usize;
+        let glob = inner.text.get(start..end).unwrap_or_default();
+        // An exception must not be lost.
+        let (from, to) = if *exclude { (from, to) } else { (to, from) };
+        if !matches_below(glob, from, to) {
+            return true;
+        }
+        start = end;
+    }
+    let mut dirs = DEFAULTS.iter().copied().chain([store]);
+    dirs.any(|dir| is_under(to, dir) && !is_under(from, dir) || is_under(dir, to))
+}
+
+/// Does the glob match whatever in `from` it would match in `to`? In doubt no.
+fn matches_below(glob: &[u8], from: &[u8], to: &[u8]) -> bool {
+    let glob = match glob.strip_suffix(b"/") {
+        Some(rest) if !rest.is_empty() => rest,
+        _ => glob,
+    };
+    let rests = || (0..=glob.len()).all(|at| !reaches(glob, at, to) || reaches(glob, at, from));
+    matches(glob, from) || !matches(glob, to) && rests()
+}
+
+/// Can the glob's first `at` bytes stand for the directory's path with a slash behind it, so that
+/// the rest is for what is in it?
+fn reaches(glob: &[u8], at: usize, dir: &[u8]) -> bool {
+    // As `matches`, but to the very end.
+    let Some(glob) = glob.get(..at) else {
+        return false;
+    };
+    let path_at = |p: usize| match p.checked_sub(dir.len()) {
+        None => dir.get(p),
+        Some(0) => Some(&b'/'),
+        Some(_) => None,
+    };
+    let (mut g, mut p) = (0, 0);
+    let mut back: Option<(usize, usize)> = None;
+    loop {
+        match (glob.get(g), path_at(p)) {
+            (Some(b'*'), _) => {
+                back = Some((g + 1, p));
+                g += 1;
+            }
+            (None, None) => return true,
+            (Some(a), Some(b)) if a == b || *a == b'?' => {
+                g += 1;
+                p += 1;
+            }
+            _ => match back {
+                Some((after, at)) if at <= dir.len() => {
+                    back = Some((after, at + 1));
+                    g = after;
+                    p = at + 1;
+                }
+                _ => return false,
+            },
+        }
+    }
+}
+
 /// Does the glob match `path`, or a directory that it is in? `*` matches any bytes,
 /// slashes too, `?` one byte.
 pub fn matches(glob: &[u8], path: &[u8]) -> bool {
@@ -195,6 +263,33 @@ mod tests {
                 yes,
                 "{glob} {path}"
             );
+        }
+    }
+
+    /// What is in a directory that is renamed is matched as it was, or is not.
+    #[test]
+    fn globs_below_directories() {
+        for (glob, from, to, yes) in [
+            ("*.log", "/w/a", "/w/b", true),
+            ("*.log", "/w/a", "/w/a.log", false),
+            ("*.log", "/w/a.log", "/w/a", true),
+            ("/w/tmp/*", "/w/a", "/w/tmp", false),
+            ("/w/tmp/*", "/w/tmp", "/w/a", true),
+            ("/w/tmp/*", "/w/a", "/w/b", true),
+            ("/w/tmp/*", "/w/a", "/w/tmp/b", false),
+            ("/w/tmp/*", "/w/tmp/a", "/w/tmp/b", true),
+            ("/w/tmp/*.o", "/w/tmp/a", "/w/tmp/b", true),
+            ("/w/tmp/b*.o", "/w/tmp/a", "/w/tmp/b", false),
+            ("*/tmp/*", "/w/a", "/w/tmp", false),
+            ("*/tmp/*", "/w/a", "/w/b", true),
+            ("*/tmp/x", "/w/a/tmp", "/w/b/tmp", true),
+            ("*/tmp/x", "/w/a", "/w/tmp", false),
+            ("*", "/w/a", "/w/b", true),
+            ("/w/?/x", "/w/a", "/w/b", true),
+            ("/w/?/x", "/w/ab", "/w/b", false),
+        ] {
+            let kept = matches_below(glob.as_bytes(), from.as_bytes(), to.as_bytes());
+            assert_eq!(kept, yes, "{glob} {from} {to}");
         }
     }
 

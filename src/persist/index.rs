@@ -57,6 +57,10 @@ type State = BuildHasherDefault<Mix>;
 pub type Map<K, V> = HashMap<K, V, State>;
 type Set<K> = HashSet<K, State>;
 
+pub const fn empty<K, V>() -> Map<K, V> {
+    Map::with_hasher(State::new())
+}
+
 /// What is known of one inode.
 #[derive(Debug)]
 pub enum Node {
@@ -193,6 +197,8 @@ pub struct Index {
     /// Names that a record leads back to, by directory.
     names: Map<Id, Set<Box<[u8]>>>,
     pub births: Births,
+    /// A directory that existed was moved into one that was made since.
+    pub holds_old: bool,
 }
 
 impl Index {
@@ -201,6 +207,7 @@ impl Index {
             nodes: Map::with_hasher(State::new()),
             names: Map::with_hasher(State::new()),
             births: Births::new(),
+            holds_old: false,
         }
     }
 

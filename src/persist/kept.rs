@@ -25,6 +25,15 @@ pub fn link_name(path: &mut CPath, id: &Id) -> Sys<()> {
     sys::add_id(path, id)
 }
 
+/// Is there a link to an inode of this number in a `kept-` directory?
+pub fn has_link(dir: &CPath, ino: u64) -> Sys<bool> {
+    let mut end = CPath::new(&[b"-"])?;
+    end.number(ino, 16);
+    // Copies have a serial number behind it.
+    let names = sys::list(dir)?;
+    Ok(names.iter().any(|name| name.ends_with(end.bytes())))
+}
+
 /// How many of the inode's links are ones that the job's tables keep. Helper thread.
 pub fn links_of(job_dir: &Path, id: &Id) -> u64 {
     let tables = table::list(job_dir).unwrap_or_default();

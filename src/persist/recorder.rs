@@ -10,17 +10,20 @@
 //! | `recorder` | the lock, what is known of inodes and names |
 //! | `recorder/contents` | what an inode is: contents, size, attributes |
 //! | `recorder/names` | names: made, removed, moved |
+//! | `recorder/room` | the stack that all of it runs on |
 
 mod contents;
 mod names;
+mod room;
 
 use super::exclude;
 use super::format::{self, Encoder, TAG_INCOMPLETE, TAG_RETURNED};
-use super::index::{Index, Node};
+use super::index::{self, Index, Map, Node};
 use super::lock::Lock;
 use super::sys::{self, CPath};
 use super::writer::Writer;
 use super::{FileRef, Id, Stat};
+pub use room::with_room;
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -43,6 +46,9 @@ pub(super) struct Inner {
     is_making: bool,
     /// This table is of a recorded return, which modifies kept inodes as well.
     returning: bool,
+    /// Inodes that were moved or linked to where files are left alone, in any table of this job: an
+    /// older one takes them back out of there, or they have names elsewhere.
+    strays: Map<Id, ()>,
 }
 
 pub(super) struct State {
@@ -67,6 +73,7 @@ pub(super) static STATE: State = State {
         operation: 0,
         is_making: false,
         returning: false,
+        strays: index::empty(),
     }),
 };
 
@@ -207,6 +214,14 @@ impl Inner {
         }
     }
 
+    /// This inode gets a name, at `path`, where files are left alone: it is followed from now on.
+    fn strays(&mut self, id: &Id, path: &[u8]) {
+        if self.strays.try_reserve(1).is_err() {
+            return self.failed(path, libc::ENOMEM);
+        }
+        self.strays.insert(*id, ());
+    }
+
     fn incomplete(&mut self, path: &[u8], reason: &[u8]) {
         self.writer.set_incomplete(1, &[path, b": ", reason]);
         self.scratch.begin(TAG_INCOMPLETE).text(path).text(reason);
@@ -216,6 +231,13 @@ impl Inner {
     fn failed(&mut self, path: &[u8], e: i32) {
         self.incomplete(path, errno_text(e).as_bytes());
     }
+}
+
+/// Has this inode come to where files are left alone from elsewhere? For the helper of the program,
+/// while all other threads are held outside hooks.
+pub fn is_stray(id: &Id) -> bool {
+    // SAFETY: nobody else is in there (the caller's promise).
+    unsafe { STATE.inner() }.strays.contains_key(id)
 }
 
 /// The path of a file; asks the kernel when the caller does not know it.
@@ -252,15 +274,24 @@ impl Session {
         !stat.is_dir() && self.inner.index.is_born(&stat.id) && self.same_rules()
     }
 
-    /// Does this inode have a row, or was it made since: is it one that is not left alone?
+    /// Does this inode have a row, or was it made since: is it one that is not left alone? One that
+    /// existed stays so whatever rules were made since: half of its modifications cannot be undone.
     pub fn is_known(&self, id: &Id) -> bool {
-        let node = self.inner.index.nodes.get(id);
-        matches!(node, Some(Node::Born { .. } | Node::Row(_))) && self.same_rules()
+        match self.inner.index.nodes.get(id) {
+            Some(Node::Row(_)) => true,
+            Some(Node::Born { .. }) => self.same_rules(),
+            Some(Node::Excluded) | None => self.inner.strays.contains_key(id),
+        }
     }
 
     /// Did this inode exist, and is it recorded? Then it is followed wherever its names go.
     pub fn has_row(&self, id: &Id) -> bool {
-        self.inner.index.row(id).is_some()
+        self.inner.index.row(id).is_some() || self.inner.strays.contains_key(id)
+    }
+
+    /// Does the job keep an inode of this number that has lost a name?
+    pub fn keeps(&self, ino: u64) -> bool {
+        with_room(|| self.inner.writer.keeps(ino))
     }
 
     /// Does whatever is made under this name need no record: because one leads the name
@@ -303,25 +334,26 @@ impl Session {
 
     /// What follows is a recorded return.
     pub fn returning(&mut self, made: u64) {
-        self.inner.scratch.begin(TAG_RETURNED).u64(made);
-        self.inner.commit();
-        self.inner.writer.sync();
+        with_room(|| {
+            self.inner.scratch.begin(TAG_RETURNED).u64(made);
+            self.inner.commit();
+            self.inner.writer.sync();
+        });
     }
 
     /// Makes sure that the table knows this inode, whatever becomes of it.
     pub fn know(&mut self, file: &FileRef) {
-        self.ensure_row(file, 0);
+        with_room(|| self.ensure_row(file, 0));
     }
 
     /// Something cannot be recorded: the table will not lead back any more. `reason`
     /// is a clause for people, as "/a/b: no space left".
     pub fn incomplete(&mut self, reason: &[u8]) {
-        self.inner.writer.set_incomplete(1, &[reason]);
-        self.inner
-            .scratch
-            .begin(TAG_INCOMPLETE)
-            .text(b"")
-            .text(reason);
-        self.inner.commit();
+        with_room(|| {
+            self.inner.writer.set_incomplete(1, &[reason]);
+            let record = self.inner.scratch.begin(TAG_INCOMPLETE);
+            record.text(b"").text(reason);
+            self.inner.commit();
+        });
     }
 }

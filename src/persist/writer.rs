@@ -6,6 +6,7 @@
 //! or in the helper while nobody else can reach the writer.
 
 use super::format::{self, AT_INCOMPLETE, AT_REASON, AT_REASON_LEN, REASON_LEN};
+use super::kept;
 use super::sys::{self, CPath, Fd, Sys, point};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -258,6 +259,20 @@ impl Writer {
     pub fn path(&self, prefix: &[u8], seq: u32) -> Sys<CPath> {
         let dir = self.dir.get(..self.dir_len).unwrap_or_default();
         numbered(dir, prefix, seq)
+    }
+
+    /// Do the job's tables keep an inode of this number? In doubt yes.
+    pub fn keeps(&self, ino: u64) -> bool {
+        let dir = self.dir.get(..self.dir_len).unwrap_or_default();
+        let keeps = || -> Sys<bool> {
+            for name in sys::list(&CPath::new(&[dir])?)? {
+                if name.starts_with(b"kept-") && kept::has_link(&CPath::join(dir, &name)?, ino)? {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        keeps().unwrap_or(true)
     }
 
     /// Is this a path in the job's directory?

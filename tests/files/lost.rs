@@ -205,6 +205,27 @@ fn replaced_while_it_ran() {
     }
 }
 
+/// Cut off by somebody else (`> log`): it came back with zeros. What the program has appended does
+/// not tell what was there.
+#[test]
+fn cut_off_while_it_was_dead() {
+    let mut trial = trial(&["log"], "restore");
+    trial.bare();
+    let started = live(&mut trial);
+    kill(&mut trial, started);
+    let log = path(&trial, "log");
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(&log)
+        .expect("the log");
+    file.set_len(3).expect("cut off");
+    is_refused(
+        &mut trial,
+        "log was cut off by somebody else, and what it held",
+    );
+    assert_eq!(std::fs::metadata(&log).expect("the log").len(), 3);
+}
+
 /// As logrotate does it: moved, and another made in its place. With what the program writes
 /// after that, the reopening included.
 #[test]

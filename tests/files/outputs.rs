@@ -122,6 +122,7 @@ outputs! {
     read_write = printing(), ["2>/dev/null 1<>out"], "out";
     both_in_one = printing().arg("both"), [">out 2>&1"], "out";
     header_overwritten = header(), ["2>/dev/null >out"], "out";
+    put_away = printing().arg("silent"), ["2>/dev/null >out"], "out";
     another_file = printing(), ["2>/dev/null >out", "2>/dev/null >out2", "2>/dev/null >out3"], "out3";
 }
 

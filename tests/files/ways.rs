@@ -10,6 +10,8 @@ use std::process::{Command, ExitStatus};
 struct Case {
     name: &'static str,
     root: PathBuf,
+    exclude: String,
+    resume: &'static str,
 }
 
 impl Case {
@@ -17,7 +19,13 @@ impl Case {
         let root = format!("ckpt-ways-{name}-{}", std::process::id());
         let root = std::env::temp_dir().join(root);
         let _ = std::fs::remove_dir_all(&root);
-        let case = Case { name, root };
+        let exclude = format!("{0}/ex/*:{0}/out/*", root.join("work").display());
+        let case = Case {
+            name,
+            root,
+            exclude,
+            resume: "auto",
+        };
         for dir in ["model", "work"] {
             std::fs::create_dir_all(case.root.join(dir)).expect("a directory");
         }
@@ -37,7 +45,8 @@ impl Case {
             .env("LD_PRELOAD", build::library())
             .env("CKPT_DIR", self.root.join("store"))
             .env("CKPT_LOG", self.root.join("log"))
-            .env("CKPT_EXCLUDE", work.join("ex/*"))
+            .env("CKPT_EXCLUDE", &self.exclude)
+            .env("CKPT_RESUME", self.resume)
             .status()
             .expect("the guest starts")
     }
@@ -128,17 +137,90 @@ fn files_that_cross_the_border_of_what_is_excluded() {
     ]);
 }
 
-/// The same with a whole directory: what is done to the files in it is not recorded, so
-/// the recovery says so, and does nothing.
+/// The same with a whole directory, or with one whose contents alone are excluded under its new name:
+/// what is done to the files in it is not recorded, so the recovery says so, and does nothing.
 #[test]
 fn a_directory_that_leaves_is_told() {
-    let case = Case::new("directory-moved-out");
+    let leaves = "a directory was moved to where files are left alone";
+    let contents = "a directory was moved, and other files in it are left alone there";
+    for (name, reason, moved) in [
+        ("directory-moved-out", leaves, "ex/d/f"),
+        ("touched-moved-out", leaves, "ex/d/f"),
+        ("inside-moved-out", contents, "ex/born/d/f"),
+        ("contents-excluded", contents, "out/f"),
+    ] {
+        let case = Case::new(name);
+        assert_eq!(case.go().signal(), Some(libc::SIGKILL), "{}", case.log());
+        assert_eq!(case.go().code(), Some(125), "{name}: {}", case.log());
+        assert!(case.log().contains(reason), "{name}: {}", case.log());
+        let moved = case.root.join("work").join(moved);
+        assert_eq!(std::fs::metadata(moved).expect("the file").len(), 5000);
+        let _ = std::fs::remove_dir_all(&case.root);
+    }
+}
+
+/// A finished file is moved to the excluded archive; then the program makes another rule, of
+/// something else, or of a file that it is about to change further. A file whose modifications
+/// were recorded half came back as a mixture.
+#[test]
+fn later_rules_do_not_break_what_has_begun() {
+    is_taken_back(&["rule-later", "rule-half-way", "born-moved-out"]);
+}
+
+/// A file is moved to the excluded archive, and changed there after the next checkpoint: the one before
+/// takes it back out of there, as it was.
+#[test]
+fn an_archived_file_is_followed_by_later_checkpoints() {
+    let mut case = Case::new("archived");
     assert_eq!(case.go().signal(), Some(libc::SIGKILL), "{}", case.log());
-    assert_eq!(case.go().code(), Some(125), "{}", case.log());
-    let reason = "a directory was moved to where files are left alone";
-    assert!(case.log().contains(reason), "{}", case.log());
-    let moved = case.root.join("work/ex/d/f");
-    assert_eq!(std::fs::metadata(moved).expect("the file").len(), 5000);
+    case.resume = "1";
+    assert_eq!(case.go().code(), Some(73), "{}", case.log());
+    assert!(case.differences().is_empty(), "{}", case.log());
+    let _ = std::fs::remove_dir_all(&case.root);
+}
+
+/// `CKPT_EXCLUDE=/scratch/tmp/*`, where /scratch is a link.
+#[test]
+fn a_glob_through_a_link() {
+    let mut case = Case::new("excluded-left");
+    let link = case.root.join("link");
+    std::os::unix::fs::symlink("work", &link).expect("a link");
+    case.exclude = format!("{}/ex/*", link.display());
+    assert_eq!(case.go().signal(), Some(libc::SIGKILL), "{}", case.log());
+    assert_eq!(case.differences(), ["f"]);
+    assert_eq!(case.go().code(), Some(73), "{}", case.log());
+    assert!(case.differences().is_empty(), "{}", case.log());
+    let left = std::fs::metadata(case.root.join("work/ex/have")).expect("the file");
+    assert_eq!(left.len(), 5000, "{}", case.log());
+    let _ = std::fs::remove_dir_all(&case.root);
+}
+
+/// mkdir of a name with a slash behind it, where a symbolic link that leads nowhere has the name,
+/// fails; the recovery removed the link.
+#[test]
+fn names_with_a_slash_behind_them() {
+    is_taken_back(&["slash"]);
+}
+
+/// AT_EMPTY_PATH without a descriptor means the working directory.
+#[test]
+fn the_working_directory_without_a_path() {
+    is_taken_back(&["here"]);
+}
+
+/// A program maps a file for reading, and makes the mapping writable when the file has lost its
+/// name, has another one where files are left alone, or is called as if it had lost it.
+#[test]
+fn mappings_that_become_writable_late() {
+    is_taken_back(&["view-removed", "view-called-so", "view-moved-out"]);
+}
+
+/// A file is mapped, unlinked by that name, and has another: what is stored in it can neither be
+/// followed nor kept apart, so there is no checkpoint.
+#[test]
+fn a_mapped_file_without_its_name_but_with_another() {
+    let case = Case::new("mapped-twin");
+    assert_eq!(case.go().code(), Some(74), "{}", case.log());
     let _ = std::fs::remove_dir_all(&case.root);
 }
 

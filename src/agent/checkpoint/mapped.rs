@@ -58,7 +58,7 @@ fn record_all(mappings: &[Mapping]) {
             session.incomplete(b"a file that is mapped shared cannot be found by its path");
             continue;
         };
-        if session.is_excluded(&mapping.path) {
+        if session.is_excluded(&mapping.path) && !session.is_known(&stat.id) {
             continue;
         }
         let file = FileRef {

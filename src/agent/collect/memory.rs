@@ -7,7 +7,7 @@
 
 use crate::agent::collect::unfrozen::{Copier, Outlet};
 use crate::agent::hooks;
-use crate::agent::procfs::{self, hex, read_file};
+use crate::agent::procfs::{self, OwnFd, hex, read_file};
 use crate::agent::region;
 use crate::agent::side::SideBuffer;
 use crate::agent::snapshot::contents::{Contents, Spaced};
@@ -15,7 +15,11 @@ use crate::agent::track;
 use crate::image::state::{
     Extent, MemoryState, ObjectSpace, SharedKind, SharedObject, VmaKind, VmaState, vma_flag,
 };
+use crate::persist::kept;
 use crate::persist::sys::{self, CPath};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub const PAGE: u64 = 4096;
@@ -74,6 +78,8 @@ pub enum MemoryError {
     Maps(i32),
     #[error("the program maps {0}, which cannot be saved")]
     Device(String),
+    #[error("the program maps {0}, which was unlinked under that name but has other names")]
+    OtherNames(String),
     #[error("cannot read shared memory at {addr:#x}: errno {errno}")]
     Shared { addr: u64, errno: i32 },
 }
@@ -162,15 +168,34 @@ fn unescape(name: &[u8]) -> Vec<u8> {
 
 /// The name of a mapped file. The kernel escapes line feeds, but not what looks like an escape.
 fn file_name(name: &[u8], ino: u64) -> Vec<u8> {
-    let is_it = |name: &[u8]| {
-        CPath::new(&[name])
-            .and_then(|path| sys::lstat(&path))
-            .is_ok_and(|stat| stat.id.ino == ino)
-    };
-    if name.contains(&b'\\') && is_it(name) {
+    if name.contains(&b'\\') && is_called(name, ino) {
         return name.to_vec();
     }
     unescape(name)
+}
+
+fn is_called(name: &[u8], ino: u64) -> bool {
+    CPath::new(&[name])
+        .and_then(|path| sys::lstat(&path))
+        .is_ok_and(|stat| stat.id.ino == ino)
+}
+
+/// Has a file that was unlinked under the name it was mapped by other names than those that the
+/// jobs in `store` keep? What is stored through the mapping would be seen there. Told where the
+/// program may ask for it (CAP_CHECKPOINT_RESTORE).
+fn has_other_names(line: &Line<'_>, store: &[u8]) -> bool {
+    let path = format!("/proc/self/map_files/{:x}-{:x}", line.start, line.end);
+    let stat = OwnFd::open(path.as_bytes()).and_then(|fd| sys::fstat(fd.raw()));
+    stat.is_ok_and(|stat| {
+        let store = Path::new(OsStr::from_bytes(store));
+        let jobs = CPath::new(&[store.as_os_str().as_bytes()]).and_then(|path| sys::list(&path));
+        let jobs = jobs.unwrap_or_default();
+        let kept = || {
+            let jobs = jobs.iter().map(|job| store.join(OsStr::from_bytes(job)));
+            jobs.map(|job| kept::links_of(&job, &stat.id)).sum::<u64>()
+        };
+        stat.is_regular() && stat.nlink > 0 && u64::from(stat.nlink) > kept()
+    })
 }
 
 /// What decides between our own files and the program's.
@@ -194,6 +219,8 @@ impl Plan {
         own: &Own<'_>,
     ) -> Result<(), MemoryError> {
         let deleted = line.name.strip_suffix(b" (deleted)");
+        // There are files called so.
+        let deleted = deleted.filter(|_| !is_called(line.name, line.ino));
         let name = deleted.unwrap_or(line.name);
         let offset = line.offset + (start - line.start);
         let mut flags = 0;
@@ -207,6 +234,10 @@ impl Plan {
                 || name.is_empty()
                 || (deleted.is_some() && name.starts_with(b"/"))
             {
+                if deleted.is_some() && has_other_names(line, own.store) {
+                    let name = String::from_utf8_lossy(name).into_owned();
+                    return Err(MemoryError::OtherNames(name));
+                }
                 (
                     VmaKind::Shared {
                         object: self.object(line, name),

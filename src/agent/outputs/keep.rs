@@ -6,8 +6,8 @@
 //! modified again since the stop is in the newest table, with its contents at the stop.
 
 use super::{Ids, Problem, copy, open, problem, rows};
-use crate::agent::{exit, log};
-use crate::image::state::{FileKind, Manifest};
+use crate::agent::{exit, log, settings};
+use crate::image::state::{DescriptorState, DescriptorTable, FileKind, Manifest};
 use crate::persist::{Id, exclude};
 use crate::store::generation::StreamRecord;
 use crate::store::stream::{self, stream_path};
@@ -31,46 +31,77 @@ pub fn scan(manifest: &Manifest, tid: i32) -> Vec<Output> {
     let mut outputs: Vec<Output> = Vec::new();
     let table = &manifest.descriptors;
     for descriptor in table.fds.iter().filter(|d| d.inherited) {
-        let Some(file) = table.files.get(descriptor.file as usize) else {
-            continue;
+        add(&mut outputs, table, descriptor, descriptor.fd, tid);
+    }
+    // What the program has put elsewhere for a while (to silence a library): a new start's shell
+    // truncates it all the same.
+    let given = settings::get().map_or(&[][..], |s| &s.inherited);
+    for &(fd, dev, ino) in given {
+        let is_it = |d: &&DescriptorState| match table.files.get(d.file as usize) {
+            Some(file) => matches!(
+                &file.kind,
+                FileKind::Regular { dev: d, ino: i, .. } if (*d, *i) == (dev, ino)
+            ),
+            None => false,
         };
-        let FileKind::Regular {
-            path,
-            dev,
-            ino,
-            size,
-            mode,
-            ..
-        } = &file.kind
-        else {
-            continue;
-        };
-        let flags = file.flags as i32;
-        let writable = flags & libc::O_ACCMODE != libc::O_RDONLY && flags & libc::O_PATH == 0;
-        let regular = mode & libc::S_IFMT == libc::S_IFREG;
-        if !writable || !regular || exclude::is_excluded(path) {
+        if outputs.iter().any(|o| o.fds.contains(&fd)) {
             continue;
         }
-        let id = Id {
-            dev: *dev,
-            ino: *ino,
-        };
-        if let Some(known) = outputs.iter_mut().find(|o| o.id == id) {
-            known.fds.push(descriptor.fd);
-            continue;
+        for descriptor in table.fds.iter().filter(is_it) {
+            add(&mut outputs, table, descriptor, fd, tid);
         }
-        let link = format!("/proc/self/task/{tid}/fd/{}", descriptor.fd);
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
-        let source = rustix::fs::open(&link, flags, Mode::empty());
-        outputs.push(Output {
-            id,
-            fds: vec![descriptor.fd],
-            size: *size,
-            path: path.clone(),
-            source: source.map_err(|e| problem("read", Path::new(&link), e)),
-        });
     }
     outputs
+}
+
+/// What is open at `descriptor`, if a new start may truncate it, as the output `fd`.
+fn add(
+    outputs: &mut Vec<Output>,
+    table: &DescriptorTable,
+    descriptor: &DescriptorState,
+    fd: i32,
+    tid: i32,
+) {
+    let Some(file) = table.files.get(descriptor.file as usize) else {
+        return;
+    };
+    let FileKind::Regular {
+        path,
+        dev,
+        ino,
+        size,
+        mode,
+        ..
+    } = &file.kind
+    else {
+        return;
+    };
+    let flags = file.flags as i32;
+    let writable = flags & libc::O_ACCMODE != libc::O_RDONLY && flags & libc::O_PATH == 0;
+    let regular = mode & libc::S_IFMT == libc::S_IFREG;
+    if !writable || !regular || exclude::is_excluded(path) {
+        return;
+    }
+    let id = Id {
+        dev: *dev,
+        ino: *ino,
+    };
+    if let Some(known) = outputs.iter_mut().find(|o| o.id == id) {
+        if !known.fds.contains(&fd) {
+            known.fds.push(fd);
+        }
+        return;
+    }
+    let link = format!("/proc/self/task/{tid}/fd/{}", descriptor.fd);
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let source = rustix::fs::open(&link, flags, Mode::empty());
+    outputs.push(Output {
+        id,
+        fds: vec![fd],
+        size: *size,
+        path: path.clone(),
+        source: source.map_err(|e| problem("read", Path::new(&link), e)),
+    });
 }
 
 /// A stream as this life of the program has brought it up to date.

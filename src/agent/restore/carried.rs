@@ -7,10 +7,10 @@
 use super::check::Mapped;
 use super::{RestoreError, contents, descriptors, tape};
 use crate::agent::collect::descriptors::sys;
-use crate::agent::log;
 use crate::agent::recover::files::FilesBack;
 use crate::agent::resume::Payload;
-use crate::image::state::{DescriptorState, FileKind, Manifest, VmaKind};
+use crate::agent::{log, settings};
+use crate::image::state::{DescriptorState, FileKind, Manifest, OpenFileState, VmaKind};
 use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
 
 /// From here on numbers count, which change while the program's table is made: nothing is
@@ -105,6 +105,20 @@ impl Carried {
         self.late = restored.late;
         let inherited = restored.inherited.iter();
         payload.inherited = inherited.map(|i| (i.fd, i.dev, i.ino)).collect();
+        // What the program had put elsewhere for a while at the checkpoint comes back to its number.
+        let given = settings::get().map_or(&[][..], |s| &s.inherited);
+        for &(fd, dev, ino) in given {
+            let is_it = |file: &OpenFileState| {
+                matches!(
+                    &file.kind,
+                    FileKind::Regular { dev: d, ino: i, .. } if (*d, *i) == (dev, ino)
+                )
+            };
+            let known = payload.inherited.iter().any(|known| known.0 == fd);
+            if !known && manifest.descriptors.files.iter().any(is_it) {
+                payload.inherited.push((fd, dev, ino));
+            }
+        }
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 //!
 //! In the program's threads inside hooks, under the recorder's lock.
 
-use super::{Session, errno_text, path_of};
+use super::{Session, errno_text, path_of, with_room};
 use crate::persist::exclude;
 use crate::persist::format::{TAG_INCOMPLETE, TAG_INODE, TAG_PATH, TAG_XATTR};
 use crate::persist::index::{BLOCK, Node, Row};
@@ -38,7 +38,7 @@ impl Session {
         let (row, slot) = match old {
             Some((row, slot, _)) => (row, slot),
             None => {
-                if !kept && exclude::is_excluded(path) {
+                if !kept && exclude::is_excluded(path) && !inner.strays.contains_key(&id) {
                     inner.index.set(id, Node::Excluded);
                     return false;
                 }
@@ -170,6 +170,10 @@ impl Session {
     /// Bytes `start..end` are about to be written (`end` may be beyond the file's end;
     /// for O_APPEND pass the size as `start`).
     pub fn before_write(&mut self, file: &FileRef, start: u64, end: u64) -> Coverage {
+        with_room(|| self.write_begins(file, start, end))
+    }
+
+    fn write_begins(&mut self, file: &FileRef, start: u64, end: u64) -> Coverage {
         if !file.stat.is_regular() {
             return Coverage::Free;
         }
@@ -213,6 +217,10 @@ impl Session {
 
     /// The size is about to be set (truncate, ftruncate, O_TRUNC).
     pub fn before_truncate(&mut self, file: &FileRef, new_size: u64) {
+        with_room(|| self.truncate_begins(file, new_size))
+    }
+
+    fn truncate_begins(&mut self, file: &FileRef, new_size: u64) {
         let mut which = SIZE | TIMES;
         if file.stat.mode & (libc::S_ISUID | libc::S_ISGID) != 0 {
             which |= MODE;
@@ -232,6 +240,10 @@ impl Session {
 
     /// Attributes are about to be set (chmod, chown, utimes).
     pub fn before_attributes(&mut self, file: &FileRef, which: Which) {
+        with_room(|| self.attributes_begin(file, which))
+    }
+
+    fn attributes_begin(&mut self, file: &FileRef, which: Which) {
         // A change of owner clears set-user-ID.
         let which = which | if which & OWNER != 0 { MODE } else { 0 };
         if which & OWNER != 0 && file.stat.is_regular() {
@@ -248,6 +260,10 @@ impl Session {
 
     /// An extended attribute is about to be set or removed.
     pub fn before_xattr(&mut self, file: &FileRef, name: &[u8]) {
+        with_room(|| self.xattr_begins(file, name))
+    }
+
+    fn xattr_begins(&mut self, file: &FileRef, name: &[u8]) {
         // An access list shows in the mode.
         let which = if name.starts_with(b"system.") {
             MODE
@@ -302,7 +318,7 @@ impl Session {
         if let Ok(len) = got
             && self.ensure_row(file, 0)
         {
-            self.before_xattr(file, NAME);
+            self.xattr_begins(file, NAME);
             // Who may take them away need not be allowed to give them back.
             let path = path_of(file, &mut buf);
             let value = value.get(..len).unwrap_or_default();

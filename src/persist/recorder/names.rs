@@ -2,7 +2,7 @@
 //!
 //! In the program's threads inside hooks, under the recorder's lock.
 
-use super::Session;
+use super::{Session, with_room};
 use crate::persist::format::{
     KEPT_LINK, TAG_ABSENT, TAG_BORN, TAG_CANCELLED, TAG_GONE, TAG_REMOVED_DIR, TAG_RENAMED,
 };
@@ -44,6 +44,10 @@ impl Session {
 
     /// A name that is absent is about to be created (open, mkdir, mknod, symlink, link).
     pub fn before_create(&mut self, name: &NameRef) {
+        with_room(|| self.create_begins(name))
+    }
+
+    fn create_begins(&mut self, name: &NameRef) {
         if self.inner.index.is_born(&name.dir) || self.name_excluded(name) {
             return;
         }
@@ -67,15 +71,20 @@ impl Session {
     /// `target` is about to get the new name `name` (which is absent): instead of
     /// `before_create` for link and linkat.
     pub fn before_link(&mut self, target: &FileRef, name: &NameRef) {
+        with_room(|| self.link_begins(target, name))
+    }
+
+    fn link_begins(&mut self, target: &FileRef, name: &NameRef) {
         // The row tells an undo what this inode was called.
         let existed = self.ensure_row(target, 0);
         self.may_leave(target.stat, name);
         if existed && self.name_excluded(name) {
+            self.inner.strays(&target.stat.id, name.name);
             // What is taken back has no other names than it had, wherever they are.
             self.absent(name);
             self.inner.writer.sync();
         } else {
-            self.before_create(name);
+            self.create_begins(name);
         }
     }
 
@@ -94,7 +103,7 @@ impl Session {
         // Without memory for it, the worst is a record too many.
         inner.index.set(id, Node::Born { was_dir });
         inner.scratch.begin(TAG_BORN).id(&id);
-        inner.commit();
+        with_room(|| inner.commit());
     }
 
     /// Is what has this name, where files are left alone, an inode that existed and is recorded? The
@@ -106,6 +115,10 @@ impl Session {
 
     /// A name is about to be removed (unlink, rmdir).
     pub fn before_remove(&mut self, name: &NameRef, stat: &Stat) {
+        with_room(|| self.remove_begins(name, stat))
+    }
+
+    fn remove_begins(&mut self, name: &NameRef, stat: &Stat) {
         let excluded = self.name_excluded(name);
         if excluded && !self.is_followed(stat, name) {
             return;
@@ -124,7 +137,7 @@ impl Session {
         let inner = &mut *self.inner;
         if inner.operation != 0 && inner.operation != inner.writer.log_pos {
             inner.scratch.begin(TAG_CANCELLED).u64(inner.operation);
-            inner.commit();
+            with_room(|| inner.commit());
         }
         inner.operation = 0;
     }
@@ -206,6 +219,17 @@ impl Session {
         to_stat: Option<&Stat>,
         exchange: bool,
     ) {
+        with_room(|| self.rename_begins(from, from_stat, to, to_stat, exchange));
+    }
+
+    fn rename_begins(
+        &mut self,
+        from: &NameRef,
+        from_stat: &Stat,
+        to: &NameRef,
+        to_stat: Option<&Stat>,
+        exchange: bool,
+    ) {
         if to_stat.is_some_and(|t| t.id == from_stat.id) {
             return;
         }
@@ -223,10 +247,16 @@ impl Session {
         if !outside.1 {
             self.directory(&to.dir, to.dir_path);
         }
-        self.crosses(from, from_stat, outside.0, outside.1);
+        self.crosses(from, from_stat, to, outside);
         let other = to_stat.filter(|_| exchange);
         if let Some(other) = other {
-            self.crosses(to, other, outside.1, outside.0);
+            self.crosses(to, other, from, (outside.1, outside.0));
+        }
+        if from_counts {
+            self.joins(from, from_stat, &to.dir);
+        }
+        if let Some(other) = other.filter(|_| to_counts) {
+            self.joins(to, other, &from.dir);
         }
         let index = &self.inner.index;
         let matters = |s: &Stat| s.is_dir() || !index.is_born(&s.id);
@@ -256,9 +286,19 @@ impl Session {
         self.inner.writer.sync();
     }
 
-    /// What is at `name` is about to be moved, maybe over the border of what is left alone.
-    fn crosses(&mut self, name: &NameRef, stat: &Stat, from_outside: bool, to_outside: bool) {
-        if from_outside == to_outside || self.inner.index.nodes.contains_key(&stat.id) {
+    /// What is at `name` is about to be moved to `to`, maybe over the border of what is left alone.
+    fn crosses(
+        &mut self,
+        name: &NameRef,
+        stat: &Stat,
+        to: &NameRef,
+        (from_outside, to_outside): (bool, bool),
+    ) {
+        if stat.is_dir() && (from_outside == to_outside || self.inner.index.is_born(&stat.id)) {
+            return self.moves_files(name, stat, to);
+        }
+        let leaves = stat.is_dir() && to_outside;
+        if from_outside == to_outside || !leaves && self.inner.index.nodes.contains_key(&stat.id) {
             return;
         }
         let Ok(path) = CPath::join(name.dir_path, name.name) else {
@@ -280,7 +320,48 @@ impl Session {
                 fd: None,
                 any_fd: None,
             };
-            self.ensure_row(&file, 0);
+            if self.ensure_row(&file, 0) {
+                self.inner.strays(&stat.id, path.bytes());
+            }
+        }
+    }
+
+    /// A directory is about to be moved, and with it what it holds.
+    fn moves_files(&mut self, name: &NameRef, stat: &Stat, to: &NameRef) {
+        // What was made since goes with it; single files that existed have rows (`joins`).
+        if self.inner.index.is_born(&stat.id) && !self.inner.index.holds_old {
+            return;
+        }
+        let path = CPath::join(name.dir_path, name.name);
+        let Ok((path, to)) = path.and_then(|path| Ok((path, CPath::join(to.dir_path, to.name)?)))
+        else {
+            return;
+        };
+        if exclude::excludes_more_below(path.bytes(), to.bytes()) {
+            let reason = b"a directory was moved, and other files in it are left alone there";
+            self.inner.incomplete(path.bytes(), reason);
+        }
+    }
+
+    /// What is at `name` is about to be moved into a directory, which may be one that was made since
+    /// and will be moved on to where files are left alone.
+    fn joins(&mut self, name: &NameRef, stat: &Stat, dir: &Id) {
+        let index = &mut self.inner.index;
+        if !index.is_born(dir) || index.is_born(&stat.id) || exclude::count() == 0 {
+            return;
+        }
+        if stat.is_dir() {
+            index.holds_old = true;
+        } else if let Ok(path) = CPath::join(name.dir_path, name.name) {
+            let file = FileRef {
+                stat,
+                path: path.bytes(),
+                fd: None,
+                any_fd: None,
+            };
+            if self.ensure_row(&file, 0) {
+                self.inner.strays(&stat.id, path.bytes());
+            }
         }
     }
 

@@ -10,6 +10,7 @@ use crate::persist::birth::Births;
 use crate::persist::exclude::{self, matches};
 use crate::persist::format;
 use crate::persist::kept::link_name;
+use crate::persist::recorder;
 use crate::persist::sys::{self, CPath, Fd, Sys, point};
 use crate::persist::table::{self, Record, Table, TableFile};
 use crate::persist::{Id, Identity, MODE, OWNER, SIZE, Stat, TIMES};
@@ -263,10 +264,11 @@ impl<'o, 'a> Undoer<'o, 'a> {
         let kept = |id: &Id| self.findings.keep.contains(id);
         let now = self.replaced.resolve(&info.stat.identity());
         let left_alone = kept(&info.stat.id) || kept(&now.id);
-        if left_alone
-            || self.is_excluded(&info.first_path)
-            || self.is_left_out(&info.stat.identity())
-        {
+        // (A rollback; another process knows no rules of the program's.)
+        let strays = || self.options.by_rules && recorder::is_stray(&info.stat.id);
+        let excluded = self.is_excluded_by_option(&info.first_path)
+            || self.is_excluded(&info.first_path) && !strays();
+        if left_alone || excluded || self.is_left_out(&info.stat.identity()) {
             return Ok(None);
         }
         match self.find(info) {

@@ -14,8 +14,8 @@ use crate::config::Foreign;
 use crate::persist::format;
 use crate::persist::sys::{self, CPath};
 use crate::persist::table::{self, Record, Table};
-use crate::persist::{Identity, Stat};
-use std::collections::BTreeSet;
+use crate::persist::{Id, Identity, Stat};
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
 
 /// A file that somebody else has changed.
@@ -28,13 +28,15 @@ pub struct Found {
     lost: Option<Option<Lost>>,
     /// Other contents than the program left.
     changed: bool,
+    /// It is shorter than the program left it, and what it held is not known.
+    cut: bool,
 }
 
 impl Found {
     /// It is gone, and with it what it held at the generation.
     fn is_unknown(&self, inside: bool) -> bool {
         match &self.lost {
-            None => false,
+            None => self.cut,
             Some(None) => true,
             // The program's descriptors would go on with the one that has no name any more.
             Some(Some(lost)) if lost.is_born => false,
@@ -84,6 +86,7 @@ impl Undoer<'_, '_> {
             stat,
             lost,
             changed,
+            cut: _,
         } = found;
         let keep = self.options.foreign == Foreign::Keep;
         if changed && !keep {
@@ -222,8 +225,11 @@ impl Undoer<'_, '_> {
             .rev()
             .map(|table| (rows.next_table(table), table))
             .collect();
+        let known = Known::of(tables);
+        // An undo that has begun has made files shorter itself.
+        let begun = tables.iter().any(|table| table.checked);
         for (row, info) in rows.rows.iter().rev() {
-            let Some((_, table)) = begins.iter().rev().find(|(begin, _)| begin <= row) else {
+            let Some((begin, table)) = begins.iter().rev().find(|(begin, _)| begin <= row) else {
                 continue;
             };
             self.replaced.table = u64::from(table.file.seq);
@@ -237,7 +243,8 @@ impl Undoer<'_, '_> {
             }
             // What a return has made is not as these tables left it.
             if !self.replaced.is_made_by(&identity, &undone) {
-                found.extend(self.judge(tables, table, info));
+                let cut = |size| !begun && known.is_cut(table, row - begin, info, size);
+                found.extend(self.judge(tables, table, info, &cut));
             }
         }
         // What an undo to another generation has moved back is not where the tables say.
@@ -252,7 +259,14 @@ impl Undoer<'_, '_> {
         found
     }
 
-    fn judge(&mut self, tables: &[Table], table: &Table, info: &RowInfo) -> Option<Found> {
+    /// `cut`: would its being so short be somebody else's doing?
+    fn judge(
+        &mut self,
+        tables: &[Table],
+        table: &Table,
+        info: &RowInfo,
+        cut: &dyn Fn(u64) -> bool,
+    ) -> Option<Found> {
         let number = u64::from(table.file.seq);
         let file = |path: &[u8], what| ForeignFile {
             path: as_path(path),
@@ -274,15 +288,18 @@ impl Undoer<'_, '_> {
                 stat: now.unwrap_or(info.stat),
                 lost: Some(lost),
                 changed: now.is_some_and(|now| self.is_changed(table, info, &now)),
+                cut: false,
             });
         };
         let now = CPath::new(&[&path]).and_then(|p| sys::lstat(&p)).ok()?;
         let changed = self.is_changed(table, info, &now);
-        changed.then(|| Found {
-            file: file(&path, "changed"),
+        let cut = cut(now.size);
+        (changed || cut).then(|| Found {
+            file: file(&path, if cut { "cut off" } else { "changed" }),
             stat: now,
             lost: None,
             changed,
+            cut,
         })
     }
 
@@ -330,6 +347,54 @@ fn of_missing(tables: &[Table], missing: Missing) -> Found {
             is_born,
         })),
         changed: false,
+        cut: false,
+    }
+}
+
+/// What the tables hold of the ends of files.
+struct Known {
+    /// Pre-images, by the table's number and the row.
+    blocks: BTreeMap<(u32, u32), Vec<(u64, u64)>>,
+    /// Inodes that were made since.
+    born: BTreeSet<Id>,
+}
+
+impl Known {
+    fn of(tables: &[Table]) -> Known {
+        let (mut blocks, mut born) = (BTreeMap::new(), BTreeSet::new());
+        for table in tables {
+            for (_, record) in &table.records {
+                match record {
+                    Record::Blocks {
+                        row, offset, len, ..
+                    } => {
+                        let of: &mut Vec<_> = blocks.entry((table.file.seq, *row)).or_default();
+                        of.push((*offset, offset + len));
+                    }
+                    Record::Born { id } => drop(born.insert(*id)),
+                    _ => {}
+                }
+            }
+        }
+        Known { blocks, born }
+    }
+
+    /// Before the program makes a file shorter the table gets what is cut off. So whose end is
+    /// neither there nor in the table was cut off by somebody else.
+    fn is_cut(&self, table: &Table, row: u32, info: &RowInfo, size: u64) -> bool {
+        let goal = info.stat.size;
+        if size >= goal || self.born.contains(&info.stat.id) {
+            return false;
+        }
+        let mut kept = self.blocks.get(&(table.file.seq, row)).cloned();
+        let kept = kept.get_or_insert_default();
+        kept.sort_unstable();
+        let ends = kept.iter().filter(|(_, end)| *end > size);
+        let reach = ends.fold(size, |reach, (start, end)| match *start <= reach {
+            true => reach.max(*end),
+            false => reach,
+        });
+        reach < goal
     }
 }
 

@@ -70,7 +70,7 @@ pub struct ForeignFile {
     pub path: PathBuf,
     /// Where its version was saved, with `Foreign::Restore`.
     pub aside: Option<PathBuf>,
-    /// `changed`, `replaced`, `removed`, `made`, `moved`.
+    /// `changed`, `cut off`, `replaced`, `removed`, `made`, `moved`.
     pub what: &'static str,
     pub fate: Fate,
 }
@@ -124,7 +124,7 @@ fn lost_text(files: &[ForeignFile], needed: bool) -> &'static str {
     let what = files.first().map_or("removed", |file| file.what);
     match (what, needed) {
         ("moved", _) => "; move it back",
-        ("replaced", _) => {
+        ("replaced" | "cut off", _) => {
             ", and what it held at the checkpoint is not known: CKPT_FOREIGN=keep takes what is there now"
         }
         (_, true) => {

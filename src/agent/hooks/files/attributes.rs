@@ -5,6 +5,7 @@ use super::guard::Recording;
 use super::paths::{self, CWD, Found, Path};
 use super::{cache, execute};
 use crate::agent::hooks::frame::{CallFrame, Verdict};
+use crate::persist::recorder::with_room;
 use crate::persist::{FileRef, MODE, OWNER, Stat, TIMES, Which};
 
 /// What a call is about.
@@ -71,10 +72,16 @@ impl Inode {
                 if recording.session.needs_nothing(&stat) {
                     return None;
                 }
-                let path = Path::read_known(path)?;
+                let mut path = Path::read_known(path)?;
                 if path.is_empty() {
-                    let empty = flags & libc::AT_EMPTY_PATH != 0 && dir != CWD;
-                    return empty.then(|| Inode::open(recording, dir)).flatten();
+                    if flags & libc::AT_EMPTY_PATH == 0 {
+                        return None;
+                    }
+                    if dir != CWD {
+                        return Inode::open(recording, dir);
+                    }
+                    // The working directory.
+                    path = Path::of(&[b"."])?;
                 }
                 let found = paths::find(dir, &path, flags & NOFOLLOW == 0)?;
                 of_interest(recording, &found).then_some(Inode::Named(found))
@@ -88,7 +95,7 @@ impl Inode {
             let nothing = recording.session.needs_nothing(&stat);
             return (!nothing).then_some(Inode::Open(fd, stat));
         }
-        let path = paths::path_of_fd(fd);
+        let path = with_room(|| paths::path_of_fd(fd));
         path.is_none_or(|path| concerns(recording, &path))
             .then_some(Inode::Open(fd, stat))
     }

@@ -90,13 +90,27 @@ fn copy(f: &mut CallFrame, from: Source, to: i32, to_at: u64, len: u64) -> Optio
     let open = look(&mut recording, to)?;
     // A source that is no regular file (a pipe, a socket) may have to be waited for.
     let waits = paths::stat_fd(from.fd).is_ok_and(|stat| !stat.is_regular());
-    let from_len = from.rest().map_or(len, |rest| rest.min(len));
-    if from_len == 0 {
+    if len == 0 {
         return None;
     }
+    // What somebody else puts at its end just now must not come along: not recorded for that.
+    // Behind its end there is nothing to copy, as far as one can tell.
+    let from_len = from.rest().map_or(len, |rest| rest.min(len));
+    let from_len = if from_len == 0 { len } else { from_len };
     let start = start(&open, to_at)?;
     before_write(&mut recording, &open, start, from_len);
-    run(f, recording, &open, waits)
+    let count = match f.rax {
+        libc::SYS_sendfile => 3,
+        _ => 4,
+    };
+    // Not where the kernel will refuse so much.
+    if len.max(start) <= u64::MAX / 4 {
+        f.args[count] = from_len;
+    }
+    let verdict = run(f, recording, &open, waits);
+    // The program's register.
+    f.args[count] = len;
+    verdict
 }
 
 /// Executes the call, or lets it go on where it may wait for data: what it will write is

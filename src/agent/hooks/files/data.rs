@@ -5,6 +5,7 @@ use super::{cache, done, execute, paths, saved, turns};
 use crate::agent::hooks::frame::{CallFrame, Verdict};
 use crate::agent::hooks::user;
 use crate::agent::state::InHook;
+use crate::persist::recorder::with_room;
 use crate::persist::{Coverage, FileRef, Stat};
 use ckpt_sys::syscall;
 use std::sync::atomic::Ordering::Relaxed;
@@ -58,7 +59,7 @@ pub fn look(recording: &mut Recording, fd: i32) -> Option<Open> {
     let access = flags & libc::O_ACCMODE;
     let left_alone = known & cache::KNOWN == 0
         && !recording.session.is_known(&stat.id)
-        && paths::path_of_fd(fd).is_some_and(|path| !concerns(recording, &path));
+        && with_room(|| paths::path_of_fd(fd)).is_some_and(|path| !concerns(recording, &path));
     if !stat.is_regular() || access == libc::O_RDONLY || left_alone {
         cache::set(fd, cache::PASS, None, stamp);
         return None;

@@ -9,6 +9,7 @@ use super::paths::{self, CWD, Name, NoName, Path};
 use super::{cache, execute, saved};
 use crate::agent::hooks::frame::{CallFrame, Verdict};
 use crate::agent::hooks::user;
+use crate::persist::recorder::with_room;
 use crate::persist::{Coverage, Stat};
 
 /// The flags of `open_how` that matter to a path's meaning.
@@ -59,7 +60,7 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
     if resolve & RESOLVE_IN_ROOT != 0 {
         let path = Path::read(at).filter(|path| !path.is_empty())?;
         // What leads nowhere there is refused by the kernel.
-        let real = super::resolve::real_in_root(dir, path.text(), !stay)?;
+        let real = with_room(|| super::resolve::real_in_root(dir, path.text(), !stay))?;
         let path = own.insert(Path::of(&[&real.path])?);
         (dir, at) = (CWD, path.pointer());
     }
@@ -81,7 +82,7 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
             if stay {
                 return create(f, recording, dir, &path);
             }
-            let (dir, end) = paths::behind_links(dir, &path)?;
+            let (dir, end) = with_room(|| paths::behind_links(dir, &path))?;
             create(f, recording, dir, &end)
         }
         Err(_) => None,

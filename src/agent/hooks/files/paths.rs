@@ -7,6 +7,7 @@
 use super::guard::Recording;
 use super::{directories, resolve};
 use crate::agent::hooks::user;
+use crate::persist::recorder::with_room;
 use crate::persist::{FileRef, Id, NameRef, Stat};
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
@@ -289,7 +290,7 @@ impl Parent<'_> {
 
     /// The directory's own path, asked for component by component.
     fn real_path(&self) -> Result<Vec<u8>, NoName> {
-        let real = resolve::real(self.at, self.way, true).ok_or(NoName::Unknown)?;
+        let real = with_room(|| resolve::real(self.at, self.way, true)).ok_or(NoName::Unknown)?;
         if !real.is(&self.stat) {
             // A removed directory takes no names.
             let gone = self.stat.nlink == 0;
@@ -387,6 +388,10 @@ impl Found {
 /// What `path` names, with a symbolic link as last component followed or not. `None`: nothing
 /// that could be modified.
 pub fn find(dir: i32, path: &Path, follow_last: bool) -> Option<Found> {
+    with_room(|| look_up(dir, path, follow_last))
+}
+
+fn look_up(dir: i32, path: &Path, follow_last: bool) -> Option<Found> {
     let flags = if follow_last {
         0
     } else {

@@ -8,8 +8,8 @@ use super::{execute, paths};
 use crate::agent::hooks::frame::{CallFrame, Verdict};
 use crate::agent::hooks::maps::{Mapping, Maps};
 use crate::agent::procfs::{OwnFd, read_file};
-use crate::persist::FileRef;
-use crate::persist::recorder::Session;
+use crate::persist::recorder::{Session, with_room};
+use crate::persist::{FileRef, Stat};
 use std::sync::atomic::{AtomicBool, Ordering::*};
 
 /// A shared file mapping that is read-only now was made: mprotect may make it writable.
@@ -31,6 +31,10 @@ fn save_range(session: &mut Session, start: u64, end: u64) {
             return session.incomplete(reason.as_bytes());
         }
     };
+    with_room(|| save_lines(session, &maps, start, end));
+}
+
+fn save_lines(session: &mut Session, maps: &[u8], start: u64, end: u64) {
     for line in maps.split(|&b| b == b'\n') {
         let Some((mapping, path)) = parse(line) else {
             continue;
@@ -57,37 +61,54 @@ fn save_file(session: &mut Session, mapping: &Mapping, path: &[u8]) {
         b"/[",
         b"/anon_hugepage",
     ];
-    let deleted = path.ends_with(b" (deleted)");
-    if deleted || special.iter().any(|s| path.starts_with(s)) || session.is_excluded(path) {
+    if special.iter().any(|s| path.starts_with(s)) {
         return;
     }
-    let opened = OwnFd::open_with(path, libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NOATIME)
-        .or_else(|_| OwnFd::open_with(path, libc::O_RDONLY | libc::O_CLOEXEC));
-    let stat = opened
-        .as_ref()
-        .map_err(|&errno| errno)
-        .and_then(|fd| paths::stat_fd(fd.raw()));
-    let (Ok(fd), Ok(stat)) = (&opened, stat) else {
-        let mut reason = path.to_vec();
-        reason.extend_from_slice(b": mapped for writing and cannot be read");
-        return session.incomplete(&reason);
+    let is_it = |(_, stat): &(OwnFd, Stat)| stat.id.ino == mapping.ino;
+    let named = open(path).filter(is_it);
+    // (There are files called so.)
+    let bare = path.strip_suffix(b" (deleted)");
+    let (name, known_as) = match named {
+        Some(_) => (path, path),
+        None => (bare.unwrap_or(path), &b""[..]),
     };
-    if !stat.is_regular() {
+    let Some((fd, stat)) = named.or_else(|| open_mapped(mapping).filter(is_it)) else {
+        // Without a name or a link in the store nothing of it can come back.
+        let matters = bare.is_none() || session.keeps(mapping.ino);
+        if matters && !session.is_excluded(name) {
+            let mut reason = name.to_vec();
+            reason.extend_from_slice(b": mapped for writing and cannot be read by its path");
+            session.incomplete(&reason);
+        }
         return;
-    }
-    if stat.id.ino != mapping.ino {
-        let mut reason = path.to_vec();
-        reason.extend_from_slice(b": mapped for writing and no longer what its path leads to");
-        return session.incomplete(&reason);
+    };
+    let left_alone = !session.is_known(&stat.id) && session.is_excluded(name);
+    if left_alone || !stat.is_regular() || stat.nlink == 0 {
+        return;
     }
     let file = FileRef {
         stat: &stat,
-        path,
+        path: known_as,
         fd: Some(fd.raw()),
         any_fd: Some(fd.raw()),
     };
     session.before_write(&file, 0, stat.size);
     session.mapped(&stat.id);
+}
+
+fn open(path: &[u8]) -> Option<(OwnFd, Stat)> {
+    let fd = OwnFd::open_with(path, libc::O_RDONLY | libc::O_NOATIME | libc::O_NONBLOCK)
+        .or_else(|_| OwnFd::open_with(path, libc::O_RDONLY | libc::O_NONBLOCK))
+        .ok()?;
+    let stat = paths::stat_fd(fd.raw()).ok()?;
+    Some((fd, stat))
+}
+
+/// The file behind a mapping whatever its names, where the program may ask for that
+/// (CAP_CHECKPOINT_RESTORE).
+fn open_mapped(mapping: &Mapping) -> Option<(OwnFd, Stat)> {
+    let Mapping { start, end, .. } = mapping;
+    open(format!("/proc/self/map_files/{start:x}-{end:x}").as_bytes())
 }
 
 /// The other memory hooks still get what is forwarded.

@@ -7,6 +7,7 @@ use super::paths::{self, CWD, Found, NoName, Path};
 use super::{directories, done, execute};
 use crate::agent::hooks::frame::{CallFrame, Verdict};
 use crate::agent::hooks::user;
+use crate::persist::recorder::with_room;
 use crate::persist::{FileRef, Stat};
 
 const NOFOLLOW: i32 = libc::AT_SYMLINK_NOFOLLOW;
@@ -35,10 +36,21 @@ type Place = (i32, u64);
 
 /// The path of a name that is not there.
 fn absent(place: Place) -> Option<Path> {
-    match paths::stat_raw(place.0, place.1, NOFOLLOW) {
-        Err(libc::ENOENT) => Path::read_known(place.1).filter(|path| !path.is_empty()),
-        _ => None,
+    let is_absent = |found| matches!(found, Err(libc::ENOENT));
+    if !is_absent(paths::stat_raw(place.0, place.1, NOFOLLOW)) {
+        return None;
     }
+    let path = Path::read_known(place.1).filter(|path| !path.is_empty())?;
+    let text = path.text();
+    let end = text.iter().rposition(|&byte| byte != b'/')? + 1;
+    if end < text.len() {
+        // With a slash behind it a symbolic link is followed: it may be there, and lead nowhere.
+        let name = Path::of(&[text.get(..end)?])?;
+        if !is_absent(paths::stat_at(place.0, &name, NOFOLLOW)) {
+            return None;
+        }
+    }
+    Some(path)
 }
 
 /// mkdir, mknod, symlink.
@@ -116,7 +128,8 @@ impl Target {
             Target::Path(found) => of_interest(recording, found),
             Target::Open(fd, stat) => {
                 recording.session.is_known(&stat.id)
-                    || paths::path_of_fd(*fd).is_some_and(|path| concerns(recording, &path))
+                    || with_room(|| paths::path_of_fd(*fd))
+                        .is_some_and(|path| concerns(recording, &path))
             }
         }
     }
@@ -197,7 +210,10 @@ fn rename(f: &mut CallFrame, from: Place, to: Place, flags: u32) -> Option<Verdi
         return None;
     }
     let from_path = Path::read_known(from.1)?;
-    let to_path = Path::read_known(to.1)?;
+    let to_path = match to_stat {
+        Some(_) => Path::read_known(to.1)?,
+        None => absent(to)?,
+    };
     let from_name = either(&mut recording, from.0, &from_path)?;
     let to_name = either(&mut recording, to.0, &to_path)?;
     let stats = [Some(&from_stat), to_stat.as_ref()];
