@@ -5,6 +5,7 @@ mod common;
 guest_tests! {
     mem_heap = "mem_heap";
     mem_maps = "mem_maps";
+    mem_nameless = "mem_nameless";
     mem_joined = "mem_joined";
     mem_sharedfork = "mem_sharedfork";
     mem_jit = "mem_jit";

@@ -6,10 +6,12 @@
 
 use super::check::Mapped;
 use super::{RestoreError, contents, descriptors, tape};
+use crate::agent::collect::descriptors::sys;
 use crate::agent::log;
 use crate::agent::recover::files::FilesBack;
 use crate::agent::resume::Payload;
-use crate::image::state::{FileKind, Manifest};
+use crate::errno::Errno;
+use crate::image::state::Manifest;
 use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
 
 /// From here on numbers count, which change while the program's table is made: nothing is
@@ -110,8 +112,20 @@ impl Carried {
     /// Finds or makes the files of shared memory that is to be mapped from one.
     pub fn rebuild_shared(&mut self, manifest: &Manifest) -> Result<(), RestoreError> {
         for (k, object) in manifest.memory.shared.iter().enumerate() {
-            let fd = match descriptor_of(manifest, object.dev, object.ino) {
-                Some(fd) => Some(fd),
+            let open = manifest.descriptors.of_contents((object.dev, object.ino));
+            let fd = match open {
+                Some(open) if !open.write && tape::is_mapped_shared(manifest, k) => {
+                    let again = writable_again(open.fd);
+                    self.keep.extend(again);
+                    Some(again.unwrap_or(open.fd))
+                }
+                Some(open) => Some(open.fd),
+                None if tape::is_mapped_privately(manifest, k) => {
+                    return Err(RestoreError::Shared {
+                        name: String::from_utf8_lossy(&object.name).into_owned(),
+                        error: Errno(libc::EBADF),
+                    });
+                }
                 None if tape::needs_file(manifest, k) => {
                     let fd = contents::rebuild(object, &self.images)?;
                     self.keep.push(fd);
@@ -125,21 +139,10 @@ impl Carried {
     }
 }
 
-/// A descriptor of the program through which a shared object is open.
-fn descriptor_of(manifest: &Manifest, dev: u64, ino: u64) -> Option<i32> {
-    let table = &manifest.descriptors;
-    let file = table.files.iter().position(|file| match &file.kind {
-        FileKind::Memfd {
-            object_dev,
-            object_ino,
-            ..
-        } => (*object_dev, *object_ino) == (dev, ino),
-        FileKind::Unlinked { dev: d, ino: i, .. } => (*d, *i) == (dev, ino),
-        _ => false,
-    })?;
-    table
-        .fds
-        .iter()
-        .find(|d| d.file as usize == file)
-        .map(|d| d.fd)
+/// Another descriptor of an open file, for writing as well: a mapping that was made with one the
+/// program has closed since may want it. High, out of the way of the program's.
+fn writable_again(fd: i32) -> Option<i32> {
+    let opened = sys::open(&sys::thread_fd_path(fd), libc::O_RDWR, 0).ok()?;
+    let high = sys::dup_above(opened.raw(), 1 << 19);
+    Some(high.unwrap_or_else(|_| opened.release()))
 }
