@@ -6,6 +6,7 @@ guest_tests! {
     mem_heap = "mem_heap";
     mem_maps = "mem_maps";
     mem_nameless = "mem_nameless";
+    mem_written = "mem_written";
     mem_joined = "mem_joined";
     mem_sharedfork = "mem_sharedfork";
     mem_jit = "mem_jit";

@@ -105,6 +105,12 @@ mod nameless {
         full_copy = "full", "copy", "lazy";
         full_fork = "full", "fork", "eager";
     }
+    #[test]
+    fn written() {
+        for (tracker, snapshot) in [("uffd", "copy"), ("uffd", "fork"), ("mprotect", "fork")] {
+            crate::survives("mem_written", tracker, snapshot, "lazy");
+        }
+    }
 }
 
 /// What an O_DIRECT read had put into memory came back with its old contents (one restart

@@ -191,7 +191,7 @@ impl Plan {
         line: &Line<'_>,
         (start, end): (u64, u64),
         own: &Own<'_>,
-        is_open: &mut dyn FnMut(u64, u64) -> bool,
+        comes_back: &mut dyn FnMut(&Line<'_>) -> bool,
     ) -> Result<(), MemoryError> {
         let deleted = line.name.strip_suffix(b" (deleted)");
         let name = deleted.unwrap_or(line.name);
@@ -240,7 +240,7 @@ impl Plan {
                 (VmaKind::Anon, How::All)
             } else if (own.is_cache)(name) {
                 (VmaKind::Anon, How::Readable)
-            } else if deleted.is_some() && is_open(line.dev, line.ino) {
+            } else if deleted.is_some() && comes_back(line) {
                 let object = self.object(line, name);
                 (VmaKind::PrivateOf { object, offset }, How::Scan)
             } else if deleted.is_some() {
@@ -298,6 +298,29 @@ impl Plan {
     }
 }
 
+/// Shared mappings of files without a name: device, inode, and which part; ascending.
+fn shared_parts(text: &[u8]) -> Vec<(u64, u64, u64, u64)> {
+    let shared = lines(text).filter(|line| line.shared && line.name.ends_with(b" (deleted)"));
+    let part = |l: Line<'_>| (l.dev, l.ino, l.offset, l.offset + (l.end - l.start));
+    let mut parts: Vec<_> = shared.map(part).collect();
+    parts.sort_unstable();
+    parts
+}
+
+/// Are there shared mappings of all that this one maps?
+fn is_covered(line: &Line<'_>, parts: &[(u64, u64, u64, u64)]) -> bool {
+    let (mut at, end) = (line.offset, line.offset + (line.end - line.start));
+    let first = parts.partition_point(|part| (part.0, part.1) < (line.dev, line.ino));
+    let of_file = parts[first..].iter();
+    for &(_, _, from, to) in of_file.take_while(|p| (p.0, p.1) == (line.dev, line.ino)) {
+        if from > at {
+            break;
+        }
+        at = at.max(to);
+    }
+    at >= end
+}
+
 /// Parses the map of this process. Own ranges are cut out (never matched by start:
 /// the kernel joins them with neighbours).
 pub fn collect(own: &Own<'_>) -> Result<Plan, MemoryError> {
@@ -309,13 +332,22 @@ pub fn collect(own: &Own<'_>) -> Result<Plan, MemoryError> {
 }
 
 /// As [`collect`]; `is_open` says whether a file without a name (device, inode) comes back with a
-/// descriptor, so that a private mapping of it can be one again.
+/// descriptor, so that a private mapping of it can be one again. It can as well where shared
+/// mappings have all of what it maps.
 pub fn collect_with(
     own: &Own<'_>,
     is_open: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<Plan, MemoryError> {
     let text = read_file(b"/proc/thread-self/maps").map_err(MemoryError::Maps)?;
     let mut plan = Plan::default();
+    let mut shared: Option<Vec<(u64, u64, u64, u64)>> = None;
+    let mut comes_back = |line: &Line<'_>| {
+        if is_open(line.dev, line.ino) {
+            return true;
+        }
+        let parts = shared.get_or_insert_with(|| shared_parts(&text));
+        is_covered(line, parts)
+    };
     for line in lines(&text) {
         if line.start >= TASK_SIZE {
             continue; // [vsyscall]
@@ -337,12 +369,12 @@ pub fn collect_with(
                 continue;
             }
             if from > at {
-                plan.add(&line, (at, from), own, is_open)?;
+                plan.add(&line, (at, from), own, &mut comes_back)?;
             }
             at = to.min(line.end);
         }
         if at < line.end {
-            plan.add(&line, (at, line.end), own, is_open)?;
+            plan.add(&line, (at, line.end), own, &mut comes_back)?;
         }
     }
     track::mprotect::program_view(&mut plan.pieces);

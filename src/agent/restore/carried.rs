@@ -120,7 +120,9 @@ impl Carried {
                     Some(again.unwrap_or(open.fd))
                 }
                 Some(open) => Some(open.fd),
-                None if tape::is_mapped_privately(manifest, k) => {
+                None if tape::is_mapped_privately(manifest, k)
+                    && !tape::is_mapped_shared(manifest, k) =>
+                {
                     return Err(RestoreError::Shared {
                         name: String::from_utf8_lossy(&object.name).into_owned(),
                         error: Errno(libc::EBADF),

@@ -344,14 +344,14 @@ impl Uffd {
             })?;
         }
         if !swapped.is_empty() {
-            let own = marker::own_pages(&mut self.pagemap, &swapped)?;
-            without(&swapped, &own, |from, to| {
-                now.insert(from, to, Change::Present);
-            });
+            let there = marker::clear(&self.fd, &mut self.pagemap, &swapped)?;
             let mut all = std::mem::take(&mut blank);
-            all.extend(own);
+            without(&swapped, &there, |from, to| all.push((from, to)));
             all.sort_unstable();
             all.into_iter().for_each(|range| push(&mut blank, range));
+            for (from, to) in there {
+                now.insert(from, to, Change::Present);
+            }
         }
         subtract(&mut found, leave);
         if !doubtful.is_empty() || !strange.is_empty() {

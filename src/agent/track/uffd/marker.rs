@@ -1,42 +1,43 @@
 //! Places of private file mappings that look swapped out, for the `uffd` tracker.
 //!
-//! When a protected page of a file mapping is discarded (MADV_DONTNEED) the kernel leaves a marker
-//! that there was protection. The page tables do not tell it from a page that is swapped out. What
-//! the program sees there is the file's own page, and what is written to the file; stored as a page
-//! of the program's it would hide that after a restart. So each such place is read: then there is
-//! either the page from the swap or the file's. Helper thread.
+//! When a protected page of a file mapping goes (MADV_DONTNEED, ftruncate) the kernel leaves a marker
+//! that there was protection. The page tables do not tell it from a page that is swapped out. But
+//! what the program sees there is the file's own page, and what is written to the file: stored as a
+//! page of the program's it would hide that after a restart; and behind the end of the file there
+//! is nothing that could be read. So protection is taken from such places: a marker is gone then,
+//! a page in the swap stays and is reported. Helper thread.
 
 use super::super::TrackError;
 use super::super::blank::{Range, push};
 use super::super::pagemap::{PageMap, Query, is};
-use crate::agent::collect::memory::PAGE;
+use super::UFFDIO_WRITEPROTECT;
 use crate::agent::procfs::OwnFd;
 use ckpt_sys::syscall;
 
-/// Asks for pages of files.
-const OF_FILE: Query = Query {
-    inverted: 0,
-    all: is::PRESENT | is::FILE,
+/// Asks for what is still there and not in memory.
+const SWAPPED: Query = Query {
+    inverted: is::PRESENT,
+    all: is::PRESENT | is::SWAPPED,
     any: 0,
-    tell: is::FILE,
+    tell: is::SWAPPED,
     protect: false,
 };
 
-/// Which of `swapped` (ascending) are the mapped file's own pages. What cannot be read, as behind
-/// the end of a file, is none of them.
-pub fn own_pages(pagemap: &mut PageMap, swapped: &[Range]) -> Result<Vec<Range>, TrackError> {
-    let path = "/proc/thread-self/mem";
-    let mem = OwnFd::open(path.as_bytes()).map_err(|errno| TrackError::Open { path, errno })?;
-    let mut own = Vec::new();
-    for &(start, end) in swapped {
-        for page in (start..end).step_by(PAGE as usize) {
-            let mut byte = 0u8;
-            // SAFETY: a byte of ours; the file reports bad addresses.
-            unsafe { syscall!(libc::SYS_pread64, mem.raw(), &raw mut byte, 1, page) };
-        }
-        pagemap.scan(start, end, OF_FILE, |from, to, _| {
-            push(&mut own, (from, to));
+/// Takes the markers from `places` (ascending); returns where there was none.
+pub fn clear(
+    fd: &OwnFd,
+    pagemap: &mut PageMap,
+    places: &[Range],
+) -> Result<Vec<Range>, TrackError> {
+    let mut swapped = Vec::new();
+    for &(start, end) in places {
+        let mut arg = [start, end - start, 0];
+        // Refused where nothing is registered: there are no markers either.
+        // SAFETY: struct uffdio_writeprotect is three words.
+        unsafe { syscall!(libc::SYS_ioctl, fd.raw(), UFFDIO_WRITEPROTECT, &mut arg) };
+        pagemap.scan(start, end, SWAPPED, |from, to, _| {
+            push(&mut swapped, (from, to));
         })?;
     }
-    Ok(own)
+    Ok(swapped)
 }
