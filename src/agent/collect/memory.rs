@@ -719,7 +719,7 @@ mod tests {
             let (prot, flags) = (libc::PROT_READ, libc::MAP_PRIVATE);
             let nowhere = std::ptr::null_mut();
             let at = libc::mmap(nowhere, PAGE as usize, prot, flags, fd, PAGE as i64) as u64;
-            let mut look = || {
+            let look = || {
                 let plan = collect(&own).unwrap();
                 let piece = plan.pieces.iter().find(|p| p.vma.start == at).unwrap();
                 (piece.vma.kind.clone(), piece.how, plan.shared.len())

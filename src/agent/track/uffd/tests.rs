@@ -185,7 +185,9 @@ fn what_is_discarded_is_the_files_again() {
             .map(|page| seen.at(at + page * PAGE))
             .collect::<Vec<_>>()
     };
-    [2, 3, 5].map(|page| poke(at + page * PAGE));
+    for page in [2, 3, 5] {
+        poke(at + page * PAGE);
+    }
     let first = sweep();
     assert_eq!([2, 3, 5].map(|k| first[k]), [Some(Change::Present); 3]);
     // SAFETY: memory of this test.
