@@ -132,35 +132,49 @@ static __attribute__((noreturn, used)) void thread_main(struct start *s)
     become(s->args, s->thread);
 }
 
+/* A task of this process that begins in `main(arg)` on the stack whose end is `top`: clone(2), or
+ * clone3(2) with the arguments given. */
+#define SPAWN(ret, number, one, two, tls, main, arg_)                                                \
+    do {                                                                                             \
+        register u64 r10_ __asm__("r10") = 0;                                                        \
+        register u64 r8_ __asm__("r8") = (tls);                                                      \
+        register void *r13_ __asm__("r13") = (arg_);                                                 \
+        __asm__ volatile("syscall\n\t"                                                               \
+                         "test %%rax, %%rax\n\t"                                                     \
+                         "jnz 1f\n\t"                                                                \
+                         "mov %%r13, %%rdi\n\t"                                                      \
+                         "xor %%ebp, %%ebp\n\t"                                                      \
+                         "call " #main "\n\t"                                                        \
+                         "ud2\n"                                                                     \
+                         "1:"                                                                        \
+                         : "=a"(ret)                                                                 \
+                         : "a"(number), "D"(one), "S"(two), "d"(0ul), "r"(r10_), "r"(r8_), "r"(r13_)  \
+                         : "rcx", "r11", "memory");                                                  \
+    } while (0)
+
+/* With an id that is chosen it must be clone3; containers' filters know only clone (they say that
+ * there is no clone3). */
 static long spawn(struct restorer_thread *t, struct restorer_args *a, u64 stack, u32 set_tid)
 {
     struct start *s = (struct start *)(stack + BLOB_THREAD_STACK - 64);
+    u64 flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
     i32 tid = t->tid;
+    long ret;
+    s->args = a;
+    s->thread = t;
+    if (!set_tid) {
+        SPAWN(ret, SYS_clone, flags, s, 0, thread_main, s);
+        return ret;
+    }
     struct clone_args ca;
     for (u32 i = 0; i < sizeof ca; i++)
         ((volatile char *)&ca)[i] = 0;
-    s->args = a;
-    s->thread = t;
-    ca.flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+    ca.flags = flags;
     ca.stack = stack;
     ca.stack_size = BLOB_THREAD_STACK - 64;
-    if (set_tid) {
-        ca.set_tid = (u64)&tid;
-        ca.set_tid_size = 1;
-    }
-    register struct start *arg __asm__("r13") = s;
-    long ret;
-    __asm__ volatile("syscall\n\t"
-                     "test %%rax, %%rax\n\t"
-                     "jnz 1f\n\t"
-                     "mov %%r13, %%rdi\n\t"
-                     "xor %%ebp, %%ebp\n\t"
-                     "call thread_main\n\t"
-                     "ud2\n"
-                     "1:"
-                     : "=a"(ret)
-                     : "a"(SYS_clone3), "D"(&ca), "S"(sizeof ca), "r"(arg)
-                     : "rcx", "r11", "memory");
+    ca.set_tid = (u64)&tid;
+    ca.set_tid_size = 1;
+    SPAWN(ret, SYS_clone3, &ca, sizeof ca, 0, thread_main, s);
     return ret;
 }
 
@@ -220,21 +234,8 @@ static __attribute__((noreturn, used)) void helper_main(struct restorer_args *a)
 static long spawn_helper(struct restorer_args *a)
 {
     u64 flags = CLONE_VM | CLONE_SIGHAND | CLONE_THREAD | CLONE_SETTLS;
-    register u64 r10 __asm__("r10") = 0;
-    register u64 r8 __asm__("r8") = a->helper_tls;
-    register struct restorer_args *arg __asm__("r13") = a;
     long ret;
-    __asm__ volatile("syscall\n\t"
-                     "test %%rax, %%rax\n\t"
-                     "jnz 1f\n\t"
-                     "mov %%r13, %%rdi\n\t"
-                     "xor %%ebp, %%ebp\n\t"
-                     "call helper_main\n\t"
-                     "ud2\n"
-                     "1:"
-                     : "=a"(ret)
-                     : "a"(SYS_clone), "D"(flags), "S"(a->helper_stack), "d"(0ul), "r"(r10), "r"(r8), "r"(arg)
-                     : "rcx", "r11", "memory");
+    SPAWN(ret, SYS_clone, flags, a->helper_stack, a->helper_tls, helper_main, a);
     return ret;
 }
 
@@ -361,7 +362,7 @@ __attribute__((section(".text.entry"), used)) void blob_entry(struct restorer_ar
         if (r < 0 && a->use_set_tid) /* the id is taken: a new one, translated later */
             r = spawn(t, a, stack, 0);
         if (r < 0)
-            die(a, 11, SYS_clone3, r, t->tid);
+            die(a, 11, SYS_clone, r, t->tid);
     }
     for (u64 i = 0; i < a->nclose_fds; i++)
         sc(SYS_close, a->close_fds[i], 0, 0, 0, 0, 0);

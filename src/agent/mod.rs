@@ -29,6 +29,7 @@ pub mod interface;
 pub mod log;
 pub mod merge;
 pub mod outputs;
+pub mod own_memory;
 pub mod prefetch;
 pub mod procfs;
 pub mod recover;

@@ -4,6 +4,7 @@
 //! All of it is async-signal-safe: atomics and futexes only. The mailbox is part of
 //! the image; `resume` empties it.
 
+use crate::agent::collect::descriptors::handed;
 use crate::agent::state::{AGENT, RESERVED_BIT, awake};
 use crate::agent::stop::{self, Slot};
 use crate::agent::{events, helper, refusal, rollback};
@@ -326,6 +327,7 @@ fn ask_and_wait(pointer: *mut InsertedCall) -> i32 {
                 let slot = unsafe { &(*pointer).slot };
                 let tid = slot.tid.load(Ordering::Relaxed) as i32;
                 stop::drain_if_asked(slot, tid);
+                handed::hand_if_asked();
                 rollback::leader::obey(slot, tid);
             }
             errno => return errno,

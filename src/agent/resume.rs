@@ -23,8 +23,8 @@ use crate::agent::snapshot::copy;
 use crate::agent::state::AGENT;
 use crate::agent::track::{Kept, fault, mprotect};
 use crate::agent::{
-    ballast, exit, heap, helper, interface, log, prefetch, request, rollback, settings, side,
-    start, starter, state, stop, track,
+    ballast, exit, heap, helper, interface, log, own_memory, prefetch, request, rollback, settings,
+    side, start, starter, state, stop, track,
 };
 use crate::image::codec;
 use crate::image::state::{
@@ -33,7 +33,6 @@ use crate::image::state::{
 use crate::persist::table;
 use crate::store::report::RequestResult;
 use ckpt_sys::blob::{RestorerArgs, RestorerThread};
-use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
 use ckpt_sys::thread::sigreturn_to;
 use serde::{Deserialize, Serialize};
@@ -541,53 +540,17 @@ fn lock_future(flags: u32) {
 
 /// The tracker is at work already: what is written here has changed since the checkpoint.
 fn put_protected(payload: &Payload) {
-    for some in payload.protected.chunks(PARTS) {
+    for some in payload.protected.chunks(own_memory::PARTS) {
         some.iter().for_each(|part| fault::touch(part.0, part.1));
         // The ranges were writable at the checkpoint (`rollback::check`), so they are now, but for
         // what lies behind the end of a shared file whose size was not known.
-        if let Err(errno) = copy_over(some) {
+        // SAFETY: the bytes lie in the area; the places are the program's, to be written.
+        if let Err(errno) = unsafe { own_memory::scatter(some) } {
             start::give_up(format_args!(
                 "cannot go on from the checkpoint: what was to be kept cannot be written: errno {errno}"
             ));
         }
     }
-}
-
-/// The kernel takes so many parts at once (UIO_MAXIOV).
-const PARTS: usize = 1024;
-
-/// Copies memory (address, length, from) by system calls: what is not there is an error.
-fn copy_over(parts: &[(u64, u64, u64)]) -> Result<(), i32> {
-    let mut left: Vec<(u64, u64, u64)> = parts.to_vec();
-    while !left.is_empty() {
-        let local: Vec<[u64; 2]> = left.iter().map(|part| [part.2, part.1]).collect();
-        let remote: Vec<[u64; 2]> = left.iter().map(|part| [part.0, part.1]).collect();
-        // SAFETY: the content lies in the area; nobody else runs; the kernel checks the rest.
-        let mut done = check(unsafe {
-            let (local, remote) = (local.as_ptr(), remote.as_ptr());
-            let (pid, count) = (syscall!(libc::SYS_getpid), left.len());
-            syscall!(
-                libc::SYS_process_vm_writev,
-                pid,
-                local,
-                count,
-                remote,
-                count,
-                0
-            )
-        })? as u64;
-        if done == 0 {
-            return Err(libc::EFAULT);
-        }
-        // A call moves 2 GiB at most.
-        left.retain_mut(|(addr, len, from)| {
-            let step = done.min(*len);
-            done -= step;
-            (*addr, *len, *from) = (*addr + step, *len - step, *from + step);
-            *len > 0
-        });
-    }
-    Ok(())
 }
 
 /// The table that leads back to the generation again. Without it the program could not

@@ -15,6 +15,7 @@ pub use world::{StopError, Stopped, emergency_release, release, reset_after_rest
 use crate::agent::callsites;
 use crate::agent::callsites::restart::{self, Clock};
 use crate::agent::clock;
+use crate::agent::collect::descriptors::handed;
 use crate::agent::collect::signals;
 use crate::agent::hooks;
 use crate::agent::refusal::{self, Kind};
@@ -355,6 +356,7 @@ unsafe fn park(value: u64, uc: *mut libc::ucontext_t) {
         if drain_if_asked(slot, tid as i32) {
             continue;
         }
+        handed::hand_if_asked();
         rollback::leader::obey(slot, tid as i32);
         // SAFETY: a futex word of ours.
         unsafe {

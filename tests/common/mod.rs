@@ -14,6 +14,7 @@
 #![allow(dead_code)] // each test binary uses its part of this module
 
 pub mod build;
+pub mod contained;
 pub mod run;
 pub mod user;
 
@@ -60,6 +61,9 @@ pub struct Program {
     pub counts_its_beginnings: bool,
     /// Seconds that the machine seems to have been up for before it was; needs root.
     pub ahead: u64,
+    /// Under the system-call filter of a container; all programs where `CKPT_TEST_CONTAINED` is
+    /// set.
+    pub contained: bool,
 }
 
 impl Program {
@@ -75,6 +79,7 @@ impl Program {
             status: 73,
             counts_its_beginnings: true,
             ahead: 0,
+            contained: std::env::var_os("CKPT_TEST_CONTAINED").is_some(),
         };
         let source = build::guests_dir().join(name);
         match source.extension().and_then(|e| e.to_str()) {
@@ -107,6 +112,7 @@ impl Program {
             status: 0,
             counts_its_beginnings: false,
             ahead: 0,
+            contained: std::env::var_os("CKPT_TEST_CONTAINED").is_some(),
         }
     }
 

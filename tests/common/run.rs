@@ -1,7 +1,7 @@
 //! One life of a test program: started in a session of its own, killed or left to end,
 //! with a deadline on everything. Nothing is concluded from zombies.
 
-use super::{Program, user};
+use super::{Program, contained, user};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -120,6 +120,9 @@ pub fn prepare(program: &Program, dir: &Path, env: &BTreeMap<String, String>) ->
             }
             Ok(())
         });
+    }
+    if program.contained {
+        contained::contain(&mut command);
     }
     command
 }

@@ -82,7 +82,7 @@ pub fn found(flags: i32, path: &[u8]) {
 /// that leads there is found at the stop, if it is open then.
 fn names_memory(at: u64) -> bool {
     let mut text = [0u8; 256];
-    let Ok(got) = user::read_bytes(at, &mut text) else {
+    let Ok(got) = user::read_string(at, &mut text) else {
         return false;
     };
     match text[..got].iter().position(|&byte| byte == 0) {

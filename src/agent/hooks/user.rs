@@ -54,6 +54,34 @@ pub fn read_bytes(addr: u64, buf: &mut [u8]) -> Result<usize, i32> {
     }
 }
 
+/// Reads the string at `addr`, its NUL included, or as much of it as `buf` holds. There may be
+/// more in `buf` than that; what lies behind a string is not touched, though.
+pub fn read_string(addr: u64, buf: &mut [u8]) -> Result<usize, i32> {
+    let local = buf.as_mut_ptr() as u64;
+    match transfer(libc::SYS_process_vm_readv, addr, local, buf.len()) {
+        Err(e) if e != libc::EFAULT => {
+            // SAFETY: the checked way is closed; the program passed this string to be read to
+            // its end, and no byte behind that is looked at.
+            let end = unsafe { copy_string(addr as *const u8, buf) };
+            Ok(end)
+        }
+        r => r,
+    }
+}
+
+/// # Safety
+/// `from` is a string, or as many bytes as `to` has.
+unsafe fn copy_string(from: *const u8, to: &mut [u8]) -> usize {
+    for (k, byte) in to.iter_mut().enumerate() {
+        // SAFETY: no NUL came before.
+        *byte = unsafe { from.add(k).read_volatile() };
+        if *byte == 0 {
+            return k + 1;
+        }
+    }
+    to.len()
+}
+
 /// Plain data that any bytes are a valid value of.
 ///
 /// # Safety
@@ -106,6 +134,32 @@ pub fn write<T: Plain>(addr: u64, value: &T) -> Result<(), i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A program in a sandbox without process_vm_readv, and a path at the very end of its stack
+    /// (an argument): reading on behind it was a SIGSEGV.
+    #[test]
+    fn nothing_is_read_behind_a_string() {
+        // SAFETY: two pages of our own, of which the second one goes.
+        let end = unsafe {
+            let (prot, flags) = (3, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            let at = libc::mmap(std::ptr::null_mut(), 8192, prot, flags, -1, 0).cast::<u8>();
+            assert_eq!(libc::munmap(at.add(4096).cast(), 4096), 0);
+            at.add(4096)
+        };
+        let mut buf = [0xffu8; 64];
+        // SAFETY: the last four bytes of a page of ours.
+        let text = unsafe {
+            let text = end.sub(4);
+            std::ptr::copy(c"mem".as_ptr().cast(), text, 4);
+            assert_eq!(copy_string(text, &mut buf), 4);
+            text
+        };
+        assert_eq!(&buf[..5], b"mem\0\xff");
+        assert_eq!(read_string(text as u64, &mut buf), Ok(4));
+        assert_eq!(read_string(end as u64, &mut buf), Err(libc::EFAULT));
+        // SAFETY: the buffer is shorter than the string.
+        assert_eq!(unsafe { copy_string(text, &mut buf[..2]) }, 2);
+    }
 
     #[test]
     fn bad_pointers_are_efault() {

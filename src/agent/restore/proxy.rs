@@ -169,15 +169,12 @@ fn die_with(proxy: i32) {
 /// Goes on in a child of whatever id, without the other threads of this process, which
 /// becomes the proxy. Where no child can be made it goes on here.
 pub fn leave_threads() {
-    let args = CloneArgs {
-        exit_signal: libc::SIGCHLD as u64,
-        ..CloneArgs::default()
-    };
-    // SAFETY: as in `become_pid`.
+    // SAFETY: without CLONE_VM it is a fork: the child continues here on a copy of this stack.
     let (own, ret) = unsafe {
+        let no_stack = 0u64;
         (
             syscall!(libc::SYS_getpid) as i32,
-            syscall!(libc::SYS_clone3, &args, size_of::<CloneArgs>()),
+            syscall!(libc::SYS_clone, libc::SIGCHLD, no_stack, 0, 0, 0),
         )
     };
     match ret {

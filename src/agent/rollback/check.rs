@@ -2,13 +2,11 @@
 //! their bytes. Helper thread; nothing of the program is changed here.
 
 use super::call::Region;
+use crate::agent::own_memory;
 use crate::image::PAGE;
 use crate::image::state::{FileKind, Manifest, ThreadState, VmaKind, VmaState};
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
-
-/// The kernel takes so many parts at once (UIO_MAXIOV).
-const PARTS: usize = 1024;
 
 /// The regions with the bytes that they are to have after the rollback.
 #[derive(Debug, Default)]
@@ -101,38 +99,10 @@ impl Drop for Bytes {
     }
 }
 
-/// Reads memory of the program, which may not be there: `EFAULT` then.
-pub fn read_memory(addr: u64, into: &mut [u8]) -> Result<(), i32> {
-    // SAFETY: no arguments.
-    let pid = unsafe { syscall!(libc::SYS_getpid) };
-    let mut done = 0;
-    while done < into.len() {
-        let local = [into[done..].as_mut_ptr() as u64, (into.len() - done) as u64];
-        let remote = [addr + done as u64, (into.len() - done) as u64];
-        // SAFETY: the kernel writes into `into` and checks the other side itself.
-        let n = check(unsafe {
-            syscall!(
-                libc::SYS_process_vm_readv,
-                pid,
-                local.as_ptr(),
-                1,
-                remote.as_ptr(),
-                1,
-                0
-            )
-        })?;
-        if n == 0 {
-            return Err(libc::EFAULT);
-        }
-        done += n;
-    }
-    Ok(())
-}
-
 /// The caller's array; regions without length are left out.
 pub fn read_regions(addr: u64, count: u64) -> Result<Vec<Region>, i32> {
     let mut bytes = vec![0u8; count as usize * size_of::<Region>()];
-    read_memory(addr, &mut bytes)?;
+    own_memory::read(addr, &mut bytes)?;
     let word = |at: usize| {
         let mut word = [0u8; 8];
         word.copy_from_slice(&bytes[at..at + 8]);
@@ -238,37 +208,12 @@ pub fn copy(regions: &[Region]) -> Result<Protected, i32> {
     }
     let mut bytes = Bytes::new(usize::try_from(total).map_err(|_| libc::ENOMEM)?)?;
     let mut rest = &mut bytes[..];
-    // Many small ones by few calls.
-    // SAFETY: no arguments.
-    let pid = unsafe { syscall!(libc::SYS_getpid) };
-    for some in regions.chunks(PARTS) {
+    for some in regions.chunks(own_memory::PARTS) {
         let wanted: u64 = some.iter().map(|part| part.len).sum();
         let (here, behind) = rest.split_at_mut(wanted as usize);
         rest = behind;
-        let local = [here.as_mut_ptr() as u64, wanted];
-        let remote: Vec<[u64; 2]> = some.iter().map(|part| [part.addr, part.len]).collect();
-        // SAFETY: the kernel writes into the copy and checks the other side itself.
-        let got = check(unsafe {
-            syscall!(
-                libc::SYS_process_vm_readv,
-                pid,
-                local.as_ptr(),
-                1,
-                remote.as_ptr(),
-                remote.len(),
-                0
-            )
-        })?;
-        if got as u64 == wanted {
-            continue;
-        }
-        // A call moves 2 GiB at most.
-        let mut here = here;
-        for part in some {
-            let (into, next) = here.split_at_mut(part.len as usize);
-            read_memory(part.addr, into)?;
-            here = next;
-        }
+        let parts: Vec<[u64; 2]> = some.iter().map(|part| [part.addr, part.len]).collect();
+        own_memory::gather(&parts, here)?;
     }
     let regions = regions.to_vec();
     Ok(Protected { regions, bytes })

@@ -9,6 +9,7 @@
 use super::check::Protected;
 use super::*;
 use crate::agent::checkpoint::increments::Knowledge;
+use crate::agent::collect::descriptors::handed;
 use crate::agent::collect::{signals, timers};
 use crate::agent::procfs::{self, TaskList};
 use crate::agent::region::{REGION, Region};
@@ -76,6 +77,10 @@ fn serve(rseq: (u64, u32)) {
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
     // SAFETY: the kernel fills two words.
     let made = check(unsafe { syscall!(libc::SYS_socketpair, libc::AF_UNIX, kind, 0, &mut ends) });
+    let made = made.and_then(|_| match handed::is_expected() {
+        true => handed::hand(ends[1]).inspect_err(|_| close(&ends)),
+        false => Ok(()),
+    });
     if let Err(errno) = made {
         CONTROL.error.store(errno, Ordering::SeqCst);
         step(FAILED);

@@ -8,7 +8,7 @@ use super::call::{LATEST, Region};
 use super::leader::{self, Handover};
 use super::*;
 use crate::agent::checkpoint::increments::Increments;
-use crate::agent::collect::descriptors::sys;
+use crate::agent::collect::descriptors::{handed, sys};
 use crate::agent::collect::{credentials, identity};
 use crate::agent::recover::files::{self, NotBack};
 use crate::agent::restore::{self, check as machine, stay};
@@ -377,7 +377,7 @@ fn while_stopped(
 fn output(fd: i32) -> Option<OwnedFd> {
     let leader = AGENT.real_pid.load(Ordering::Relaxed);
     let pidfd = sys::pidfd_of(leader, leader).ok()?;
-    let copy = sys::pidfd_getfd(pidfd.raw(), fd).ok()?;
+    let copy = handed::copy(pidfd.raw(), fd).ok()?;
     // SAFETY: new, and ours alone.
     Some(unsafe { OwnedFd::from_raw_fd(copy.release()) })
 }
@@ -430,14 +430,19 @@ fn hand_over(
     watching: Option<i32>,
 ) -> Result<(), i32> {
     let leader = AGENT.real_pid.load(Ordering::Relaxed);
+    let pidfd = sys::pidfd_of(leader, leader)?;
+    // Where the leader must hand its end over itself.
+    let socket = handed::expect(pidfd.raw());
     CONTROL.order.store(SERVE, Ordering::SeqCst);
     request::order_inserted();
     stop::look_again();
     if await_step(IDLE) == FAILED {
         return Err(CONTROL.error.load(Ordering::SeqCst));
     }
-    let pidfd = sys::pidfd_of(leader, leader)?;
-    let end = sys::pidfd_getfd(pidfd.raw(), CONTROL.ends[1].load(Ordering::SeqCst))?;
+    let end = match socket {
+        Some(socket) => handed::accept(&socket)?,
+        None => sys::pidfd_getfd(pidfd.raw(), CONTROL.ends[1].load(Ordering::SeqCst))?,
+    };
     let mut fds: Vec<i32> = vec![member.file.as_raw_fd()];
     fds.extend(member.older.iter().map(|link| link.file.as_raw_fd()));
     fds.push(claimed.lock.as_fd().as_raw_fd());

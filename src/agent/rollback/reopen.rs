@@ -5,7 +5,7 @@
 //! Helper thread, the program stopped. Nothing is changed: a file is opened for a moment in the
 //! helper's own table.
 
-use crate::agent::collect::descriptors::{fdinfo, fdinfo::FdInfo, sys};
+use crate::agent::collect::descriptors::{fdinfo, fdinfo::FdInfo, handed, sys};
 use crate::agent::recover::files;
 use crate::agent::restore::check as machine;
 use crate::agent::restore::descriptors::regular;
@@ -271,7 +271,7 @@ pub fn open_now() -> OpenNow {
         *open.files.entry((dev, st.st_ino, access)).or_insert(0) += 1;
         if st.st_mode & libc::S_IFMT == libc::S_IFSOCK
             && let Ok(pidfd) = &pidfd
-            && let Ok(fd) = sys::pidfd_getfd(pidfd.raw(), number)
+            && let Ok(fd) = handed::copy(pidfd.raw(), number)
         {
             open.sockets.push(named::Socket::of(st.st_ino, &fd));
         }

@@ -9,7 +9,7 @@
 //! asked only when something is ready, and what that consumed is raised again by
 //! `EPOLL_CTL_MOD` before the program goes on: see [`find_spent`].
 
-use super::{Collector, Raw, fdinfo, sys, sys::Fd};
+use super::{Collector, Raw, fdinfo, handed, sys, sys::Fd};
 use crate::agent::collect::Refusal;
 use crate::image::state::{EpollEntry, FileKind};
 use ckpt_sys::raw::check;
@@ -127,7 +127,7 @@ struct Borrowed {
 impl Borrowed {
     fn at(c: &Collector, entry: &EpollEntry) -> Result<Borrowed, i32> {
         let lead = *c.lead.get(entry.file as usize).ok_or(libc::EBADF)?;
-        let file = sys::pidfd_getfd(c.pidfd.raw(), c.raws[lead].fd)?;
+        let file = handed::copy(c.pidfd.raw(), c.raws[lead].fd)?;
         if file.raw() == entry.fd {
             let number = file.release();
             return Ok(Borrowed {

@@ -14,6 +14,7 @@
 mod anon;
 mod epoll;
 pub mod fdinfo;
+pub mod handed;
 mod known;
 mod locks;
 mod peek;
@@ -140,7 +141,7 @@ pub(crate) struct Collector<'a> {
 impl Collector<'_> {
     /// A duplicate of a descriptor of the program.
     pub fn duplicate(&self, raw: &Raw) -> Result<Fd, Refusal> {
-        sys::pidfd_getfd(self.pidfd.raw(), raw.fd).map_err(|e| raw.refuse("cannot be examined", e))
+        handed::copy(self.pidfd.raw(), raw.fd).map_err(|e| raw.refuse("cannot be examined", e))
     }
 
     /// Did whoever started the program hand it this open file description?

@@ -6,12 +6,14 @@
 //! different files cost no call at all. `kcmp` also orders descriptions, so a
 //! group of n costs n log n calls.
 
-use super::{Raw, Target, fdinfo, sys};
+use super::{Raw, Target, fdinfo, handed, sys};
 use crate::agent::collect::Refusal;
 
 const KCMP_FILE: i32 = 0;
 /// `fcntl(fd, F_DUPFD_QUERY, other)`, Linux 6.10: 1 when both are one description.
 const F_DUPFD_QUERY: i32 = 1024 + 3;
+const F_SETSIG: i32 = 10;
+const F_GETSIG: i32 = 11;
 
 /// Sets `Raw::file` of every descriptor and returns, per description, the index
 /// of its lowest descriptor.
@@ -104,8 +106,26 @@ fn group_equal(
     Ok(())
 }
 
-/// Without kcmp: each pair asked by `F_DUPFD_QUERY`; without that, descriptors
-/// whose sharing cannot be observed pass as shared, others are refused.
+/// Do two descriptors share the signal of `F_SETSIG`, which is the description's? It is changed
+/// for a moment, to one that nobody notices, should the description send one just then.
+fn is_marked_too(one: &sys::Fd, other: &sys::Fd) -> Result<bool, i32> {
+    let signal_of = |fd: &sys::Fd| sys::fcntl(fd.raw(), F_GETSIG, 0);
+    let was = signal_of(one)?;
+    if signal_of(other)? != was {
+        return Ok(false);
+    }
+    let mark = match was as i32 {
+        libc::SIGURG => libc::SIGWINCH,
+        _ => libc::SIGURG,
+    };
+    sys::fcntl(one.raw(), F_SETSIG, mark as usize)?;
+    let theirs = signal_of(other);
+    sys::fcntl(one.raw(), F_SETSIG, was)?;
+    Ok(theirs? == mark as usize)
+}
+
+/// Without kcmp: each pair asked by `F_DUPFD_QUERY`, or by a mark; where neither is possible,
+/// descriptors whose sharing cannot be observed pass as shared, others are refused.
 fn group_by_query(
     pidfd: &sys::Fd,
     raws: &[Raw],
@@ -114,13 +134,17 @@ fn group_by_query(
 ) -> Result<(), Refusal> {
     let mut known: Vec<(usize, sys::Fd)> = Vec::new();
     for &i in members {
-        let dup = sys::pidfd_getfd(pidfd.raw(), raws[i].fd)
+        let dup = handed::copy(pidfd.raw(), raws[i].fd)
             .map_err(|e| raws[i].refuse("cannot be examined", e))?;
         let mut same = None;
         for (lead, other) in &known {
-            match sys::fcntl(dup.raw(), F_DUPFD_QUERY, other.raw() as usize) {
-                Ok(1) => same = Some(*lead),
-                Ok(_) => continue,
+            let query = sys::fcntl(dup.raw(), F_DUPFD_QUERY, other.raw() as usize);
+            match query
+                .map(|answer| answer == 1)
+                .or_else(|_| is_marked_too(&dup, other))
+            {
+                Ok(true) => same = Some(*lead),
+                Ok(false) => continue,
                 Err(_) if raws[i].mode() == libc::S_IFCHR => same = Some(*lead),
                 Err(e) => {
                     return Err(raws[i].refuse(
@@ -140,4 +164,27 @@ fn group_by_query(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::hooks::testing::in_child;
+
+    /// A container without kcmp, on a kernel before 6.10: `./app > log 2>&1` got no checkpoint.
+    #[test]
+    fn a_mark_tells_duplicates_from_other_openings() {
+        in_child(|| {
+            let open = || sys::open(b"/dev/null", libc::O_RDWR, 0).unwrap();
+            let (one, other) = (open(), open());
+            let same = sys::Fd::own(sys::dup_above(one.raw(), 0).unwrap());
+            for before in [0, libc::SIGURG] {
+                sys::fcntl(one.raw(), F_SETSIG, before as usize).unwrap();
+                sys::fcntl(other.raw(), F_SETSIG, before as usize).unwrap();
+                assert_eq!(is_marked_too(&one, &same), Ok(true));
+                assert_eq!(is_marked_too(&one, &other), Ok(false));
+                assert_eq!(sys::fcntl(same.raw(), F_GETSIG, 0), Ok(before as usize));
+            }
+        });
+    }
 }

@@ -6,8 +6,8 @@
 //! before, as compilers and hand-written wrappers have it); a number from elsewhere is not.
 
 use super::MODIFYING;
-use crate::agent::hooks::{ranges, user};
-use crate::agent::{log, procfs};
+use crate::agent::hooks::ranges;
+use crate::agent::{log, own_memory, procfs};
 use crate::store::report::UnseenCalls;
 
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
@@ -136,10 +136,10 @@ fn calls_between(start: u64, end: u64) -> Vec<i64> {
         let len = usize::try_from(end - at)
             .unwrap_or(usize::MAX)
             .min(piece.len());
-        match user::read_bytes(at, &mut piece[..len]) {
-            Ok(got) if got > 0 => found.extend(calls_in(&piece[..got])),
-            _ => break,
+        if own_memory::read(at, &mut piece[..len]).is_err() {
+            break;
         }
+        found.extend(calls_in(&piece[..len]));
         at += PIECE as u64;
     }
     found.sort_unstable();

@@ -30,7 +30,7 @@ impl Path {
             bytes.try_reserve_exact(more).ok()?;
             bytes.resize(from + more, 0);
             let got =
-                user::read_bytes(at.checked_add(from as u64)?, bytes.get_mut(from..)?).ok()?;
+                user::read_string(at.checked_add(from as u64)?, bytes.get_mut(from..)?).ok()?;
             if let Some(end) = bytes
                 .get(from..from + got)?
                 .iter()

@@ -92,11 +92,12 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
     let at = CALLS.iter().find(|c| c.0 == f.rax)?.1;
     let mut head = [0u8; LONGEST];
     // Most paths are told apart by their first bytes.
-    let start = user::read::<u32>(f.args[at]).ok()?;
-    if start.to_ne_bytes() != *b"/pro" {
+    let mut start = [0u8; 4];
+    user::read_string(f.args[at], &mut start).ok()?;
+    if start != *b"/pro" {
         return None;
     }
-    let n = user::read_bytes(f.args[at], &mut head).ok()?;
+    let n = user::read_string(f.args[at], &mut head).ok()?;
     let len = head[..n].iter().position(|&b| b == 0)?;
     let path = &head[..len];
     if path == b"/proc/self" && at + 2 < 6 {
