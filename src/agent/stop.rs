@@ -404,11 +404,7 @@ pub unsafe fn go_on(uc: *mut libc::ucontext_t) {
     }
     // SAFETY: the handler's own frame; the thread's own block.
     unsafe {
-        let mask = (&raw mut (*uc).uc_sigmask).cast::<u64>();
-        if *mask & fault::FAULT_BIT != 0 {
-            *mask &= !fault::FAULT_BIT;
-            (*thread_block()).faults_blocked = 1;
-        }
+        fault::keep_open_in(uc);
         hooks::altstack::provide(uc);
         touch::before_release(uc);
     }

@@ -33,6 +33,7 @@ pub mod summary;
 
 use crate::agent::hooks;
 use crate::agent::hooks::frame::{CallFrame, Verdict};
+use crate::agent::track::fault;
 use analyse::LeftAlone;
 use cache::Cache;
 use ckpt_sys::callsite;
@@ -429,10 +430,14 @@ pub unsafe fn rewind(uc: *mut libc::ucontext_t) {
     }
 }
 
-/// What the restorer of the program's handlers calls.
+/// What the restorer of the program's handlers calls, with the frame that it goes back to.
 unsafe extern "C" fn rewind_frame(uc: *mut u8) {
     // SAFETY: forwarded.
-    unsafe { rewind(uc.cast()) }
+    unsafe {
+        rewind(uc.cast());
+        // A handler that has run since before pages were protected.
+        fault::keep_open_in(uc.cast());
+    }
 }
 
 /// What stage 2 calls.

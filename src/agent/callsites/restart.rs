@@ -294,6 +294,7 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, clock: Cloc
             }
             _ => {
                 record.mode = RestartMode::Plain as u32;
+                hooks::signal::made_again(record.nr, &mut args);
                 recompute(block, record, &mut args, spent);
                 prepare_remainder(&*block, record);
                 if let Clock::StoodStill { stopped_ns } = clock {

@@ -216,13 +216,46 @@ pub fn masked(frame: &mut CallFrame, at: usize, size: usize) -> Verdict {
     if let Some(verdict) = enter_masked(frame, mask) {
         return verdict;
     }
-    let never = RESERVED_BIT | fault::never_blocked();
-    if mask & never != 0
-        && let Some(copy) = intern(mask & !never)
-    {
+    if let Some(copy) = without_ours(mask) {
         frame.args[at] = copy.mask_address();
     }
     Verdict::Forward
+}
+
+/// A copy of a call's mask without what is never blocked, where it has any of that.
+fn without_ours(mask: u64) -> Option<&'static Interned> {
+    let never = RESERVED_BIT | fault::never_blocked();
+    (mask & never != 0).then(|| intern(mask & !never)).flatten()
+}
+
+/// A call that the stop has interrupted is about to be made again, not through the hook. It may
+/// have begun before pages were protected, under a mask that blocks the faults: one of the
+/// program's handlers, run by it, would die of the first.
+pub fn made_again(nr: i64, args: &mut [u64; 6]) {
+    let at = match nr {
+        libc::SYS_rt_sigsuspend => 0,
+        libc::SYS_ppoll => 3,
+        libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2 => 4,
+        libc::SYS_pselect6 | super::IO_PGETEVENTS => 5,
+        _ => return,
+    };
+    if fault::never_blocked() == 0 || args[at] == 0 {
+        return;
+    }
+    if at == 5 {
+        let pair = user::read::<[u64; 2]>(args[at]);
+        if let Ok([pointer, 8]) = pair
+            && pointer != 0
+            && let Ok(mask) = user::read::<u64>(pointer)
+            && let Some(copy) = without_ours(mask)
+        {
+            args[at] = Interned::pair_address(copy);
+        }
+    } else if let Ok(mask) = user::read::<u64>(args[at])
+        && let Some(copy) = without_ours(mask)
+    {
+        args[at] = copy.mask_address();
+    }
 }
 
 /// A call whose argument 5 points to `{mask pointer, size}`: pselect6, io_pgetevents.
@@ -243,10 +276,7 @@ pub fn masked_pair(frame: &mut CallFrame) -> Verdict {
     if let Some(verdict) = enter_masked(frame, mask) {
         return verdict;
     }
-    let never = RESERVED_BIT | fault::never_blocked();
-    if mask & never != 0
-        && let Some(copy) = intern(mask & !never)
-    {
+    if let Some(copy) = without_ours(mask) {
         frame.args[5] = Interned::pair_address(copy);
     }
     Verdict::Forward
@@ -304,6 +334,38 @@ mod tests {
 
     fn word(at: u64) -> u64 {
         user::read(at).unwrap()
+    }
+
+    /// A thread that waited in sigsuspend when the first checkpoint was taken (`mprotect`): the
+    /// handler of the signal that it waited for died of a SIGSEGV that was blocked.
+    #[test]
+    fn calls_that_are_made_again_let_faults_through() {
+        in_child(|| {
+            let all = !0u64;
+            let at = &raw const all as u64;
+            let pair = [at, 8];
+            let places = [
+                (libc::SYS_rt_sigsuspend, 0),
+                (libc::SYS_ppoll, 3),
+                (libc::SYS_epoll_pwait, 4),
+                (libc::SYS_epoll_pwait2, 4),
+                (libc::SYS_pselect6, 5),
+            ];
+            let masks = || {
+                places.map(|(nr, place)| {
+                    let mut args = [0u64; 6];
+                    made_again(nr, &mut args);
+                    assert_eq!(args, [0; 6], "call {nr} without a mask");
+                    args[place] = if place == 5 { pair.as_ptr() as u64 } else { at };
+                    made_again(nr, &mut args);
+                    let seen = args[place];
+                    word(if place == 5 { word(seen) } else { seen })
+                })
+            };
+            assert_eq!(masks(), [all; 5]);
+            fault::install().unwrap();
+            assert_eq!(masks(), [!(RESERVED_BIT | fault::FAULT_BIT); 5]);
+        });
     }
 
     #[test]

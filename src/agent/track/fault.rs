@@ -49,6 +49,24 @@ pub fn never_blocked() -> u64 {
     if installed() { FAULT_BIT } else { 0 }
 }
 
+/// The code that a frame belongs to goes on with SIGSEGV open (law 4).
+///
+/// # Safety
+/// In the handler whose frame `uc` is, or in the restorer that goes back to it.
+pub unsafe fn keep_open_in(uc: *mut libc::ucontext_t) {
+    if !installed() {
+        return;
+    }
+    // SAFETY: the frame is the caller's; the thread's own block.
+    unsafe {
+        let mask = (&raw mut (*uc).uc_sigmask).cast::<u64>();
+        if *mask & FAULT_BIT != 0 {
+            *mask &= !FAULT_BIT;
+            (*thread_block()).faults_blocked = 1;
+        }
+    }
+}
+
 /// 0 free, else the holder's process id (a forked child may find its parent's).
 static LOCK: AtomicU32 = AtomicU32::new(0);
 
