@@ -265,8 +265,7 @@ pub enum VmaKind {
     /// A mapping of `MemoryState::shared[object]` at `offset`.
     Shared { object: u32, offset: u64 },
     /// A private mapping of `MemoryState::shared[object]`, a file without a name that is open
-    /// ([`DescriptorTable::of_contents`]) or mapped shared as well; pages not in the image come
-    /// from it.
+    /// ([`DescriptorTable::of_contents`]); pages not in the image come from it.
     PrivateOf { object: u32, offset: u64 },
 }
 

@@ -27,8 +27,6 @@ static struct {
 
 /* Mapped before the descriptor was closed: there is nobody to write to it. */
 static unsigned char *closed;
-/* Of this one a shared mapping is left. */
-static unsigned char *left, *copy;
 
 static uint64_t dice = 7;
 static uint64_t roll(uint64_t below) { return (dice = guest_mix(dice)) % below; }
@@ -150,22 +148,11 @@ int main(void)
     closed = guest_map(4 * K, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
     guest_fill(closed, 2 * K, 77);
     CHECK(close(fd) == 0);
-    CHECK((fd = memfd_create("left", MFD_CLOEXEC)) >= 0 && ftruncate(fd, 8 * K) == 0);
-    left = guest_map(8 * K, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    copy = guest_map(6 * K, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 2 * K);
-    CHECK(close(fd) == 0);
-    guest_fill(copy + 5 * K, K, 55);
     ROUNDS(round)
     {
         for (int k = 0; k < 12; k++)
             step();
         CHECK(guest_holds(closed, 2 * K, 77) && guest_is_zero(closed + 2 * K, 2 * K));
-        uint64_t page = round % 5, was = round < 5 ? 0 : 900 + round - 5;
-        CHECK(was ? guest_holds(copy + page * K, K, was) : guest_is_zero(copy + page * K, K));
-        guest_fill(left + (2 + page) * K, K, 900 + round);
-        guest_fill(copy + 5 * K, K, 55 + round);
-        CHECK(guest_holds(copy + 5 * K, K, 55 + round));
-        CHECK(madvise(copy + 5 * K, K, MADV_DONTNEED) == 0 && guest_is_zero(copy + 5 * K, K));
         if (round % 16 == 15)
             for (int m = 0; m < MAPS * FILES; m++)
                 for (int page = 0; page < PAGES; page++)

@@ -298,29 +298,6 @@ impl Plan {
     }
 }
 
-/// Shared mappings of files without a name: device, inode, and which part; ascending.
-fn shared_parts(text: &[u8]) -> Vec<(u64, u64, u64, u64)> {
-    let shared = lines(text).filter(|line| line.shared && line.name.ends_with(b" (deleted)"));
-    let part = |l: Line<'_>| (l.dev, l.ino, l.offset, l.offset + (l.end - l.start));
-    let mut parts: Vec<_> = shared.map(part).collect();
-    parts.sort_unstable();
-    parts
-}
-
-/// Are there shared mappings of all that this one maps?
-fn is_covered(line: &Line<'_>, parts: &[(u64, u64, u64, u64)]) -> bool {
-    let (mut at, end) = (line.offset, line.offset + (line.end - line.start));
-    let first = parts.partition_point(|part| (part.0, part.1) < (line.dev, line.ino));
-    let of_file = parts[first..].iter();
-    for &(_, _, from, to) in of_file.take_while(|p| (p.0, p.1) == (line.dev, line.ino)) {
-        if from > at {
-            break;
-        }
-        at = at.max(to);
-    }
-    at >= end
-}
-
 /// Parses the map of this process. Own ranges are cut out (never matched by start:
 /// the kernel joins them with neighbours).
 pub fn collect(own: &Own<'_>) -> Result<Plan, MemoryError> {
@@ -332,22 +309,14 @@ pub fn collect(own: &Own<'_>) -> Result<Plan, MemoryError> {
 }
 
 /// As [`collect`]; `is_open` says whether a file without a name (device, inode) comes back with a
-/// descriptor, so that a private mapping of it can be one again. It can as well where shared
-/// mappings have all of what it maps.
+/// descriptor, so that a private mapping of it can be one again.
 pub fn collect_with(
     own: &Own<'_>,
     is_open: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<Plan, MemoryError> {
     let text = read_file(b"/proc/thread-self/maps").map_err(MemoryError::Maps)?;
     let mut plan = Plan::default();
-    let mut shared: Option<Vec<(u64, u64, u64, u64)>> = None;
-    let mut comes_back = |line: &Line<'_>| {
-        if is_open(line.dev, line.ino) {
-            return true;
-        }
-        let parts = shared.get_or_insert_with(|| shared_parts(&text));
-        is_covered(line, parts)
-    };
+    let mut comes_back = |line: &Line<'_>| is_open(line.dev, line.ino);
     for line in lines(&text) {
         if line.start >= TASK_SIZE {
             continue; // [vsyscall]
