@@ -5,6 +5,8 @@ mod common;
 guest_tests! {
     mem_heap = "mem_heap";
     mem_maps = "mem_maps";
+    mem_nameless = "mem_nameless";
+    mem_written = "mem_written";
     mem_joined = "mem_joined";
     mem_sharedfork = "mem_sharedfork";
     mem_jit = "mem_jit";

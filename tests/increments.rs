@@ -83,6 +83,36 @@ mod remapped {
     }
 }
 
+/// A private mapping of a file without a name was memory of its own after a restart: what was
+/// given back was zero, and what was written to the file was not seen. Its pages are the file's
+/// in each increment, and change sides while the program runs.
+mod nameless {
+    macro_rules! nameless {
+        ($($test:ident = $tracker:literal, $snapshot:literal, $restore:literal;)*) => { $(
+            #[test]
+            fn $test() {
+                crate::survives("mem_nameless", $tracker, $snapshot, $restore);
+            }
+        )* };
+    }
+    nameless! {
+        uffd_copy = "uffd", "copy", "lazy";
+        uffd_fork = "uffd", "fork", "eager";
+        uffd_priority = "uffd", "priority", "lazy";
+        mprotect_copy = "mprotect", "copy", "eager";
+        mprotect_fork = "mprotect", "fork", "lazy";
+        mprotect_priority = "mprotect", "priority", "lazy";
+        full_copy = "full", "copy", "lazy";
+        full_fork = "full", "fork", "eager";
+    }
+    #[test]
+    fn written() {
+        for (tracker, snapshot) in [("uffd", "copy"), ("uffd", "fork"), ("mprotect", "fork")] {
+            crate::survives("mem_written", tracker, snapshot, "lazy");
+        }
+    }
+}
+
 /// What an O_DIRECT read had put into memory came back with its old contents (one restart
 /// in fifty): a page was protected and stored, while the program ran, between the kernel's
 /// look at it and the disk's answer. Writes to /proc/self/mem go through write protection

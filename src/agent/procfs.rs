@@ -242,6 +242,62 @@ pub fn thread_count() -> Option<usize> {
     }
 }
 
+/// Files without a name (device, inode) that the program has open. A look at the table while the
+/// program may change it; that of another thread than the caller, which may have one of its own.
+pub fn open_without_name() -> Vec<(u64, u64)> {
+    let mut found = Vec::new();
+    let mut tasks = TaskList::small();
+    if tasks.read().is_err() {
+        return found;
+    }
+    // SAFETY: no pointers.
+    let own = unsafe { syscall!(libc::SYS_gettid) } as i32;
+    let others = tasks.ids().iter().filter(|&&tid| tid != own);
+    let (mut names, mut link) = (vec![0u8; TASK_BUFFER], vec![0u8; 4096]);
+    for &tid in others.chain(std::iter::once(&own)) {
+        let flags = libc::O_RDONLY | libc::O_DIRECTORY;
+        let Ok(dir) = OwnFd::open_with(&task_path(tid, "fd"), flags) else {
+            continue;
+        };
+        let mut any = false;
+        let told = for_each_entry(&dir, &mut names, |name| {
+            any = true;
+            found.extend(without_name(&dir, name, &mut link));
+        });
+        // A thread that has ended has no table any more.
+        if told.is_ok() && any {
+            break;
+        }
+    }
+    found
+}
+
+/// What the link `name` leads to, if that is a file without a name. Others are not asked: a file
+/// system may be long in answering.
+fn without_name(dir: &OwnFd, name: &[u8], link: &mut [u8]) -> Option<(u64, u64)> {
+    let mut path = name.to_vec();
+    path.push(0);
+    // SAFETY: a NUL-terminated name and a buffer of the length given; all-zero is a valid stat
+    // buffer, which the kernel fills.
+    unsafe {
+        let (at, into) = (path.as_ptr(), link.as_mut_ptr());
+        let n = check(syscall!(
+            libc::SYS_readlinkat,
+            dir.raw(),
+            at,
+            into,
+            link.len()
+        ));
+        let target = &link[..n.ok()?];
+        if !target.starts_with(b"/") || !target.ends_with(b" (deleted)") {
+            return None;
+        }
+        let mut st: libc::stat = std::mem::zeroed();
+        let stat = syscall!(libc::SYS_newfstatat, dir.raw(), at, &raw mut st, 0);
+        (stat == 0).then_some((st.st_dev, st.st_ino))
+    }
+}
+
 /// Calls `f` with every name in the directory but `.` and `..`.
 pub fn for_each_entry(dir: &OwnFd, buf: &mut [u8], mut f: impl FnMut(&[u8])) -> Result<(), i32> {
     loop {

@@ -238,10 +238,14 @@ fn kind_of(manifest: &Manifest, vma: &VmaState) -> String {
         VmaKind::FilePrivate { path, offset } | VmaKind::FileShared { path, offset, .. } => {
             format!("{} +{offset:#x}", output::text(path))
         }
-        VmaKind::Shared { object, offset } => {
+        VmaKind::Shared { object, offset } | VmaKind::PrivateOf { object, offset } => {
+            let how = match vma.kind {
+                VmaKind::Shared { .. } => "shared",
+                _ => "private copy of",
+            };
             let name = manifest.memory.shared.get(*object as usize);
             let name = name.map_or(String::new(), |object| output::text(&object.name));
-            format!("shared {name} +{offset:#x}")
+            format!("{how} {name} +{offset:#x}")
         }
     }
 }

@@ -88,7 +88,8 @@ impl MemoryState {
     /// shared areas that have no such space stand in the generation itself.
     pub fn private(&self) -> impl Iterator<Item = (u64, u64)> {
         let vmas = self.vmas.iter().filter(|vma| match vma.kind {
-            VmaKind::Anon | VmaKind::Stack | VmaKind::Heap | VmaKind::FilePrivate { .. } => true,
+            VmaKind::Anon | VmaKind::Stack | VmaKind::Heap => true,
+            VmaKind::FilePrivate { .. } | VmaKind::PrivateOf { .. } => true,
             VmaKind::FileShared { .. } | VmaKind::Shared { .. } => false,
         });
         let objects = self.objects.iter().map(|object| (object.at, object.end()));

@@ -42,7 +42,7 @@ pub fn check_manifest(manifest: &Manifest, header: &ParsedHeader) -> Result<(), 
             return Err(CheckError::Vma(index));
         }
         end = vma.end;
-        if let VmaKind::Shared { object, .. } = vma.kind
+        if let VmaKind::Shared { object, .. } | VmaKind::PrivateOf { object, .. } = vma.kind
             && object as usize >= memory.shared.len()
         {
             return Err(CheckError::SharedObject(index, object));
@@ -361,6 +361,13 @@ pub(crate) mod tests {
                 offset: 0
             }),
             CheckError::SharedObject(0, 0)
+        );
+        assert_eq!(
+            refused(|m| m.memory.vmas[0].kind = VmaKind::PrivateOf {
+                object: 2,
+                offset: 0
+            }),
+            CheckError::SharedObject(0, 2)
         );
         assert_eq!(
             refused(|m| m.descriptors.fds[0].file = 1),

@@ -287,6 +287,19 @@ pub enum VmaKind {
     },
     /// A mapping of `MemoryState::shared[object]` at `offset`.
     Shared { object: u32, offset: u64 },
+    /// A private mapping of `MemoryState::shared[object]`, a file without a name that is open
+    /// ([`DescriptorTable::of_contents`]); pages not in the image come from it.
+    PrivateOf { object: u32, offset: u64 },
+}
+
+impl VmaKind {
+    /// A private mapping of a file: where it has no page of its own there is the file's.
+    pub fn is_private_file(&self) -> bool {
+        matches!(
+            self,
+            VmaKind::FilePrivate { .. } | VmaKind::PrivateOf { .. }
+        )
+    }
 }
 
 /// `npages` pages of 4096 bytes at `addr` lie at `offset` in the image file.
@@ -437,7 +450,58 @@ pub struct DescriptorTable {
     pub hung_up: Vec<u32>,
 }
 
+/// How a file whose contents are in the image is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenAs {
+    pub fd: i32,
+    /// For reading only, and a mapping of it may want more.
+    pub wants_write: bool,
+    /// It can be mapped privately again: it can be read, and a new start puts no other file there.
+    pub private: bool,
+}
+
 impl DescriptorTable {
+    /// The best descriptor of a file (device, inode) whose contents are in the image.
+    pub fn of_contents(&self, id: (u64, u64)) -> Option<OpenAs> {
+        let all = self.fds.iter().filter_map(|descriptor| {
+            let file = self.files.get(descriptor.file as usize)?;
+            const F_SEAL_WRITE: u32 = 8;
+            let (of, huge, sealed) = match &file.kind {
+                FileKind::Unlinked { dev, ino, .. } => ((*dev, *ino), false, false),
+                FileKind::Memfd {
+                    object_dev,
+                    object_ino,
+                    hugetlb,
+                    seals,
+                    ..
+                } => (
+                    (*object_dev, *object_ino),
+                    *hugetlb != 0,
+                    seals & F_SEAL_WRITE != 0,
+                ),
+                _ => return None,
+            };
+            // One that is sealed cannot be mapped shared by a descriptor for writing, on some
+            // kernels not even to be read.
+            let readable = match file.flags as i32 & (libc::O_ACCMODE | libc::O_PATH) {
+                libc::O_RDWR => 2 - u32::from(sealed),
+                libc::O_RDONLY => 1 + u32::from(sealed),
+                _ => 0,
+            };
+            let private = readable > 0 && !huge && !descriptor.inherited;
+            let fd = descriptor.fd;
+            let open = OpenAs {
+                fd,
+                wants_write: readable < 2 && !sealed,
+                private,
+            };
+            (of == id).then_some(((private, readable), open))
+        });
+        // The first of the best.
+        let best = all.reduce(|best, next| if next.0 > best.0 { next } else { best });
+        best.map(|(_, open)| open)
+    }
+
     /// The extents of every open file whose contents are in the image.
     pub fn content_extents(&mut self) -> impl Iterator<Item = &mut Vec<Extent>> {
         let contents = |file| OpenFileState::contents_mut(file).map(|(_, _, extents)| extents);
@@ -692,4 +756,64 @@ pub enum LockKind {
     Flock,
     Posix,
     Ofd,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Shared memory came back by the first descriptor of its file, though that was open for
+    /// reading only: it could not be mapped, and there was no restart.
+    #[test]
+    fn the_best_descriptor_is_taken() {
+        let file = |flags: i32, ino| OpenFileState {
+            flags: flags as u32,
+            pos: 0,
+            owner: (0, 0),
+            owner_sig: 0,
+            kind: FileKind::Unlinked {
+                path: Vec::new(),
+                dev: 1,
+                ino,
+                size: 0,
+                mode: 0,
+                tmpfile: false,
+                extents: Vec::new(),
+            },
+        };
+        let fd = |fd, file, inherited| DescriptorState {
+            fd,
+            cloexec: false,
+            file,
+            inherited,
+        };
+        let table = DescriptorTable {
+            files: vec![
+                file(libc::O_RDONLY, 7),
+                file(libc::O_RDWR | libc::O_APPEND, 7),
+                file(libc::O_WRONLY, 8),
+                file(libc::O_RDWR, 9),
+            ],
+            fds: vec![
+                fd(3, 0, false),
+                fd(4, 1, false),
+                fd(5, 1, false),
+                fd(6, 2, false),
+                fd(7, 3, true),
+            ],
+            locks: Vec::new(),
+        };
+        let best = |ino| table.of_contents((1, ino));
+        let open = |fd, wants_write, private| {
+            Some(OpenAs {
+                fd,
+                wants_write,
+                private,
+            })
+        };
+        assert_eq!(best(7), open(4, false, true));
+        assert_eq!(best(8), open(6, true, false));
+        assert_eq!(best(9), open(7, false, false));
+        assert_eq!(best(10), None);
+    }
 }

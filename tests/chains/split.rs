@@ -143,7 +143,7 @@ pub fn split_altered(
         };
         for vma in new.memory.vmas.iter_mut().filter(|_| at < links) {
             // Their objects are the newest's alone.
-            if let VmaKind::Shared { .. } = vma.kind {
+            if let VmaKind::Shared { .. } | VmaKind::PrivateOf { .. } = vma.kind {
                 vma.kind = VmaKind::Anon;
             }
         }

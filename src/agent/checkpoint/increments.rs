@@ -248,6 +248,7 @@ impl Increments {
         self.tracker.sweep(pieces, seen)?;
         let content = blank::content(pieces);
         blank::newly_content(&self.content, &content, seen);
+        blank::content_no_longer(PageMap::open, pieces, &self.content, &content, seen)?;
         self.content = content;
         Ok(())
     }

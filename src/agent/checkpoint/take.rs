@@ -19,7 +19,7 @@ use crate::agent::stop::{self, Stopped, now_ns};
 use crate::agent::track::Dirty;
 use crate::agent::{children, clock, hooks, request, resume, rollback};
 use crate::config::SnapshotChoice;
-use crate::image::state::{EntryPoints, FileKind, Manifest, Privileges};
+use crate::image::state::{EntryPoints, Manifest, Privileges};
 use crate::image::writer::ImageSink;
 use crate::store::generation::Phases;
 use std::path::Path;
@@ -329,23 +329,6 @@ impl<S: ImageSink> Shot<S> {
     }
 }
 
-/// Is the content of this shared object kept with a descriptor?
-fn has_descriptor(manifest: &Manifest, dev: u64, ino: u64) -> bool {
-    manifest
-        .descriptors
-        .files
-        .iter()
-        .any(|file| match &file.kind {
-            FileKind::Memfd {
-                object_dev,
-                object_ino,
-                ..
-            } => (*object_dev, *object_ino) == (dev, ino),
-            FileKind::Unlinked { dev: d, ino: i, .. } => (*d, *i) == (dev, ino),
-            _ => false,
-        })
-}
-
 /// Contents of open files go to the buffer unless the base holds them.
 struct Compared<'a>(&'a mut SideBuffer, &'a mut Contents);
 
@@ -408,7 +391,14 @@ fn collect(
     };
     let mut sink = Compared(&mut side, &mut increments.contents);
     let descriptors = descriptors::collect(&target, known, &mut sink).map_err(refused)?;
-    let mut plan = with_own(&settings.store_root, memory::collect).map_err(refused)?;
+    let mut mappable = |dev, ino| {
+        let open = descriptors.of_contents((dev, ino));
+        open.is_some_and(|open| open.private)
+    };
+    let collected = with_own(&settings.store_root, |own| {
+        memory::collect_with(own, &mut mappable)
+    });
+    let mut plan = collected.map_err(refused)?;
     let net = AGENT.net_installed.load(Ordering::Relaxed);
     let flags_known = net && increments.flags(&mut plan);
     if !flags_known && (!net || hooks::memory::special_advice_seen()) {
@@ -436,7 +426,7 @@ fn collect(
     };
     let outputs = keep::scan(&manifest, first);
     let contents = &mut increments.contents;
-    let elsewhere = |dev, ino| has_descriptor(&manifest, dev, ino);
+    let elsewhere = |dev, ino| manifest.descriptors.of_contents((dev, ino)).is_some();
     plan.copy_shared(&mut side, contents, &elsewhere)
         .map_err(refused)?;
     let files = manifest.descriptors.files.iter_mut();

@@ -33,7 +33,7 @@ pub enum How {
     Scan,
     /// Every page: a mapping of an older image, which is all content.
     All,
-    /// Every page that can be read: a mapping of a deleted file, or of our cache.
+    /// Every page that can be read: a mapping of a deleted file that is not open, or of our cache.
     Readable,
     /// Copied into the side buffer during the stop.
     Copied,
@@ -214,9 +214,9 @@ impl Plan {
     fn add(
         &mut self,
         line: &Line<'_>,
-        start: u64,
-        end: u64,
+        (start, end): (u64, u64),
         own: &Own<'_>,
+        comes_back: &mut dyn FnMut(&Line<'_>) -> bool,
     ) -> Result<(), MemoryError> {
         let deleted = line.name.strip_suffix(b" (deleted)");
         // There are files called so.
@@ -269,7 +269,12 @@ impl Plan {
         } else if name.starts_with(b"/") {
             if name.starts_with(own.store) {
                 (VmaKind::Anon, How::All)
-            } else if deleted.is_some() || (own.is_cache)(name) {
+            } else if (own.is_cache)(name) {
+                (VmaKind::Anon, How::Readable)
+            } else if deleted.is_some() && comes_back(line) {
+                let object = self.object(line, name);
+                (VmaKind::PrivateOf { object, offset }, How::Scan)
+            } else if deleted.is_some() {
                 (VmaKind::Anon, How::Readable)
             } else if is_device(name) {
                 return Err(device());
@@ -327,8 +332,22 @@ impl Plan {
 /// Parses the map of this process. Own ranges are cut out (never matched by start:
 /// the kernel joins them with neighbours).
 pub fn collect(own: &Own<'_>) -> Result<Plan, MemoryError> {
+    let mut open: Option<Vec<(u64, u64)>> = None;
+    collect_with(own, &mut |dev, ino| {
+        let open = open.get_or_insert_with(procfs::open_without_name);
+        open.contains(&(dev, ino))
+    })
+}
+
+/// As [`collect`]; `is_open` says whether a file without a name (device, inode) comes back with a
+/// descriptor, so that a private mapping of it can be one again.
+pub fn collect_with(
+    own: &Own<'_>,
+    is_open: &mut dyn FnMut(u64, u64) -> bool,
+) -> Result<Plan, MemoryError> {
     let text = read_file(b"/proc/thread-self/maps").map_err(MemoryError::Maps)?;
     let mut plan = Plan::default();
+    let mut comes_back = |line: &Line<'_>| is_open(line.dev, line.ino);
     for line in lines(&text) {
         if line.start >= TASK_SIZE {
             continue; // [vsyscall]
@@ -350,12 +369,12 @@ pub fn collect(own: &Own<'_>) -> Result<Plan, MemoryError> {
                 continue;
             }
             if from > at {
-                plan.add(&line, at, from, own)?;
+                plan.add(&line, (at, from), own, &mut comes_back)?;
             }
             at = to.min(line.end);
         }
         if at < line.end {
-            plan.add(&line, at, line.end, own)?;
+            plan.add(&line, (at, line.end), own, &mut comes_back)?;
         }
     }
     track::mprotect::program_view(&mut plan.pieces);
@@ -530,12 +549,10 @@ impl Plan {
     pub fn copy_unfrozen(&mut self, side: &mut SideBuffer) -> Result<(), MemoryError> {
         let mut copier = Copier::new(side);
         for piece in &mut self.pieces {
-            let (start, end) = (piece.vma.start, piece.vma.end);
             let unfrozen = vma_flag::DONTFORK | vma_flag::WIPEONFORK;
             let private = !matches!(piece.how, How::Nothing | How::Copied);
             if piece.vma.flags & unfrozen != 0 && private {
-                let scan = piece.how == How::Scan;
-                copier.private(start, end, scan, &mut self.copied)?;
+                copier.private(piece, &mut self.copied)?;
                 piece.how = How::Copied;
             }
         }
@@ -564,7 +581,8 @@ impl Plan {
             (VmaKind::FilePrivate { path: a, .. }, VmaKind::FilePrivate { path: b, .. })
             | (VmaKind::FileShared { path: a, .. }, VmaKind::FileShared { path: b, .. }) => a == b,
             // Numbers of objects may differ from one look to the next.
-            (VmaKind::Shared { .. }, VmaKind::Shared { .. }) => true,
+            (VmaKind::Shared { .. }, VmaKind::Shared { .. })
+            | (VmaKind::PrivateOf { .. }, VmaKind::PrivateOf { .. }) => true,
             _ => a == b,
         };
         for piece in &mut self.pieces {
@@ -684,6 +702,39 @@ mod tests {
                 .iter()
                 .any(|p| p.vma.kind == VmaKind::Stack && p.vma.flags & vma_flag::GROWSDOWN != 0)
         );
+    }
+
+    /// What is mapped of a file without a name is the file's where it is open, else contents.
+    #[test]
+    fn files_without_a_name_are_asked_for() {
+        let own = Own {
+            store: b"/nowhere/",
+            is_cache: |_| false,
+        };
+        let name = c"nameless";
+        // SAFETY: a file and a mapping of this test.
+        unsafe {
+            let fd = libc::memfd_create(name.as_ptr(), 0);
+            assert!(fd >= 0 && libc::ftruncate(fd, 2 * PAGE as i64) == 0);
+            let (prot, flags) = (libc::PROT_READ, libc::MAP_PRIVATE);
+            let nowhere = std::ptr::null_mut();
+            let at = libc::mmap(nowhere, PAGE as usize, prot, flags, fd, PAGE as i64) as u64;
+            let look = || {
+                let plan = collect(&own).unwrap();
+                let piece = plan.pieces.iter().find(|p| p.vma.start == at).unwrap();
+                (piece.vma.kind.clone(), piece.how, plan.shared.len())
+            };
+            let (kind, how, objects) = look();
+            let at_second = matches!(kind, VmaKind::PrivateOf { offset: PAGE, .. });
+            assert!(at_second && how == How::Scan && objects > 0, "{kind:?}");
+            libc::close(fd);
+            let (kind, how, left) = look();
+            assert_eq!(
+                (kind, how, left),
+                (VmaKind::Anon, How::Readable, objects - 1)
+            );
+            libc::munmap(at as *mut _, PAGE as usize);
+        }
     }
 
     #[test]

@@ -62,8 +62,20 @@ fn build_id(fd: &OwnFd) -> Vec<u8> {
     Vec::new()
 }
 
+/// As `ObjectId::mtime_ns`: the file has been changed since, and what it was is not known. (Where
+/// the program has done that, a recovery makes it what it was.)
+const UNKNOWN: i64 = i64::MIN;
+
+/// The clock by which files are stamped stands still for so long.
+const TICK_NS: i64 = 20_000_000;
+
 /// The identity of the file at `path`, `None` when it cannot be opened.
 pub fn identify(path: &[u8]) -> Option<ObjectId> {
+    look(path).map(|(object, _)| object)
+}
+
+/// Also when it was last changed in any way, which nobody can set.
+fn look(path: &[u8]) -> Option<(ObjectId, i64)> {
     let fd = OwnFd::open(path).ok()?;
     // SAFETY: all-zero is a valid stat buffer.
     let mut st: libc::stat = unsafe { std::mem::zeroed() };
@@ -71,27 +83,40 @@ pub fn identify(path: &[u8]) -> Option<ObjectId> {
     if unsafe { syscall!(libc::SYS_fstat, fd.raw(), &mut st) } != 0 {
         return None;
     }
-    Some(ObjectId {
+    let object = ObjectId {
         path: path.to_vec(),
         build_id: build_id(&fd),
         size: st.st_size as u64,
         mtime_ns: st.st_mtime * 1_000_000_000 + st.st_mtime_nsec,
-    })
+    };
+    Some((object, st.st_ctime * 1_000_000_000 + st.st_ctime_nsec))
 }
 
-/// The executable first, then every privately mapped file once.
-pub fn collect(plan: &Plan) -> Vec<ObjectId> {
+/// The identity that the file had at `then`.
+fn identify_as_of(path: &[u8], then: i64) -> Option<ObjectId> {
+    let (mut object, changed) = look(path)?;
+    if changed >= then - TICK_NS {
+        object.build_id.clear();
+        object.mtime_ns = UNKNOWN;
+    }
+    Some(object)
+}
+
+/// The executable first, then every privately mapped file once, as they were at the stop
+/// (CLOCK_REALTIME). The program runs already.
+pub fn collect(plan: &Plan, stopped_ns: u64) -> Vec<ObjectId> {
+    let then = stopped_ns as i64;
     let mut objects: Vec<ObjectId> = Vec::new();
     objects.extend(
         read_link(b"/proc/thread-self/exe")
             .ok()
-            .and_then(|path| identify(&path)),
+            .and_then(|path| identify_as_of(&path, then)),
     );
     for piece in &plan.pieces {
         if let VmaKind::FilePrivate { path, .. } = &piece.vma.kind
             && !objects.iter().any(|o| &o.path == path)
         {
-            objects.extend(identify(path));
+            objects.extend(identify_as_of(path, then));
         }
     }
     objects
@@ -99,8 +124,37 @@ pub fn collect(plan: &Plan) -> Vec<ObjectId> {
 
 /// Is `here` the same build as `then`?
 pub fn same_build(then: &ObjectId, here: &ObjectId) -> bool {
+    if then.mtime_ns == UNKNOWN {
+        return true;
+    }
     if !then.build_id.is_empty() || !here.build_id.is_empty() {
         return then.build_id == here.build_id;
     }
     then.size == here.size && then.mtime_ns == here.mtime_ns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::collect::identity::realtime_ns;
+    use std::os::unix::ffi::OsStrExt;
+
+    /// A file that the program maps and had written since the stop counted as another build: no
+    /// restart, though the recovery makes it what it was.
+    #[test]
+    fn what_was_changed_since_is_not_known() {
+        let path = std::env::temp_dir().join(format!("ckpt-objects-{}", std::process::id()));
+        std::fs::write(&path, b"one").unwrap();
+        let name = path.as_os_str().as_bytes();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let then = realtime_ns() as i64;
+        let before = identify_as_of(name, then).unwrap();
+        assert_eq!(Some(&before), identify(name).as_ref());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::fs::write(&path, b"two").unwrap();
+        let after = identify_as_of(name, then).unwrap();
+        let now = identify(name).unwrap();
+        assert!(!same_build(&before, &now) && same_build(&after, &before));
+        std::fs::remove_file(&path).unwrap();
+    }
 }

@@ -9,7 +9,7 @@
 //!
 //! Helper thread, world stopped.
 
-use crate::agent::collect::memory::{MemoryError, PAGE, is_zero};
+use crate::agent::collect::memory::{How, MemoryError, PAGE, Piece, is_zero};
 use crate::agent::procfs::{OwnFd, number, read_file};
 use crate::agent::side::SideBuffer;
 use crate::agent::snapshot::contents::{Contents, Id};
@@ -32,6 +32,8 @@ pub struct Copier<'s> {
     may_open: bool,
     /// Is anything swapped out on this machine?
     swapped: Option<bool>,
+    /// A page of zeros is content: there is a file's page below it.
+    over_file: bool,
     /// What the base holds of shared objects, and the one at work.
     base: Option<&'s mut Contents>,
     object: Option<Id>,
@@ -63,6 +65,7 @@ impl<'s> Copier<'s> {
             pagemap: None,
             may_open: true,
             swapped: None,
+            over_file: false,
             base: None,
             object: None,
             outlet: None,
@@ -103,8 +106,18 @@ impl<'s> Copier<'s> {
         result.map_err(|errno| MemoryError::Shared { addr: start, errno })
     }
 
-    /// A private range; `scan`: the page tables tell what exists, else everything does.
-    pub fn private(
+    /// A private range.
+    pub fn private(&mut self, piece: &Piece, extents: &mut Vec<Extent>) -> Result<(), MemoryError> {
+        let (start, end) = (piece.vma.start, piece.vma.end);
+        // The page tables tell what exists, else everything does.
+        let scan = piece.how == How::Scan;
+        self.over_file = piece.vma.kind.is_private_file();
+        let done = self.private_range(start, end, scan, extents);
+        self.over_file = false;
+        done
+    }
+
+    fn private_range(
         &mut self,
         start: u64,
         end: u64,
@@ -240,7 +253,7 @@ impl<'s> Copier<'s> {
         Ok(())
     }
 
-    /// Copies the pages of `from..to` that can be read, are not zero and not known;
+    /// Copies the pages of `from..to` that can be read, are not zero (nothing) and not known;
     /// `key` is what their extents call the first of them.
     fn run(
         &mut self,
@@ -267,7 +280,7 @@ impl<'s> Copier<'s> {
                 let page_key = key + (at - from) + k * PAGE;
                 let start = (k * PAGE) as usize;
                 let page = &room[start..start + PAGE as usize];
-                if covered(known, page_key) || is_zero(page) {
+                if covered(known, page_key) || (!self.over_file && is_zero(page)) {
                     continue;
                 }
                 if let (Some(base), Some(id), true) = (&mut self.base, self.object, ahead) {
@@ -401,6 +414,7 @@ fn bring_in(start: u64, end: u64) -> Result<(), i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::state::{VmaKind, VmaState};
 
     /// A sparse shared object of 1 GiB with a few pages, mapped twice.
     fn copied(may_open: bool) {
@@ -491,18 +505,33 @@ mod tests {
             *((at + 5 * PAGE) as *mut u64) = 5;
             *((at + 6 * PAGE) as *mut u64) = 6;
             let (mut side, mut extents) = (SideBuffer::default(), Vec::new());
+            *((at + 9 * PAGE) as *mut u64) = 0; // exists, but is zero
             let mut copier = Copier::new(&mut side);
-            copier
-                .private(at, at + 64 * PAGE, true, &mut extents)
-                .unwrap();
-            assert_eq!(
-                extents,
-                [Extent {
-                    addr: at + 5 * PAGE,
-                    npages: 2,
-                    offset: 0
-                }]
-            );
+            let mut piece = Piece {
+                vma: VmaState {
+                    start: at,
+                    end: at + 64 * PAGE,
+                    prot: 3,
+                    kind: VmaKind::Anon,
+                    flags: 0,
+                },
+                how: How::Scan,
+            };
+            let runs = |extents: &[Extent]| -> Vec<_> {
+                let page = |e: &Extent| ((e.addr - at) / PAGE, e.npages);
+                extents.iter().map(page).collect()
+            };
+            copier.private(&piece, &mut extents).unwrap();
+            assert_eq!(runs(&extents), [(5, 2)]);
+            // A page that the program has zeroed in a private mapping of a file that forks do not
+            // pass on (MADV_DONTFORK) came back as the file's.
+            piece.vma.kind = VmaKind::PrivateOf {
+                object: 0,
+                offset: 0,
+            };
+            extents.clear();
+            copier.private(&piece, &mut extents).unwrap();
+            assert_eq!(runs(&extents), [(5, 2), (9, 1)]);
             syscall!(libc::SYS_munmap, at, 64 * PAGE);
         }
     }

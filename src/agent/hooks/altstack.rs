@@ -85,7 +85,8 @@ pub unsafe fn provide(uc: *mut libc::ucontext_t) {
     // SAFETY: the frame (the caller's promise); the thread's own block.
     unsafe {
         let stack = &mut (*uc).uc_stack;
-        if stack.ss_flags & SS_DISABLE as i32 == 0 {
+        // The frame of a thread that never had one may not say so: only the size is 0 then.
+        if stack.ss_flags & SS_DISABLE as i32 == 0 && stack.ss_size != 0 {
             return;
         }
         let block = &mut *thread_block();
@@ -211,9 +212,9 @@ pub fn sigaltstack(frame: &mut CallFrame) -> Verdict {
         fault::release(asked[0], asked[2]);
     }
     // While pages are protected every thread has one.
-    let keeps = disables && new != 0 && fault::active() && block.altstack_slot != 0;
+    let keeps = disables && new != 0 && fault::active();
     let small = new != 0 && !disables && (MINSIGSTKSZ..needed()).contains(&asked[2]);
-    if !small && block.altstack_slot == 0 {
+    if !small && !keeps && block.altstack_slot == 0 {
         return Verdict::Forward;
     }
     let mut given = asked;
@@ -301,6 +302,41 @@ mod tests {
             assert_eq!(old, small);
             assert_eq!(kernels()[1], SS_DISABLE);
             assert_eq!(call(libc::SYS_sigaltstack, &[8, o]), None);
+        });
+    }
+
+    /// A thread that had a stack of its own at its first stop, and gave it up then, had none: its
+    /// next write to a protected page, on a stack that it had switched to, was its death.
+    #[test]
+    fn there_is_always_one_while_pages_are_protected() {
+        in_child(|| {
+            let memory = vec![0u8; 65536];
+            let large: Stack = [memory.as_ptr() as u64, 0, 65536];
+            let off: Stack = [0, SS_DISABLE, 0];
+            let mut old: Stack = [9; 3];
+            // SAFETY: the test runner's own stack goes.
+            unsafe { syscall!(libc::SYS_sigaltstack, &raw const large, 0) };
+            crate::agent::track::table::create().unwrap();
+            let (new, o) = (&raw const off as u64, &raw mut old as u64);
+            assert_eq!(call(libc::SYS_sigaltstack, &[new, o]), Some(0));
+            assert_eq!(old, large);
+            assert!(kernels()[1] & SS_DISABLE == 0 && kernels()[2] >= needed());
+            assert_eq!(call(libc::SYS_sigaltstack, &[0, o]), Some(0));
+            assert_eq!(old[1], SS_DISABLE);
+        });
+    }
+
+    /// The kernel's frame shows a thread without a stack as one without SS_DISABLE, where an exec
+    /// has taken it: the thread was given none, and a write to a protected page, on a stack that
+    /// it had just switched to (swapcontext), was its death at the first checkpoint.
+    #[test]
+    fn a_size_of_zero_is_none() {
+        in_child(|| {
+            // SAFETY: all-zero is a valid frame for this purpose.
+            let mut uc: libc::ucontext_t = unsafe { std::mem::zeroed() };
+            // SAFETY: a frame of ours; nobody returns to it.
+            unsafe { provide(&raw mut uc) };
+            assert!(uc.uc_stack.ss_size as u64 >= needed() && !uc.uc_stack.ss_sp.is_null());
         });
     }
 

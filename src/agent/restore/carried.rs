@@ -10,7 +10,8 @@ use crate::agent::collect::descriptors::sys;
 use crate::agent::recover::files::FilesBack;
 use crate::agent::resume::Payload;
 use crate::agent::{log, settings};
-use crate::image::state::{DescriptorState, FileKind, Manifest, OpenFileState, VmaKind};
+use crate::errno::Errno;
+use crate::image::state::{FileKind, Manifest, OpenFileState};
 use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
 
 /// From here on numbers count, which change while the program's table is made: nothing is
@@ -125,14 +126,22 @@ impl Carried {
     /// Finds or makes the files of shared memory that is to be mapped from one.
     pub fn rebuild_shared(&mut self, manifest: &Manifest) -> Result<(), RestoreError> {
         for (k, object) in manifest.memory.shared.iter().enumerate() {
-            let fd = match descriptor_of(manifest, object.dev, object.ino) {
-                Some(fd) => match for_writing(fd, manifest, k) {
-                    Some(own) => {
-                        self.keep.push(own);
-                        Some(own)
-                    }
-                    None => Some(fd),
-                },
+            let open = manifest.descriptors.of_contents((object.dev, object.ino));
+            let fd = match open {
+                Some(open) if open.wants_write && tape::is_mapped_shared(manifest, k) => {
+                    let again = writable_again(open.fd);
+                    self.keep.extend(again);
+                    Some(again.unwrap_or(open.fd))
+                }
+                Some(open) => Some(open.fd),
+                None if tape::is_mapped_privately(manifest, k)
+                    && !tape::is_mapped_shared(manifest, k) =>
+                {
+                    return Err(RestoreError::Shared {
+                        name: String::from_utf8_lossy(&object.name).into_owned(),
+                        error: Errno(libc::EBADF),
+                    });
+                }
                 None if tape::needs_file(manifest, k) => {
                     let fd = contents::rebuild(object, &self.images)?;
                     self.keep.push(fd);
@@ -146,43 +155,10 @@ impl Carried {
     }
 }
 
-/// A descriptor of the program through which a shared object is open: for reading and writing, where
-/// there is one. By another one a mapping could not be writable.
-fn descriptor_of(manifest: &Manifest, dev: u64, ino: u64) -> Option<i32> {
-    const F_SEAL_WRITE: u32 = 8;
-    let table = &manifest.descriptors;
-    let is_it = |kind: &FileKind| match kind {
-        FileKind::Memfd {
-            object_dev,
-            object_ino,
-            ..
-        } => (*object_dev, *object_ino) == (dev, ino),
-        FileKind::Unlinked { dev: d, ino: i, .. } => (*d, *i) == (dev, ino),
-        _ => false,
-    };
-    let of = |d: &DescriptorState| &table.files[d.file as usize];
-    let writes = |d: &&DescriptorState| {
-        // Nobody can map one that is sealed by it, on some kernels not even to read.
-        let sealed =
-            matches!(of(d).kind, FileKind::Memfd { seals, .. } if seals & F_SEAL_WRITE != 0);
-        of(d).flags as i32 & (libc::O_ACCMODE | libc::O_PATH) == libc::O_RDWR && !sealed
-    };
-    let of_it = || table.fds.iter().filter(|d| is_it(&of(d).kind));
-    let found = of_it().find(writes).or_else(|| of_it().next());
-    found.map(|d| d.fd)
-}
-
-/// Opens it once more where the program has it mapped writable, but open to read only.
-fn for_writing(fd: i32, manifest: &Manifest, object: usize) -> Option<i32> {
-    let mut vmas = manifest.memory.vmas.iter();
-    let written = vmas.any(|vma| {
-        let it = matches!(vma.kind, VmaKind::Shared { object: o, .. } if o as usize == object);
-        it && vma.prot & libc::PROT_WRITE as u32 != 0
-    });
-    let flags = sys::fcntl(fd, libc::F_GETFL, 0).ok()? as i32;
-    if !written || flags & libc::O_ACCMODE == libc::O_RDWR {
-        return None;
-    }
-    let path = sys::thread_fd_path(fd);
-    sys::open(&path, libc::O_RDWR, 0).ok().map(sys::Fd::release)
+/// Another descriptor of an open file, for writing as well: a mapping that was made with one the
+/// program has closed since may want it. High, out of the way of the program's.
+fn writable_again(fd: i32) -> Option<i32> {
+    let opened = sys::open(&sys::thread_fd_path(fd), libc::O_RDWR, 0).ok()?;
+    let high = sys::dup_above(opened.raw(), 1 << 19);
+    Some(high.unwrap_or_else(|_| opened.release()))
 }

@@ -343,7 +343,8 @@ fn put_back(then: &[VmaState], pieces: &[Sourced], mut parts: Vec<Part>, changed
             match &mut part.kind {
                 VmaKind::FilePrivate { offset, .. }
                 | VmaKind::FileShared { offset, .. }
-                | VmaKind::Shared { offset, .. } => *offset += start - vma.start,
+                | VmaKind::Shared { offset, .. }
+                | VmaKind::PrivateOf { offset, .. } => *offset += start - vma.start,
                 VmaKind::Anon | VmaKind::Heap | VmaKind::Stack => {}
             }
             stay.areas.push(part);

@@ -318,6 +318,12 @@ pub fn memory(
                     *offset,
                 );
             }
+            VmaKind::PrivateOf { object, offset } => {
+                // `restore` has made sure that there is one.
+                let fd = shared_fd(*object as usize).unwrap_or(-1);
+                let private = libc::MAP_PRIVATE | noreserve;
+                tape.mmap(start, len, open_prot, private, i64::from(fd), *offset);
+            }
             VmaKind::FileShared {
                 path,
                 offset,
@@ -492,4 +498,16 @@ pub fn needs_file(manifest: &Manifest, object: usize) -> bool {
         |vma| matches!(vma.kind, VmaKind::Shared { object: o, offset: 0 } if o as usize == object),
     );
     manifest.memory.shared[object].kind != SharedKind::Anonymous || uses != 1 || !first_at_zero
+}
+
+/// Does memory map it shared?
+pub fn is_mapped_shared(manifest: &Manifest, object: usize) -> bool {
+    let vmas = &mut manifest.memory.vmas.iter();
+    vmas.any(|vma| matches!(vma.kind, VmaKind::Shared { object: o, .. } if o as usize == object))
+}
+
+/// Is it one that must be open, since memory maps it privately?
+pub fn is_mapped_privately(manifest: &Manifest, object: usize) -> bool {
+    let vmas = &mut manifest.memory.vmas.iter();
+    vmas.any(|vma| matches!(vma.kind, VmaKind::PrivateOf { object: o, .. } if o as usize == object))
 }

@@ -147,7 +147,8 @@ pub fn finish<S: ImageSink>(
         plan.spaces.push(space);
     }
     let npages = extents.iter().map(|e| e.npages).sum();
-    manifest.identity.objects = crate::agent::collect::objects::collect(&plan);
+    let stopped_ns = manifest.identity.realtime_ns;
+    manifest.identity.objects = crate::agent::collect::objects::collect(&plan, stopped_ns);
     manifest.memory = plan.into_state(extents);
     manifest.memory.base = base;
     manifest.memory.dropped = dropped;

@@ -13,7 +13,6 @@ use crate::agent::collect::memory::{PAGE, Piece};
 use crate::agent::track::mprotect::windows;
 use crate::agent::track::store::{self, Storing};
 use crate::agent::track::{Change, Dirty};
-use crate::image::state::VmaKind;
 use crate::image::writer::ImageSink;
 
 /// Pages under guard until they are stored.
@@ -53,7 +52,7 @@ impl Guarded {
             let piece = pieces.partition_point(|p| p.vma.end <= taken.addr);
             let over_file = pieces
                 .get(piece)
-                .is_some_and(|p| matches!(p.vma.kind, VmaKind::FilePrivate { .. }));
+                .is_some_and(|p| p.vma.kind.is_private_file());
             let contents = live.read_run(taken.at, taken.npages);
             // From here on the pages may be written: before the slow part.
             storing.stored(taken);

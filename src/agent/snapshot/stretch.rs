@@ -6,7 +6,6 @@ use super::pages::{BATCH_PAGES, Chunk, Pages};
 use crate::agent::collect::memory::{How, PAGE, Piece};
 use crate::agent::procfs::OwnFd;
 use crate::agent::track::{Change, Dirty};
-use crate::image::state::VmaKind;
 use crate::image::writer::ImageSink;
 use ckpt_sys::syscall;
 
@@ -40,7 +39,7 @@ pub fn batches<E>(
             addr: 0,
             npages: 0,
             direct: readable && piece.how != How::Readable,
-            over_file: matches!(piece.vma.kind, VmaKind::FilePrivate { .. }),
+            over_file: piece.vma.kind.is_private_file(),
         };
         for run in dirty.within(piece.vma.start, piece.vma.end) {
             if run.change != Change::Present {

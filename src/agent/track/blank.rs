@@ -7,7 +7,7 @@
 use super::pagemap::{PageMap, Query, is};
 use super::{Change, Dirty, TrackError};
 use crate::agent::collect::memory::{How, Piece};
-use crate::image::state::{VmaKind, vma_flag};
+use crate::image::state::vma_flag;
 
 pub type Range = (u64, u64);
 
@@ -61,7 +61,7 @@ pub fn blank_is_content(piece: &Piece) -> bool {
 }
 
 pub fn is_of_file(piece: &Piece) -> bool {
-    blank_is_content(piece) || matches!(piece.vma.kind, VmaKind::FilePrivate { .. })
+    blank_is_content(piece) || piece.vma.kind.is_private_file()
 }
 
 /// Calls `f` with the parts of `start..end` that lie in watchable pieces. `next` is the
@@ -165,6 +165,36 @@ pub fn newly_content(before: &[Range], now: &[Range], seen: &mut Dirty) {
     without(now, before, |start, end| {
         seen.insert(start, end, Change::Present);
     });
+}
+
+/// What is content no longer: a file without a name is open again, and its own pages are the
+/// file's.
+pub fn content_no_longer(
+    pagemap: impl FnOnce() -> Result<PageMap, TrackError>,
+    pieces: &[Piece],
+    before: &[Range],
+    now: &[Range],
+    seen: &mut Dirty,
+) -> Result<(), TrackError> {
+    let mut gone = Vec::new();
+    without(before, now, |start, end| gone.push((start, end)));
+    let mut parts = Vec::new();
+    let mut next = 0;
+    for range in gone {
+        clip(pieces, &mut next, range, |piece, from, to| {
+            if piece.vma.kind.is_private_file() {
+                parts.push((piece, from, to));
+            }
+        });
+    }
+    if parts.is_empty() {
+        return Ok(());
+    }
+    let mut pagemap = pagemap()?;
+    for (piece, from, to) in parts {
+        whole(&mut pagemap, piece, (from, to), seen)?;
+    }
+    Ok(())
 }
 
 /// What became blank: in `now` and not in `before`.

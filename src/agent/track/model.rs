@@ -359,9 +359,7 @@ impl<'t> Model<'t> {
             let piece = pieces
                 .iter()
                 .find(|p| p.vma.start <= addr && addr < p.vma.end);
-            piece.is_some_and(|p| {
-                matches!(p.vma.kind, crate::image::state::VmaKind::FilePrivate { .. })
-            })
+            piece.is_some_and(|p| p.vma.kind.is_private_file())
         };
         for page in 0..ARENA {
             let addr = self.addr(page);

@@ -441,7 +441,9 @@ pub fn program_view(pieces: &mut Vec<Piece>) {
 
 fn part(piece: &Piece, from: u64, to: u64) -> Piece {
     let mut part = piece.clone();
-    if let VmaKind::FilePrivate { offset, .. } = &mut part.vma.kind {
+    if let VmaKind::FilePrivate { offset, .. } | VmaKind::PrivateOf { offset, .. } =
+        &mut part.vma.kind
+    {
         *offset += from - piece.vma.start;
     }
     (part.vma.start, part.vma.end) = (from, to);
@@ -465,6 +467,13 @@ fn join(out: &mut Vec<Piece>, piece: Piece) {
                     offset: at,
                 },
             ) => path == other && offset + (last.vma.end - last.vma.start) == *at,
+            (
+                VmaKind::PrivateOf { object, offset },
+                VmaKind::PrivateOf {
+                    object: other,
+                    offset: at,
+                },
+            ) => object == other && offset + (last.vma.end - last.vma.start) == *at,
             (a, b) => a == b && matches!(a, VmaKind::Anon | VmaKind::Heap | VmaKind::Stack),
         };
         if alike {

@@ -16,9 +16,11 @@
 //! between the two walks is reported by the next sweep.
 
 mod back;
+mod marker;
 
 use super::blank::{
-    Range, clip, groups, is_of_file, newly_blank, push, subtract, watchable, whole, without_file,
+    Range, clip, groups, is_of_file, newly_blank, push, subtract, watchable, whole, without,
+    without_file,
 };
 use super::lazy::{self, Lazy, both, of_images};
 use super::moving;
@@ -314,6 +316,7 @@ impl Uffd {
         let mut next = 0;
         let mut parts: Vec<(Range, bool)> = Vec::with_capacity(groups.len());
         let mut strange: Vec<Range> = Vec::new();
+        let mut swapped: Vec<Range> = Vec::new();
         for (group, of_file) in groups {
             match (of_file, protect) {
                 (true, _) => parts.push((group, true)),
@@ -335,10 +338,20 @@ impl Uffd {
                     } else if what & is::PRESENT == 0 && is_of_file(piece) {
                         // Swapped out, or the kernel's marker that a protected page was
                         // discarded here: the two look alike.
-                        now.insert(from, to, Change::Present);
+                        push(&mut swapped, (from, to));
                     }
                 });
             })?;
+        }
+        if !swapped.is_empty() {
+            let there = marker::clear(&self.fd, &mut self.pagemap, &swapped)?;
+            let mut all = std::mem::take(&mut blank);
+            without(&swapped, &there, |from, to| all.push((from, to)));
+            all.sort_unstable();
+            all.into_iter().for_each(|range| push(&mut blank, range));
+            for (from, to) in there {
+                now.insert(from, to, Change::Present);
+            }
         }
         subtract(&mut found, leave);
         if !doubtful.is_empty() || !strange.is_empty() {

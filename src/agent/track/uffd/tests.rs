@@ -164,6 +164,49 @@ fn only_what_was_written_is_reported() {
     assert_eq!(seen.at(table + 1023 * PAGE), Some(Change::Absent));
 }
 
+/// A page of a private file mapping that was modified, protected and discarded counted as the
+/// program's own: stored, it hid what was written to the file after the restart.
+#[test]
+fn what_is_discarded_is_the_files_again() {
+    let Some(mut uffd) = tracker() else { return };
+    let name = c"discarded";
+    // SAFETY: a file and a mapping of this test.
+    let (fd, at) = unsafe {
+        let fd = check(syscall!(libc::SYS_memfd_create, name.as_ptr(), 0)).unwrap() as i32;
+        check(syscall!(libc::SYS_ftruncate, fd, 8 * PAGE)).unwrap();
+        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE);
+        let at = check(syscall!(libc::SYS_mmap, 0, 8 * PAGE, prot, flags, fd, 0)).unwrap() as u64;
+        (fd, at)
+    };
+    let mut sweep = || {
+        let mut seen = Dirty::new();
+        uffd.sweep(&pieces(at, at + 8 * PAGE), &mut seen).unwrap();
+        (0..8)
+            .map(|page| seen.at(at + page * PAGE))
+            .collect::<Vec<_>>()
+    };
+    for page in [2, 3, 5] {
+        poke(at + page * PAGE);
+    }
+    let first = sweep();
+    assert_eq!([2, 3, 5].map(|k| first[k]), [Some(Change::Present); 3]);
+    // SAFETY: memory of this test.
+    unsafe {
+        let advice = libc::MADV_DONTNEED;
+        check(syscall!(libc::SYS_madvise, at + 2 * PAGE, 2 * PAGE, advice)).unwrap();
+    }
+    let (gone, no) = (Some(Change::Absent), None);
+    assert_eq!(sweep(), [no, no, gone, gone, no, no, no, no]);
+    assert_eq!(sweep(), [no; 8]);
+    poke(at + 2 * PAGE);
+    assert_eq!(sweep()[2], Some(Change::Present));
+    // SAFETY: of this test.
+    unsafe {
+        syscall!(libc::SYS_munmap, at, 8 * PAGE);
+        syscall!(libc::SYS_close, fd);
+    }
+}
+
 #[test]
 fn a_reservation_costs_nothing() {
     let Some(mut uffd) = tracker() else { return };
