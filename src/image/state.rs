@@ -802,6 +802,7 @@ mod tests {
                 fd(7, 3, true),
             ],
             locks: Vec::new(),
+            hung_up: Vec::new(),
         };
         let best = |ino| table.of_contents((1, ino));
         let open = |fd, wants_write, private| {
