@@ -131,4 +131,11 @@ mod time {
     fn sleeps_eager_copy() {
         lies_dead("time_sleep", EAGER_COPY);
     }
+
+    /// A sleep that began while the stop waited for other threads was over at once after a
+    /// restore: what it had slept at the stop's beginning was less than nothing.
+    #[test]
+    fn sleeps_that_begin_during_a_stop() {
+        Trial::new(Program::guest("time_begun").seconds(3.0), EAGER_COPY).survives(6);
+    }
 }

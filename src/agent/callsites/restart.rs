@@ -156,6 +156,15 @@ pub unsafe fn prepare(uc: *mut ucontext_t) -> Interrupted {
             }
             let record = found.record.get_mut();
             (record.back, record.rsp) = (old.back, old.rsp);
+        } else if is_before_call(rip) {
+            // On its way to the call's repetition, as the last stop has left it.
+            let old = &*(rsp as *const RestartRecord);
+            if old.mode == RestartMode::Plain as u32 && old.handlers == block.handlers_run {
+                (record.args, record.nr) = (old.args, old.nr);
+                (record.back, record.rsp) = (old.back, old.rsp);
+                found.what = What::Call;
+                found.count_cpu_time(block);
+            }
         } else if result == FAILED_EINTR {
             if block.call_after == rip && block.call_handlers == block.handlers_run {
                 record.nr = block.call_nr;
@@ -251,6 +260,11 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, clock: Cloc
             let repeats = (callsite::restart()..callsite::restart_end()).contains(&rip);
             if (*block).call_start_ns != 0 && !repeats {
                 (*block).call_start_ns = entry::now_by((*block).call_clock);
+            } else if (*block).call_start_ns != 0
+                && let Clock::StoodStill { stopped_ns } = clock
+            {
+                let spent = stopped_ns.saturating_sub((*block).call_start_ns);
+                (*block).call_start_ns = super::now_ns().wrapping_sub(spent).max(1);
             }
             return;
         }
@@ -266,7 +280,8 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, clock: Cloc
         let spent = if (*block).call_start_ns == 0 {
             0
         } else {
-            until.wrapping_sub((*block).call_start_ns)
+            // It may have begun after the stop did, while others were waited for.
+            until.saturating_sub((*block).call_start_ns)
         };
         if (*block).call_start_ns != 0 {
             let now = if of_cpu {
@@ -327,8 +342,8 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, clock: Cloc
         }
         record.executes = executes;
         let stack = (*uc).uc_mcontext.gregs[REG_RSP as usize] as usize;
-        let in_stub =
-            (*uc).uc_mcontext.gregs[REG_RIP as usize] as usize == callsite::restart_after();
+        let rip = (*uc).uc_mcontext.gregs[REG_RIP as usize] as u64;
+        let in_stub = rip == callsite::restart_after() as u64 || is_before_call(rip);
         let at = if in_stub {
             // In the old record's place, or every stop would take more of the stack.
             stack
@@ -354,6 +369,11 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, clock: Cloc
     }
 }
 
+/// In the stub, with the call still to be made?
+fn is_before_call(rip: u64) -> bool {
+    (callsite::restart()..=callsite::restart_call()).contains(&(rip as usize))
+}
+
 /// Tells a restarted call that one of the program's handlers runs: if the thread is in
 /// the stub before its `syscall`, it compares the counts again and the call ends with
 /// EINTR. For a wrapper of handlers that counts in `handlers_run`
@@ -365,8 +385,7 @@ pub unsafe fn program_handler_runs(uc: *mut ucontext_t) {
     // SAFETY: the handler's own frame (the caller's promise).
     unsafe {
         let rip = &mut (*uc).uc_mcontext.gregs[REG_RIP as usize];
-        let before_call = callsite::restart()..=callsite::restart_call();
-        if before_call.contains(&(*rip as usize)) {
+        if is_before_call(*rip as u64) {
             *rip = callsite::restart() as i64;
         }
     }
