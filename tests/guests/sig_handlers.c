@@ -72,7 +72,12 @@ int main(void)
             if (want[sig].sa_flags & SA_SIGINFO) {
                 union sigval v = {.sival_int = round * 64 + sig};
                 CHECK(sigqueue(getpid(), sig, v) == 0);
-                CHECK_EQ(value[sig], round * 64 + sig);
+                if (value[sig] != round * 64 + sig) {
+                    sigset_t waiting, blocked;
+                    CHECK(sigpending(&waiting) == 0 && sigprocmask(SIG_SETMASK, NULL, &blocked) == 0);
+                    FAIL("signal %d of round %ld: value %d, %d handled, pending %d, blocked %d", sig, round, value[sig],
+                         hits[sig] - before, sigismember(&waiting, sig), sigismember(&blocked, sig));
+                }
             } else
                 CHECK(raise(sig) == 0);
             CHECK_EQ(hits[sig] - before, now.sa_handler != SIG_IGN);
