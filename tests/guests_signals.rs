@@ -6,6 +6,7 @@ guest_tests! {
     sig_handlers = "sig_handlers";
     sig_masks = "sig_masks";
     sig_pending = "sig_pending";
+    sig_last = "sig_last";
     sig_inhandler = "sig_inhandler";
     sig_nested = "sig_nested", 2.0 s;
     sig_segv = "sig_segv";
@@ -23,6 +24,14 @@ mod moment {
     fn nothing_is_lost(setting: Setting) {
         let trial = Trial::new(Program::guest("sig_moment").seconds(8.0), setting);
         trial.ckpt("CKPT_INTERVAL", "15ms").survives(25);
+    }
+
+    /// A signal of the highest number, which waited while the program was being stopped by one of
+    /// that number.
+    #[test]
+    fn the_last_signal_is_not_lost() {
+        let trial = Trial::new(Program::guest("sig_last").seconds(4.0), EAGER_COPY);
+        trial.ckpt("CKPT_INTERVAL", "15ms").survives(12);
     }
 
     #[test]

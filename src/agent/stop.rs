@@ -118,6 +118,11 @@ pub static STOPPED_AT_NS: AtomicU64 = AtomicU64::new(0);
 /// threads look at their slots.
 const NUMBER_MASK: u32 = 0xff_ffff;
 
+/// Is this the value of a signal of our own?
+pub fn is_request(value: u64) -> bool {
+    [STOP_TAG, request::COMMAND_TAG].contains(&(value >> 48))
+}
+
 /// Tag of a stop request in `si_value`: tag, number of the stop (24 bits), slot (24 bits).
 const STOP_TAG: u64 = 0xC4B6;
 

@@ -7,7 +7,7 @@
 use super::timers;
 use crate::agent::hooks::sent::Sent;
 use crate::agent::procfs;
-use crate::agent::state::{AGENT, RESERVED_BIT};
+use crate::agent::state::{AGENT, RESERVED_BIT, RESERVED_SIGNAL};
 use crate::agent::stop::{self, Stopped};
 use crate::image::state::{KernelSigaction, PendingSignal, SignalState, ThreadState, TimerState};
 use ckpt_sys::syscall;
@@ -187,7 +187,7 @@ fn pending(stopped: &Stopped, threads: &mut [ThreadState], sent: &Sent) -> Vec<P
         let mut set = 0u64;
         // SAFETY: the kernel fills the set. The helper blocks every signal.
         unsafe { syscall!(libc::SYS_rt_sigpending, &raw mut set, 8) };
-        set & !RESERVED_BIT
+        set
     };
     let mut shared = waiting();
     if shared != 0 {
@@ -214,7 +214,7 @@ fn pending(stopped: &Stopped, threads: &mut [ThreadState], sent: &Sent) -> Vec<P
         // that a thread sent before it was parked itself.
         let look = few
             || slot.inserted
-            || slot.pending & !RESERVED_BIT != 0
+            || slot.pending != 0
             || sent.contains(tid)
             || sent.contains(thread.tid);
         if !look {
@@ -223,16 +223,29 @@ fn pending(stopped: &Stopped, threads: &mut [ThreadState], sent: &Sent) -> Vec<P
         let status = procfs::task_file(tid, "status").unwrap_or_default();
         let own = procfs::field(&status, "SigPnd")
             .and_then(procfs::hex)
-            .unwrap_or(0)
-            & !RESERVED_BIT;
+            .unwrap_or(0);
         if own != 0 {
             thread.pending = stop::drain(slot, own);
+            thread.pending.retain(|signal| !is_request(signal));
         }
     }
     for signal in &process {
         put_back(signal);
     }
+    process.retain(|signal| !is_request(signal));
     process
+}
+
+/// A request to stop, or of the command: of this process, not of the program. A signal of the
+/// same number that the program has sent is the program's: one that came with the stop's was in
+/// no image.
+fn is_request(signal: &PendingSignal) -> bool {
+    let value = signal
+        .info
+        .get(24..32)
+        .and_then(|value| value.try_into().ok());
+    signal.signo == RESERVED_SIGNAL
+        && stop::is_request(u64::from_ne_bytes(value.unwrap_or_default()))
 }
 
 #[cfg(test)]
