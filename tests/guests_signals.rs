@@ -27,7 +27,8 @@ mod moment {
     }
 
     /// A signal of the highest number, which waited while the program was being stopped by one of
-    /// that number.
+    /// that number; and a kill that the stop found just before the kernel was called, which then,
+    /// in a process with another id, went to nobody or to somebody else.
     #[test]
     fn the_last_signal_is_not_lost() {
         let trial = Trial::new(Program::guest("sig_last").seconds(4.0), EAGER_COPY);

@@ -140,6 +140,12 @@ pub fn virtual_tid(real: i32) -> i32 {
     }
 }
 
+/// Does this call take ids, or tell any? Whether they must be translated may be another matter
+/// after a restore: a thread on its way to it looks again.
+pub fn names_ids(nr: i64) -> bool {
+    calls::NUMBERS.contains(&nr) || paths::CALLS.iter().any(|&(call, _)| call == nr)
+}
+
 /// The kernel's id for an id that the program uses; ids that are not ours as they are.
 pub fn to_real(id: i32) -> i32 {
     if id <= 0 {

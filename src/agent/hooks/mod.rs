@@ -152,7 +152,7 @@ fn clock_ahead() -> bool {
 
 /// Must a thread that is stopped on its way to this call look at the table again?
 pub fn looks_again(nr: i64) -> bool {
-    files::may_modify(nr) || clock::looks_again(nr)
+    files::may_modify(nr) || clock::looks_again(nr) || ids::names_ids(nr)
 }
 
 /// Handles a call of the table. The frame is a system call that the program is about
