@@ -28,23 +28,25 @@ struct Call<F, R> {
 /// all other threads are held outside hooks.
 pub fn with_room<F: FnOnce() -> R, R>(function: F) -> R {
     let bottom = STACK.0.get() as usize;
-    let here = 0u8;
-    if (bottom..bottom + SIZE).contains(&(&raw const here as usize)) {
-        return function();
-    }
     let mut call = Call::<F, R> {
         function: MaybeUninit::new(function),
         result: MaybeUninit::uninit(),
     };
+    let at = (&raw mut call).cast::<u8>();
     // SAFETY: the stack is this thread's as long as it holds the lock, with signals blocked;
     // `run` makes the one call and leaves its result.
     unsafe {
-        let top = STACK.0.get().cast::<u8>().add(SIZE);
-        call_on(top, run::<F, R>, (&raw mut call).cast());
+        if (bottom..bottom + SIZE).contains(&(at as usize)) {
+            run::<F, R>(at);
+        } else {
+            call_on(STACK.0.get().cast::<u8>().add(SIZE), run::<F, R>, at);
+        }
         call.result.assume_init()
     }
 }
 
+/// Never a part of its caller, whose frame would have the room of `function`'s buffers.
+#[inline(never)]
 extern "C" fn run<F: FnOnce() -> R, R>(call: *mut u8) {
     // SAFETY: what `with_room` has put there, for this one call.
     unsafe {
