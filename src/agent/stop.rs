@@ -18,6 +18,7 @@ use crate::agent::clock;
 use crate::agent::collect::descriptors::handed;
 use crate::agent::collect::signals;
 use crate::agent::hooks;
+use crate::agent::hooks::senders;
 use crate::agent::refusal::{self, Kind};
 use crate::agent::request;
 use crate::agent::rollback;
@@ -344,6 +345,8 @@ unsafe fn park(value: u64, uc: *mut libc::ucontext_t) {
         // SAFETY: the same frame.
         unsafe { callsites::rewind(uc) };
     }
+    // SAFETY: the same frame.
+    unsafe { senders::correct_at_entry(uc) };
     slot.ucontext = uc as u64;
     slot.interrupted = &raw const interrupted as u64;
     slot.resume_stack = free_stack_below(slot.ucontext.min(slot.interrupted));

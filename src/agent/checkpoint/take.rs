@@ -9,6 +9,7 @@ use crate::agent::collect::{
     credentials, identity, keys, memory, process, rare, signals, threads, timers,
 };
 use crate::agent::outputs::keep::{self, Output};
+use crate::agent::refusal;
 use crate::agent::settings::Settings;
 use crate::agent::side::SideBuffer;
 use crate::agent::snapshot::contents::Contents;
@@ -358,6 +359,10 @@ fn collect(
         .map(|slot| slot.tid.load(Ordering::Relaxed) as i32)
         .min_by_key(|&tid| (tid != leader, tid))
         .ok_or_else(|| CheckpointError::Refused("no thread of the program is left".into()))?;
+    // The program has run on since that was asked first.
+    if let Some(reason) = refusal::disabled().or_else(refusal::noted_reason) {
+        return Err(CheckpointError::Refused(reason.into()));
+    }
     if let Some(reason) = credentials::changed(stopped, first, &settings.credentials) {
         return Err(CheckpointError::Refused(reason));
     }

@@ -124,6 +124,21 @@ pub fn correct(info: &mut [u64; 16]) {
     }
 }
 
+/// As [`enter_handler`], which the thread is just about to begin: after a restore the real id is
+/// another one, and what stood there was shown.
+///
+/// # Safety
+/// In the handler whose frame `uc` is.
+pub unsafe fn correct_at_entry(uc: *const libc::ucontext_t) {
+    // SAFETY: the caller's promise; a handler with SA_SIGINFO begins with its siginfo in rsi.
+    unsafe {
+        let regs = &(*uc).uc_mcontext.gregs;
+        if regs[libc::REG_RIP as usize] as u64 == entry() {
+            correct(&mut *(regs[libc::REG_RSI as usize] as *mut [u64; 16]));
+        }
+    }
+}
+
 /// kill(2) of the own process (`to_thread` false) or tgkill(2) of the calling thread, with the
 /// id that the program knows as the sender's. The kernel permits the claim to nobody
 /// but the very task that is named, and any of its threads names a process.

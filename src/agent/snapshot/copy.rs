@@ -105,7 +105,7 @@ impl Buffer {
                     return Err(None);
                 }
                 let to = self.at + used;
-                if s.direct {
+                if s.in_place() {
                     let len = (s.npages * PAGE) as usize;
                     // SAFETY: readable memory that nobody changes, per contract, into the
                     // buffer, where there is room.

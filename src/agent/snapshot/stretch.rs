@@ -21,6 +21,14 @@ pub struct Stretch {
     pub over_file: bool,
 }
 
+impl Stretch {
+    /// Can every page be read in place? Some of a file's mapping may lie behind the file's end,
+    /// whatever a tracker says of them: reading one ended the program by SIGBUS.
+    pub fn in_place(&self) -> bool {
+        self.direct && !self.over_file
+    }
+}
+
 /// Calls `f` for what is to be stored of `dirty`, at most [`BATCH_PAGES`] pages at a time,
 /// ascending.
 pub fn batches<E>(
@@ -104,7 +112,7 @@ pub unsafe fn store_frozen<S: ImageSink>(
     batches(pieces, dirty, &mut |batch| {
         let mut chunks: Vec<Chunk<'_>> = Vec::with_capacity(batch.len());
         for s in batch {
-            if s.direct {
+            if s.in_place() {
                 let len = (s.npages * PAGE) as usize;
                 // SAFETY: readable memory that nobody changes, per contract.
                 let data = unsafe { std::slice::from_raw_parts(s.addr as *const u8, len) };
