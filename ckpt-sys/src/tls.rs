@@ -61,8 +61,6 @@ pub struct ThreadBlock {
     /// The page whose write fault was last found resolved already, and how often in a row.
     pub fault_addr: u64,
     pub fault_count: u32,
-    /// The program asked to have SIGSEGV blocked while that is not done (its view).
-    pub faults_blocked: u32,
     /// Depth of the program's own handlers of checkpoint events (`agent::events`).
     pub in_handler: u32,
     /// The frame of the call that was last looked at while pages were write-protected; of
@@ -79,6 +77,9 @@ pub struct ThreadBlock {
     /// The clock that the recorded call's start and timeout count by, where that is one of CPU
     /// time (`agent::callsites::entry`); 0: CLOCK_MONOTONIC.
     pub call_clock: i32,
+    /// The program asked to have SIGSEGV blocked while that is not done (its view): where on
+    /// the stack; 0 when it has not (`agent::track::blocked`).
+    pub faults_blocked_at: u64,
 }
 
 /// Signal handlers may wait in the midst of a wait: so many calls of a thread keep their times.

@@ -33,7 +33,7 @@ pub mod summary;
 
 use crate::agent::hooks;
 use crate::agent::hooks::frame::{CallFrame, Verdict};
-use crate::agent::track::fault;
+use crate::agent::track::{blocked, fault};
 use analyse::LeftAlone;
 use cache::Cache;
 use ckpt_sys::callsite;
@@ -435,6 +435,7 @@ unsafe extern "C" fn rewind_frame(uc: *mut u8) {
     // SAFETY: forwarded.
     unsafe {
         rewind(uc.cast());
+        blocked::leave(uc.cast());
         // A handler that has run since before pages were protected.
         fault::keep_open_in(uc.cast());
     }

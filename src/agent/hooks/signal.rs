@@ -13,7 +13,7 @@ use super::masks::{Interned, intern};
 use super::sigaction::in_shared_child;
 use super::user;
 use crate::agent::state::{RESERVED_BIT, RESERVED_SIGNAL};
-use crate::agent::track::fault;
+use crate::agent::track::{blocked, fault};
 use ckpt_sys::{syscall, tls::thread_block};
 
 user::plain!([u64; 16]);
@@ -81,8 +81,7 @@ pub fn rt_sigprocmask(frame: &mut CallFrame) -> Verdict {
     let [how, set, old, size, ..] = frame.args;
     let was = reserved_blocked();
     let never = fault::never_blocked();
-    // SAFETY: the thread's own block.
-    let was_fault = unsafe { (*thread_block()).faults_blocked != 0 };
+    let was_fault = blocked::is_blocked();
     if size != 8 || (set == 0 && !was && !was_fault) {
         return Verdict::Forward;
     }
@@ -145,8 +144,11 @@ pub fn rt_sigprocmask(frame: &mut CallFrame) -> Verdict {
     if ret < 0 && ret != -(libc::EFAULT as isize) {
         return Verdict::Done;
     }
-    // SAFETY: the thread's own block.
-    unsafe { (*thread_block()).faults_blocked = u32::from(now_fault) };
+    match now_fault {
+        true => blocked::block(std::ptr::from_ref(frame) as u64),
+        false if was_fault => blocked::open(),
+        false => {}
+    }
     set_view(now);
     Verdict::Done
 }

@@ -11,10 +11,10 @@
 //! 2. What is opened is marked [`table::OPEN`] only after the kernel has opened it.
 //! 3. The program's own SIGSEGV is delivered as the kernel would have.
 //! 4. SIGSEGV is never really blocked while pages are protected: the kernel kills for a
-//!    fault while it is. What the program believes is kept beside (`ThreadBlock::faults_blocked`).
+//!    fault while it is. What the program believes is kept beside ([`super::blocked`]).
 
-use super::store;
 use super::table::{self, EXEC, OPEN, STORE, WATCHED};
+use super::{blocked, store};
 use crate::agent::callsites::restart;
 use crate::agent::collect::memory::PAGE;
 use crate::agent::hooks::{frames, sigaction};
@@ -62,7 +62,7 @@ pub unsafe fn keep_open_in(uc: *mut libc::ucontext_t) {
         let mask = (&raw mut (*uc).uc_sigmask).cast::<u64>();
         if *mask & FAULT_BIT != 0 {
             *mask &= !FAULT_BIT;
-            (*thread_block()).faults_blocked = 1;
+            blocked::block((*uc).uc_mcontext.gregs[libc::REG_RSP as usize] as u64);
         }
     }
 }
@@ -350,7 +350,7 @@ unsafe fn deliver(sig: i32, info: *mut libc::siginfo_t, uc: *mut libc::ucontext_
         let block = thread_block();
         let sent = (*info).si_code <= 0;
         let action = sigaction::fault_action();
-        let blocked = (*block).faults_blocked != 0;
+        let blocked = blocked::is_blocked();
         if action.handler == 1 && sent {
             return;
         }
@@ -380,7 +380,9 @@ unsafe fn deliver(sig: i32, info: *mut libc::siginfo_t, uc: *mut libc::ucontext_
         let set = libc::SIG_SETMASK;
         syscall!(libc::SYS_rt_sigprocmask, set, &raw const during, 0, 8);
         let run: Handler = std::mem::transmute(action.handler);
+        let kept = blocked::kept();
         run(sig, info, uc);
+        blocked::put_back(kept);
         (*block).handlers_run += 1;
         restart::program_handler_runs(uc);
         *frame_mask &= !(RESERVED_BIT | FAULT_BIT);

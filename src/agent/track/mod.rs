@@ -12,6 +12,7 @@
 //! | [`open`] | what a rollback leaves open for writing |
 //! | [`mprotect`] | write protection and SIGSEGV |
 //! | [`fault`], [`table`], [`touch`] | its handler, state of pages, writes by the kernel |
+//! | [`blocked`] | what the program believes of SIGSEGV in its mask |
 //! | [`store`] | pages to be stored before they are written |
 //! | [`softdirty`] | the soft-dirty bit of the page tables |
 //! | [`full`] | no tracking: everything that exists |
@@ -19,6 +20,7 @@
 //! | [`probe`] | what works here |
 
 pub mod blank;
+pub mod blocked;
 pub mod dirty;
 pub mod fault;
 pub mod full;
