@@ -28,6 +28,57 @@ pub struct CapturedContext {
     pub tail: [u64; 64],
 }
 
+/// XSAVE component of the tiles (AMX), which the kernel gives room for only when a thread first
+/// uses them.
+const TILE_DATA: u64 = 1 << 18;
+
+/// Has the thread whose frame `uc` is used tiles? Of a captured context nobody knows.
+///
+/// # Safety
+/// `uc` is the kernel's (or [`capture`]'s) frame.
+unsafe fn may_hold_tiles(uc: *const libc::ucontext_t) -> bool {
+    /// `struct _fpx_sw_bytes` (asm/sigcontext.h) in the FXSAVE image: magic1, extended_size,
+    /// xfeatures.
+    const SOFTWARE_BYTES: usize = 464;
+    const FP_XSTATE_MAGIC1: u32 = 0x4650_5853;
+    // SAFETY: the caller's promise; where there is an image it has 512 bytes.
+    unsafe {
+        let image = (*uc).uc_mcontext.fpregs.cast::<u8>();
+        if image.is_null() {
+            return false;
+        }
+        let words = image.add(SOFTWARE_BYTES);
+        if words.cast::<u32>().read_unaligned() != FP_XSTATE_MAGIC1 {
+            return true;
+        }
+        words.add(8).cast::<u64>().read_unaligned() & TILE_DATA != 0
+    }
+}
+
+/// Makes room for tiles in the calling thread where the frame that it goes back to may need it:
+/// into less room rt_sigreturn puts back nothing but x87 and SSE (`check_xstate_in_sigframe`,
+/// Linux 5.16 and later). Tiles must be permitted (`permitted`: ARCH_GET_XCOMP_PERM); they are
+/// empty afterwards.
+///
+/// # Safety
+/// As for [`sigreturn_to`](crate::thread::sigreturn_to), which follows.
+pub unsafe fn make_room_for_tiles(uc: *const libc::ucontext_t, permitted: fn() -> u64) {
+    // SAFETY: the caller's promise.
+    if unsafe { !may_hold_tiles(uc) } || permitted() & TILE_DATA == 0 {
+        return;
+    }
+    /// ldtilecfg's operand (Intel SDM): palette 1, one tile of a row of 4 bytes.
+    #[repr(align(64))]
+    struct Configuration([u8; 64]);
+    let mut one = Configuration([0; 64]);
+    (one.0[0], one.0[16], one.0[48]) = (1, 4, 1);
+    // SAFETY: the processor has tiles and they are permitted; nobody uses them here.
+    unsafe {
+        std::arch::asm!("ldtilecfg [{one}]", "tilezero tmm0", "tilerelease",
+                        one = in(reg) &raw const one, options(nostack));
+    }
+}
+
 /// From the `ucontext_t` to what [`CapturedContext::set_caller`] has noted.
 pub const CALLER_SP: u64 = (std::mem::offset_of!(CapturedContext, reserved)
     - std::mem::offset_of!(CapturedContext, uc_flags)) as u64;

@@ -14,6 +14,7 @@ use crate::agent::checkpoint::files;
 use crate::agent::checkpoint::increments::prepare_restored;
 use crate::agent::checkpoint::mapped::{self, Mapping};
 use crate::agent::clock::{self, Clocks};
+use crate::agent::collect::process::xcomp_perm;
 use crate::agent::collect::signals::{put_back, put_back_own};
 use crate::agent::collect::{keys, process, rare};
 use crate::agent::hooks;
@@ -34,6 +35,7 @@ use crate::image::state::{
 use crate::persist::table;
 use crate::store::report::RequestResult;
 use ckpt_sys::blob::{RestorerArgs, RestorerThread};
+use ckpt_sys::context::make_room_for_tiles;
 use ckpt_sys::syscall;
 use ckpt_sys::thread::sigreturn_to;
 use serde::{Deserialize, Serialize};
@@ -299,6 +301,7 @@ pub unsafe extern "C" fn resume_thread(
             hooks::ids::locks::enter_again(uc);
         }
         stop::go_on(uc);
+        make_room_for_tiles(uc, xcomp_perm);
         RESUMED.fetch_add(1, Ordering::SeqCst);
         syscall!(libc::SYS_futex, &RESUMED, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0);
         sigreturn_to(uc)

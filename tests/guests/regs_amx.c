@@ -23,12 +23,9 @@ static int permitted(void)
     return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0;
 }
 
-int main(void)
+/* Each thread has tiles of its own, and the kernel makes room for them when it first uses them. */
+static void *hold(void *seed)
 {
-    guest_begin();
-    if (!permitted()) {
-        without();
-    }
     struct {
         uint8_t palette, start_row, zero[14];
         uint16_t bytes[16];
@@ -38,9 +35,9 @@ int main(void)
         config.bytes[i] = 64;
         config.rows[i] = 16;
     }
-    static unsigned char in[8][1024] __attribute__((aligned(64))), out[8][1024] __attribute__((aligned(64)));
-    static unsigned char config_out[64] __attribute__((aligned(64)));
-    guest_fill(in, sizeof in, 77);
+    unsigned char in[8][1024] __attribute__((aligned(64))), out[8][1024] __attribute__((aligned(64)));
+    unsigned char config_out[64] __attribute__((aligned(64)));
+    guest_fill(in, sizeof in, (long)seed);
     for (long turn = 0, turns = guest_rounds() * 12; turn < turns; turn++) {
         long spin = 2000000, stride = 64;
         in[turn % 8][turn % 1024]++;
@@ -57,6 +54,19 @@ int main(void)
         CHECK(memcmp(config_out, &config, 64) == 0);
         CHECK(memcmp(in[0], out[0], 3 * 1024) == 0 && memcmp(in[7], out[7], 1024) == 0);
     }
+    return NULL;
+}
+
+int main(void)
+{
+    guest_begin();
+    if (!permitted()) {
+        without();
+    }
+    pthread_t other;
+    CHECK(pthread_create(&other, NULL, hold, (void *)78) == 0);
+    hold((void *)77);
+    CHECK(pthread_join(other, NULL) == 0);
     printf("AMX ok\n");
     guest_end();
 }
