@@ -45,6 +45,31 @@ mod mem_vmflags {
     }
 }
 
+/// What a stop finds in the midst of calls that change mappings.
+mod amid_changes {
+    use crate::common::*;
+
+    fn survives(guest: &str, setting: Setting) {
+        let trial = Trial::new(Program::guest(guest).seconds(3.0), setting);
+        trial.ckpt("CKPT_INTERVAL", "15ms").survives(12);
+    }
+
+    #[test]
+    fn mem_discards() {
+        survives("mem_discards", LAZY_FORK);
+    }
+
+    #[test]
+    fn mem_exchanged_lazy_fork() {
+        survives("mem_exchanged", LAZY_FORK);
+    }
+
+    #[test]
+    fn mem_exchanged_eager_copy() {
+        survives("mem_exchanged", EAGER_COPY);
+    }
+}
+
 /// Reservations and zero pages cost nothing: the image stays small as well.
 mod mem_sparse {
     use crate::common::*;

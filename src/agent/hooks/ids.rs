@@ -31,7 +31,7 @@ pub mod calls;
 pub mod locks;
 pub mod paths;
 
-use crate::agent::state::AGENT;
+use crate::agent::state::{AGENT, InHook};
 use ckpt_sys::{raw::check, syscall, tls::thread_block};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicUsize, Ordering::*};
 
@@ -62,6 +62,9 @@ static GROUP: [AtomicI32; 2] = [const { AtomicI32::new(0) }; 2];
 static SESSION: [AtomicI32; 2] = [const { AtomicI32::new(0) }; 2];
 
 fn find(table: &AtomicPtr<Pair>, id: i32) -> Option<i32> {
+    // No image may hold a thread with the table's address in its registers: the next life has
+    // another table at another place.
+    let _hook = InHook::enter();
     let at = table.load(Acquire);
     if at.is_null() {
         return None;

@@ -38,6 +38,7 @@ pub use remap::mremap;
 const PAGE: u64 = 4096;
 const DONTNEED: i32 = libc::MADV_DONTNEED;
 const DONTNEED_LOCKED: i32 = 24;
+const MADV_COLLAPSE: i32 = 25;
 const GUARD_INSTALL: i32 = 102;
 const GUARD_REMOVE: i32 = 103;
 const ANONYMOUS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
@@ -161,7 +162,91 @@ pub fn changes_map(frame: &CallFrame) -> bool {
     }
 }
 
-/// Such a call while pages are protected: no stop comes between giving the pages back and
+/// May the call change the flags of what is mapped at some place? Once ranges have flags that
+/// count (`special_advice_seen`), whatever puts a mapping where another was may.
+pub fn changes_flags(frame: &CallFrame) -> bool {
+    const NO_FLAGS: [i32; 14] = [
+        libc::MADV_WILLNEED,
+        DONTNEED,
+        libc::MADV_FREE,
+        libc::MADV_REMOVE,
+        libc::MADV_COLD,
+        libc::MADV_PAGEOUT,
+        libc::MADV_POPULATE_READ,
+        libc::MADV_POPULATE_WRITE,
+        DONTNEED_LOCKED,
+        MADV_COLLAPSE,
+        libc::MADV_HWPOISON,
+        libc::MADV_SOFT_OFFLINE,
+        GUARD_INSTALL,
+        GUARD_REMOVE,
+    ];
+    match frame.rax {
+        libc::SYS_madvise => !NO_FLAGS.contains(&(frame.args[2] as i32)),
+        libc::SYS_mlock | libc::SYS_mlock2 | libc::SYS_munlock => true,
+        libc::SYS_mlockall | libc::SYS_munlockall => true,
+        libc::SYS_mmap => {
+            let flagged = libc::MAP_LOCKED | libc::MAP_GROWSDOWN;
+            special_advice_seen() || frame.args[3] as i32 & flagged != 0
+        }
+        libc::SYS_mremap | libc::SYS_shmat => special_advice_seen(),
+        _ => false,
+    }
+}
+
+/// Is it made by the hook, which no stop interrupts? What changes flags, and what is handled by
+/// the list of image mappings: another life has another list, so a thread that was stopped between
+/// the look at it and the call would go by what is not so any more (and by the list's old place:
+/// that was its death). Not on a stack that the call may take away.
+pub fn is_made_here(frame: &CallFrame) -> bool {
+    /// What the hook uses of the program's stack.
+    const OWN_FRAMES: u64 = 16 << 10;
+    let here = frame as *const CallFrame as u64;
+    let [addr, len, third, flags, new, _] = frame.args;
+    let under = |start: u64, len: u64| {
+        start <= here && here - OWN_FRAMES.min(here) < start.saturating_add(len)
+    };
+    match frame.rax {
+        libc::SYS_madvise => !under(addr, len),
+        libc::SYS_mremap => {
+            let onto = flags & libc::MREMAP_FIXED as u64 != 0 && under(new, third);
+            !under(addr, len) && !onto
+        }
+        libc::SYS_mprotect | libc::SYS_pkey_mprotect => third & libc::PROT_EXEC as u64 != 0,
+        libc::SYS_mmap => {
+            let onto = flags & libc::MAP_FIXED as u64 != 0 && under(addr, len);
+            changes_flags(frame) && !onto
+        }
+        _ => changes_flags(frame),
+    }
+}
+
+/// Such a call. That flags may have changed is noted when they have: the helper may have read those
+/// of before while the call was being made.
+pub fn make_here(frame: &mut CallFrame, handle: fn(&mut CallFrame) -> Verdict) -> Verdict {
+    let _hook = InHook::enter();
+    let flags = changes_flags(frame);
+    if handle(frame) == Verdict::Forward {
+        let [a, b, c, d, e, f] = frame.args;
+        // SAFETY: the program's own call.
+        frame.rax = unsafe { syscall!(frame.rax, a, b, c, d, e, f) as i64 };
+    }
+    if flags {
+        note_advice();
+    }
+    Verdict::Done
+}
+
+/// What a thread that is stopped on its way to the kernel looks at again: it may be in another life
+/// then.
+pub fn looks_again(nr: i64) -> bool {
+    matches!(
+        nr,
+        libc::SYS_madvise | libc::SYS_mremap | libc::SYS_mprotect | libc::SYS_pkey_mprotect
+    )
+}
+
+/// A call that changes mappings while pages are protected: no stop comes between giving the pages back and
 /// the call itself, which is therefore made here.
 pub fn change_map(frame: &mut CallFrame, handle: fn(&mut CallFrame) -> Verdict) -> Verdict {
     let _hook = InHook::enter();
@@ -249,11 +334,6 @@ pub fn madvise(frame: &mut CallFrame) -> Verdict {
     let advice = advice as i32;
     if matches!(advice, libc::MADV_DONTFORK | libc::MADV_WIPEONFORK) {
         note_special_advice();
-    } else if !matches!(
-        advice,
-        DONTNEED | DONTNEED_LOCKED | libc::MADV_FREE | libc::MADV_WILLNEED
-    ) {
-        note_advice();
     }
     // No stop between the number and the call.
     let unseen = matches!(advice, libc::MADV_FREE | GUARD_INSTALL | GUARD_REMOVE);
@@ -357,9 +437,12 @@ pub fn mlockall(frame: &mut CallFrame) -> Verdict {
 
 /// mmap: before one that grows down.
 pub fn mmap(frame: &CallFrame) {
-    if frame.args[3] as i32 & libc::MAP_GROWSDOWN != 0 {
+    let flags = frame.args[3] as i32;
+    if flags & libc::MAP_GROWSDOWN != 0 {
         note_grows_down();
-        note_advice();
+    }
+    if flags & libc::MAP_LOCKED != 0 {
+        note_special_advice();
     }
 }
 
@@ -402,7 +485,6 @@ pub fn mprotect(frame: &mut CallFrame) -> Verdict {
     if prot & libc::PROT_EXEC as u64 == 0 || !ranges::may_overlap(addr, end) {
         return Verdict::Forward;
     }
-    let _guard = InHook::enter();
     // SAFETY: the program's own request.
     let ret = unsafe { syscall!(frame.rax, addr, len, prot, key) };
     if ret == -(libc::EACCES as isize) && convert(addr, end).is_ok() {

@@ -53,6 +53,7 @@ use crate::agent::refusal;
 use crate::agent::resume::ImageFile;
 use crate::agent::state::{AGENT, is_agents_process};
 use crate::agent::track::{fault, touch};
+use ckpt_sys::callsite::hook_byte;
 use ckpt_sys::tls::thread_block;
 use frame::{CallFrame, Verdict};
 use std::sync::atomic::Ordering::Relaxed;
@@ -92,6 +93,9 @@ const LIMIT_CALLS: &[libc::c_long] = &[libc::SYS_setrlimit, libc::SYS_prlimit64]
 /// Timers of the calling thread's CPU time, servers.
 const SELDOM_CALLS: &[libc::c_long] = &[libc::SYS_timer_create, libc::SYS_listen];
 
+/// What puts a mapping where another was: only where flags count (`memory::changes_flags`).
+const PLACING_CALLS: &[libc::c_long] = &[libc::SYS_mmap, libc::SYS_shmat];
+
 /// Only after a lazy restore.
 const IMAGE_CALLS: &[libc::c_long] = &[libc::SYS_mprotect, libc::SYS_pkey_mprotect];
 
@@ -111,6 +115,16 @@ pub fn table() -> [u8; 512] {
     table
 }
 
+/// From now on [`PLACING_CALLS`] are of interest. Any thread.
+pub fn look_at_placing() {
+    for &nr in PLACING_CALLS {
+        if let Some(byte) = hook_byte(nr as usize) {
+            files::no_shortcut(nr as usize);
+            byte.fetch_or(HOOKED, Relaxed);
+        }
+    }
+}
+
 /// [`table`] without what [`files`] and [`pinned`] want.
 fn table_of_others() -> [u8; 512] {
     let mut table = [0; 512];
@@ -126,6 +140,9 @@ fn table_of_others() -> [u8; 512] {
     mark(SELDOM_CALLS);
     mark(process::NUMBERS);
     mark(privileges::NUMBERS);
+    if memory::special_advice_seen() {
+        mark(PLACING_CALLS);
+    }
     if ranges::active() {
         mark(IMAGE_CALLS);
     }
@@ -152,12 +169,19 @@ fn clock_ahead() -> bool {
 
 /// Must a thread that is stopped on its way to this call look at the table again?
 pub fn looks_again(nr: i64) -> bool {
-    files::may_modify(nr) || clock::looks_again(nr) || ids::names_ids(nr)
+    files::may_modify(nr) || clock::looks_again(nr) || ids::names_ids(nr) || memory::looks_again(nr)
 }
 
 /// Handles a call of the table. The frame is a system call that the program is about
 /// to make: its pointers are used as the kernel would use them.
 pub fn dispatch(frame: &mut CallFrame) -> Verdict {
+    if memory::is_made_here(frame) {
+        return memory::make_here(frame, dispatch_call);
+    }
+    dispatch_call(frame)
+}
+
+fn dispatch_call(frame: &mut CallFrame) -> Verdict {
     if !fault::active() {
         return handle(frame);
     }
@@ -264,7 +288,7 @@ pub struct Restored<'a> {
 /// # Safety
 /// In the restored process before the program's threads run.
 pub unsafe fn after_restore(restored: &Restored) {
-    use ckpt_sys::callsite::{MAY_CHANGE_FILES, hook_byte};
+    use ckpt_sys::callsite::MAY_CHANGE_FILES;
     use ckpt_sys::syscall;
     // SAFETY: no pointers.
     let (pgid, sid) = unsafe {

@@ -4,7 +4,10 @@
 //! range is only trimmed or dropped, never split (what was converted in its middle
 //! stays listed), and what mremap moved is added to a small second list. So the
 //! lists *over-report*; `memory` asks the kernel before it acts. Copied by fork like
-//! any memory.
+//! any memory. Looked at within a hook ([`InHook`]) only: a restored process has another list
+//! at another place.
+//!
+//! [`InHook`]: crate::agent::state::InHook
 
 use ckpt_sys::{raw::check, syscall};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};

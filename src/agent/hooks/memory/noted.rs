@@ -3,10 +3,11 @@
 //!
 //! Set by the hooks in any thread, and by the helper for what it finds itself; read by the helper.
 
+use crate::agent::hooks;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
 
 static SPECIAL_ADVICE: AtomicBool = AtomicBool::new(false);
-/// Grows with every call that may change the flags of mappings that exist.
+/// Grows with every call that may change the flags of what is mapped at some place.
 static ADVICE: AtomicU32 = AtomicU32::new(0);
 
 /// As long as this number stays the same, flags that were read of a mapping are its flags.
@@ -14,7 +15,7 @@ pub fn advice_number() -> u32 {
     ADVICE.load(SeqCst)
 }
 
-/// Before a call that may change flags.
+/// After a call that may have changed flags, before a stop can come.
 pub fn note_advice() {
     ADVICE.fetch_add(1, SeqCst);
 }
@@ -55,8 +56,10 @@ pub fn special_advice_seen() -> bool {
 
 /// Sets that flag (also for a restored process whose manifest has such flags).
 pub fn note_special_advice() {
+    if !SPECIAL_ADVICE.swap(true, SeqCst) {
+        hooks::look_at_placing();
+    }
     note_advice();
-    SPECIAL_ADVICE.store(true, Relaxed);
 }
 
 /// Sticky: the program has mappings that grow down. The kernel's list of mappings does not tell,
