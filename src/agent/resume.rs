@@ -11,7 +11,7 @@ mod timers;
 
 use crate::agent::callsites::restart::{self, Clock};
 use crate::agent::checkpoint::files;
-use crate::agent::checkpoint::increments::prepare_restored;
+use crate::agent::checkpoint::increments::lives::prepare_restored;
 use crate::agent::checkpoint::mapped::{self, Mapping};
 use crate::agent::clock::{self, Clocks};
 use crate::agent::collect::signals::{put_back, put_back_own};
