@@ -35,7 +35,8 @@ use ckpt_sys::raw::check;
 use ckpt_sys::{syscall, tls::thread_block};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// How often one thread may be [`AGAIN`]. A program that does nothing but read the clock is mostly found there.
+/// How often one thread may be [`AGAIN`]. A program that does nothing but read the clock is
+/// mostly found there.
 const MOST_TRIES: u32 = 60;
 
 /// The part of [`StopControl::parked`] that counts; above it is how often one was [`AGAIN`].

@@ -17,7 +17,7 @@
 //! | `exclude` | which paths are left alone | all |
 //! | `undo` | taking modifications back | constructor (one thread), command |
 //! | `diff` | what an undo would change, and rows for people | command |
-//! | `sys` | the few system calls, raw | all |
+//! | `sys` | the few system calls, raw: names, contents, attributes | all |
 
 pub(crate) mod birth;
 pub mod diff;
