@@ -139,7 +139,7 @@ pub unsafe extern "C" fn after_restore(args: *const HelperArgs) -> ! {
         track::forget();
         RESUMED.store(0, Ordering::SeqCst);
         let restorer = &*(args.restorer as *const RestorerArgs);
-        wait_at_least(&restorer.ready, expected_threads(restorer));
+        wait_at_least(&restorer.ready, restorer.nthreads as u32);
         let bytes =
             std::slice::from_raw_parts(args.payload.0 as *const u8, args.payload.1 as usize);
         let mut payload = codec::decode::<Payload>(bytes);
@@ -221,10 +221,6 @@ fn resuming(restorer: &RestorerArgs) -> Vec<mprotect::Resuming> {
         words: [thread.robust_list, thread.clear_child_tid, thread.rseq],
     });
     resuming.collect()
-}
-
-fn expected_threads(restorer: &RestorerArgs) -> u32 {
-    restorer.nthreads as u32
 }
 
 fn wait_at_least(word: &AtomicU32, count: u32) {

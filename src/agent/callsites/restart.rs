@@ -55,16 +55,6 @@ enum What {
     Gather = 3,
 }
 
-/// A blocked call as /proc/self/task/T/syscall showed it before the stop signal was
-/// sent: the only knowledge of calls that no patched site made.
-#[derive(Debug, Clone, Copy)]
-pub struct SeenCall {
-    pub nr: i64,
-    pub args: [u64; 6],
-    pub sp: u64,
-    pub pc: u64,
-}
-
 impl Interrupted {
     fn nothing() -> Interrupted {
         Interrupted {
@@ -191,45 +181,6 @@ pub unsafe fn prepare(uc: *mut ucontext_t) -> Interrupted {
             record.nr = nr;
             record.value = result;
             found.what = What::Transfer;
-        }
-        found
-    }
-}
-
-/// As [`prepare`], for a call that a patched site did not make.
-///
-/// # Safety
-/// As for [`prepare`].
-pub unsafe fn prepare_seen(uc: *mut ucontext_t, seen: &SeenCall) -> Interrupted {
-    // SAFETY: as for `prepare`; rip lies behind an instruction of the program.
-    unsafe {
-        let mut found = prepare(uc);
-        let regs = &(*uc).uc_mcontext.gregs;
-        let rip = regs[REG_RIP as usize] as u64;
-        let same = rip == seen.pc
-            && regs[REG_RSP as usize] as u64 == seen.sp
-            && regs[REG_RAX as usize] == FAILED_EINTR;
-        if found.is_something() || !same || seen.nr == SYS_connect {
-            return found;
-        }
-        let behind_syscall = ((rip - 2) as *const [u8; 2]).read() == [0x0f, 0x05];
-        if let (true, Some(timeout)) = (behind_syscall, entry::timeout_of(seen.nr, &seen.args)) {
-            // When the call began is not known: the whole timeout once more, or what the
-            // kernel wrote back.
-            let block = thread_block();
-            (*block).call_nr = seen.nr;
-            (*block).call_after = rip;
-            (*block).call_clock = entry::cpu_clock(seen.nr, &seen.args);
-            (*block).call_start_ns = entry::now_by((*block).call_clock);
-            found.count_cpu_time(&*block);
-            (*block).call_timeout_ns = entry::nanoseconds(timeout, &seen.args);
-            (*block).call_handlers = (*block).handlers_run;
-            (*block).deadline_shift = 0;
-            if let Some(at) = entry::remainder(seen.nr, &seen.args) {
-                (*block).remainder = [at.read_unaligned(), at.add(1).read_unaligned()];
-            }
-            found.record.get_mut().nr = seen.nr;
-            found.what = What::Call;
         }
         found
     }

@@ -89,7 +89,6 @@ pub mod vma_flag {
     pub const LOCKONFAULT: u32 = 1 << 10; // lf
     pub const GROWSDOWN: u32 = 1 << 11; // gd
     pub const HUGETLB: u32 = 1 << 12; // ht
-    pub const MAYSHARE_WRITE: u32 = 1 << 13; // a shared mapping of a file opened for writing
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
