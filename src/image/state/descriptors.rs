@@ -17,7 +17,7 @@ pub struct DescriptorTable {
     /// Record and flock locks held.
     pub locks: Vec<FileLock>,
     /// Pty masters (indices of `files`) whose slave was open and is closed: end of file, and
-    /// not silence. In a section of its own: [`Rare`].
+    /// not silence. In a section of its own: [`super::Rare`].
     #[serde(skip)]
     pub hung_up: Vec<u32>,
 }
