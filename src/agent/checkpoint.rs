@@ -165,7 +165,7 @@ impl Worker {
             told: None,
             report: report::Report::default(),
             included: std::ptr::null(),
-            increments: increments::take_restored()
+            increments: increments::lives::take_restored()
                 .unwrap_or_else(|| Increments::new(settings.config.tracker)),
             merger: Merger::new(),
             prefetch: prefetch::take(),

@@ -5,78 +5,38 @@
 //! thread itself can read, reports and sleeps on the stop word until it changes.
 //! A request that arrives inside a hook is put off to the hook's end (law 3).
 //!
+//! Here: the stop word and the handler. `slot` is what a thread reports, `pending` its own
+//! queue of signals, `hold` keeps stops off an exec, `world` is all threads at once.
+//!
 //! Runs in: the helper thread ([`stop_all`], [`release`]) and, async-signal-safe, in
 //! any thread ([`on_reserved_signal`]).
 
+mod hold;
+mod pending;
+mod slot;
 mod world;
 
+pub use hold::{HeldOff, hold_off};
+pub use pending::{drain, drain_if_asked};
+pub use slot::{AGAIN, GONE, NEW, PARKED, Slot, report, rseq_area};
 pub use world::{StopError, Stopped, emergency_release, release, reset_after_restore, stop_all};
 
 use crate::agent::callsites;
 use crate::agent::callsites::restart::{self, Clock};
 use crate::agent::clock;
 use crate::agent::collect::descriptors::handed;
-use crate::agent::collect::signals;
 use crate::agent::hooks;
 use crate::agent::hooks::senders;
-use crate::agent::refusal::{self, Kind};
 use crate::agent::request;
 use crate::agent::rollback;
-use crate::agent::state::{AGENT, InHook, RESERVED_SIGNAL, awake};
+use crate::agent::state::{AGENT, RESERVED_SIGNAL, awake};
 use crate::agent::track::{fault, touch};
-use crate::image::state::{PendingSignal, Switches};
 use ckpt_sys::raw::check;
 use ckpt_sys::{syscall, tls::thread_block};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// What a stopped thread reports about itself.
-#[repr(C)]
-#[derive(Debug)]
-pub struct Slot {
-    pub tid: AtomicU32,
-    /// [`NEW`], [`PARKED`], [`GONE`] or [`AGAIN`].
-    pub state: AtomicU32,
-    /// How often it was [`AGAIN`].
-    pub tries: u32,
-    pub ucontext: u64,
-    /// The restart record of an interrupted call, on the thread's own stack.
-    pub interrupted: u64,
-    /// Free stack below everything that is alive when the thread goes on.
-    pub resume_stack: u64,
-    pub fs_base: u64,
-    pub gs_base: u64,
-    pub robust_list: u64,
-    pub robust_list_len: u64,
-    pub clear_child_tid: u64,
-    pub rseq: u64,
-    pub rseq_len: u32,
-    pub pdeathsig: i32,
-    pub timer_slack_ns: u64,
-    pub switches: Switches,
-    pub name: [u8; 16],
-    /// rt_sigpending: this thread's and the process's.
-    pub pending: u64,
-    /// Captured by its own call of `ckpt_checkpoint`.
-    pub inserted: bool,
-    /// Signals that the helper wants this thread to take off its own queue, read and
-    /// put back; 0 when there is nothing to do (or it is done).
-    pub drain: AtomicU64,
-    /// Where they go: room for [`DRAIN_MAX`] `siginfo_t`, in the helper's memory.
-    pub drain_to: AtomicU64,
-    pub drained: AtomicU32,
-}
-
-/// More signals than this in one thread's own queue are left where they are.
-pub const DRAIN_MAX: usize = 256;
-
-pub const NEW: u32 = 0;
-pub const PARKED: u32 = 1;
-pub const GONE: u32 = 2;
-/// Amid a function that reads a clock, and it is not known where that will return to: it goes on, to
-/// be stopped a moment later.
-pub const AGAIN: u32 = 3;
-
-/// So often. A program that does nothing but read the clock is mostly found there.
+/// How often one thread may be [`AGAIN`]. A program that does nothing but read the clock is
+/// mostly found there.
 const MOST_TRIES: u32 = 60;
 
 /// The part of [`StopControl::parked`] that counts; above it is how often one was [`AGAIN`].
@@ -243,44 +203,6 @@ pub unsafe fn park_put_off() {
         (*block).stop_pending = 0;
         send(syscall!(libc::SYS_gettid) as i32, value);
     }
-}
-
-/// While one exists no thread is asked to stop.
-#[must_use = "stops are held off until it goes"]
-pub struct HeldOff(());
-
-/// Holds stops off: the calling thread is about to call exec. A stop signal that is pending
-/// then is handed on to the new program, which has no handler for it yet and dies of it.
-/// The helper gives up a stop in progress, and what it has sent to this thread is taken
-/// before this returns. The agent's own process only.
-pub fn hold_off() -> HeldOff {
-    STOP.leaving.fetch_add(1, Ordering::SeqCst);
-    // No image may hold a thread that is counted: it does not park from here on.
-    let _hook = InHook::enter();
-    // The bound is for a helper that has died amid a stop.
-    for _ in 0..20_000 {
-        if STOP.word.load(Ordering::SeqCst) == 0 {
-            break;
-        }
-        let pause = [0u64, 200_000];
-        // SAFETY: a valid timespec.
-        unsafe { syscall!(libc::SYS_nanosleep, &pause, 0) };
-    }
-    // Nothing is sent any more, and what was sent is delivered at the end of a system call.
-    // SAFETY: no arguments.
-    unsafe { syscall!(libc::SYS_gettid) };
-    HeldOff(())
-}
-
-impl Drop for HeldOff {
-    fn drop(&mut self) {
-        STOP.leaving.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-/// Is a thread about to call exec?
-fn held_off() -> bool {
-    STOP.leaving.load(Ordering::SeqCst) != 0
 }
 
 /// CLOCK_MONOTONIC in nanoseconds, by system call (the vdso may be foreign).
@@ -454,82 +376,6 @@ pub fn free_stack_below(address: u64) -> u64 {
     (address - 256) & !63
 }
 
-/// In the stop handler (all signals blocked): reads the thread's own pending signals.
-fn drain_own(slot: &Slot, set: u64, tid: i32) {
-    let room = slot.drain_to.load(Ordering::Acquire) as *mut [u8; signals::SIGINFO_LEN];
-    let at_once = [0u64; 2];
-    let pid = AGENT.real_pid.load(Ordering::Relaxed);
-    let mut count = 0;
-    // SAFETY: the helper keeps DRAIN_MAX elements alive until `drain` is 0 again;
-    // the signals go back to this very thread, in the order they came.
-    unsafe {
-        while count < DRAIN_MAX {
-            let info = room.add(count);
-            if syscall!(libc::SYS_rt_sigtimedwait, &set, info, &at_once, 8) <= 0 {
-                break;
-            }
-            count += 1;
-        }
-        count = signals::joined(std::slice::from_raw_parts_mut(room, count));
-        for k in 0..count {
-            let info = room.add(k);
-            let signo = *(info as *const i32);
-            syscall!(libc::SYS_rt_tgsigqueueinfo, pid, tid, signo, info);
-        }
-    }
-    slot.drained.store(count as u32, Ordering::Release);
-    slot.drain.store(0, Ordering::Release);
-    // SAFETY: a futex word of ours (the low half of the set).
-    unsafe { syscall!(libc::SYS_futex, &slot.drain, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0) };
-}
-
-/// A stopped thread: reads its own signals if the helper wants them.
-pub fn drain_if_asked(slot: &Slot, tid: i32) -> bool {
-    let set = slot.drain.load(Ordering::Acquire);
-    if set != 0 {
-        drain_own(slot, set, tid);
-    }
-    set != 0
-}
-
-/// Helper thread: the signals of `set` pending for this stopped thread alone.
-pub fn drain(slot: &Slot, set: u64) -> Vec<PendingSignal> {
-    // An inserted caller is not in the handler, and looks at its own slot.
-    let (slot, ask): (&Slot, fn()) = match request::inserted_call() {
-        Some(call) if slot.inserted => (&call.slot, request::order_inserted),
-        _ if slot.inserted => return Vec::new(),
-        _ => (slot, look_again),
-    };
-    let mut room = vec![[0u8; signals::SIGINFO_LEN]; DRAIN_MAX];
-    slot.drain_to
-        .store(room.as_mut_ptr() as u64, Ordering::Release);
-    slot.drain.store(set, Ordering::Release);
-    ask();
-    while slot.drain.load(Ordering::Acquire) != 0 {
-        let timeout = [0u64, 1_000_000];
-        // SAFETY: a futex word of ours and a valid timespec.
-        unsafe {
-            syscall!(
-                libc::SYS_futex,
-                &slot.drain,
-                FUTEX_WAIT_PRIVATE,
-                set as u32,
-                &timeout,
-                0,
-                0
-            )
-        };
-    }
-    let count = slot.drained.load(Ordering::Acquire) as usize;
-    room.truncate(count);
-    room.iter()
-        .map(|info| PendingSignal {
-            signo: i32::from_ne_bytes([info[0], info[1], info[2], info[3]]),
-            info: info.to_vec(),
-        })
-        .collect()
-}
-
 /// Helper thread: makes all parked threads look at their slots and at the orders of a
 /// rollback.
 pub fn look_again() {
@@ -551,40 +397,6 @@ fn wake_parked() {
             0
         )
     };
-}
-
-/// Fills in what only the calling thread can read of itself.
-pub fn report(slot: &mut Slot) {
-    // SAFETY: each call writes into the fields given, all of the right size.
-    unsafe {
-        syscall!(libc::SYS_arch_prctl, 0x1003, &mut slot.fs_base); // ARCH_GET_FS
-        syscall!(libc::SYS_arch_prctl, 0x1004, &mut slot.gs_base); // ARCH_GET_GS
-        syscall!(
-            libc::SYS_get_robust_list,
-            0,
-            &mut slot.robust_list,
-            &mut slot.robust_list_len
-        );
-        syscall!(
-            libc::SYS_prctl,
-            libc::PR_GET_TID_ADDRESS,
-            &mut slot.clear_child_tid
-        );
-        syscall!(libc::SYS_prctl, libc::PR_GET_NAME, &mut slot.name);
-        syscall!(libc::SYS_prctl, libc::PR_GET_PDEATHSIG, &mut slot.pdeathsig);
-        slot.timer_slack_ns = syscall!(libc::SYS_prctl, libc::PR_GET_TIMERSLACK).max(0) as u64;
-        syscall!(libc::SYS_rt_sigpending, &mut slot.pending, 8);
-        slot.switches = Switches::default();
-        if refusal::was_noted(Kind::ThreadSwitches) {
-            let mut tsc = 0i32;
-            syscall!(libc::SYS_prctl, libc::PR_GET_TSC, &mut tsc);
-            slot.switches.no_tsc = tsc == libc::PR_TSC_SIGSEGV;
-            slot.switches.keepcaps = syscall!(libc::SYS_prctl, libc::PR_GET_KEEPCAPS) == 1;
-        }
-    }
-    let rseq = rseq_area(slot.fs_base);
-    slot.rseq = rseq.0;
-    slot.rseq_len = rseq.1;
 }
 
 /// Asks a thread to stop.
@@ -609,34 +421,5 @@ unsafe fn send(tid: i32, value: u64) -> isize {
             RESERVED_SIGNAL,
             &info
         )
-    }
-}
-
-/// The rseq area that glibc has registered for the thread with this thread pointer:
-/// (address, registered length), (0, 0) for none.
-pub fn rseq_area(fs_base: u64) -> (u64, u32) {
-    let (offset, size) = AGENT.rseq();
-    if size == 0 || fs_base == 0 {
-        return (0, 0);
-    }
-    let area = fs_base.wrapping_add(offset as u64);
-    // cpu_id is negative while the area is not registered (rseq(2)), but a thread that
-    // is just being born on the stack of a dead one finds that one's number in it. So
-    // the kernel is asked: it takes no second registration.
-    // SAFETY: glibc keeps the area in every thread's control block; an area that was not
-    // registered is left as it was.
-    unsafe {
-        let cpu = (area + 4) as *mut i32;
-        let stale = cpu.read_volatile();
-        if stale < 0 {
-            return (0, 0);
-        }
-        let sig = crate::agent::collect::threads::RSEQ_SIG;
-        if syscall!(libc::SYS_rseq, area, 32, 0, sig) != 0 {
-            return (area, 32);
-        }
-        const RSEQ_FLAG_UNREGISTER: u32 = 1;
-        syscall!(libc::SYS_rseq, area, 32, RSEQ_FLAG_UNREGISTER, sig);
-        (0, 0)
     }
 }

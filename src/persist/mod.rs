@@ -12,12 +12,12 @@
 //! | `lock` | the recorder's lock | target |
 //! | `writer` | the mapped journal and shadow file | target, under the recorder's lock |
 //! | `shadow`, `kept` | pre-images of blocks, links to removed files | target, under the recorder's lock |
-//! | `table` | beginning, ending, listing and reading of tables | helper thread, command |
+//! | `table` | what a table says; beginning, ending, listing, reading and removing them | helper thread, constructor, command |
 //! | `format` | header and records as bytes | all |
 //! | `exclude` | which paths are left alone | all |
 //! | `undo` | taking modifications back | constructor (one thread), command |
 //! | `diff` | what an undo would change, and rows for people | command |
-//! | `sys` | the few system calls, raw | all |
+//! | `sys` | the few system calls, raw: names, contents, attributes | all |
 
 pub(crate) mod birth;
 pub mod diff;

@@ -4,35 +4,31 @@
 //!
 //! A sweep's result is lost to the next sweep, so it is kept here until a generation that
 //! holds it is published: a checkpoint that fails, or is put off, loses nothing.
-//! Helper thread; [`prepare_restored`] before the threads of a restored program run.
+//!
+//! Here: what is kept, and what is looked at during the stop. `ahead` is what is done before
+//! it, `lives` what is handed over where the program goes back or comes back.
+//! Helper thread.
 
-use super::{CheckpointError, store_error};
-use crate::agent::collect::memory::{self, How, Piece, Plan};
-use crate::agent::headroom;
+pub mod ahead;
+pub mod lives;
+
+use crate::agent::collect::memory::{self, Piece, Plan};
 use crate::agent::procfs::OwnFd;
-use crate::agent::settings::Settings;
-use crate::agent::side::SideBuffer;
+use crate::agent::snapshot::SnapshotError;
 use crate::agent::snapshot::choose::{self, Costs, Method, Room};
 use crate::agent::snapshot::contents::Contents;
 use crate::agent::snapshot::copy::Buffer;
-use crate::agent::snapshot::pages::Chunk;
-use crate::agent::snapshot::precopy::{self, Live};
-use crate::agent::snapshot::{Pages, SnapshotError};
+use crate::agent::snapshot::precopy::Live;
 use crate::agent::state::AGENT;
-use crate::agent::stop::now_ns;
 use crate::agent::track::pagemap::PageMap;
-use crate::agent::track::{self, Change, Dirty, Kept, Probe, TrackError, Tracker, blank, full};
+use crate::agent::track::{self, Change, Dirty, Probe, TrackError, Tracker, blank, full};
 use crate::agent::{callsites, hooks, log, procfs, refusal};
-use crate::config::{Compress, SnapshotChoice, TrackerChoice};
-use crate::image::pack;
-use crate::image::state::{Base, VmaState};
-use crate::image::writer::{ImageSink, ImageWriter};
+use crate::config::{SnapshotChoice, TrackerChoice};
+use crate::image::state::Base;
+use crate::image::writer::ImageSink;
 use crate::store::generation::{GenerationKind, GenerationRecord};
-use std::sync::atomic::{AtomicPtr, Ordering};
-
-/// A residue of no more pages than this is not worth another round while the program
-/// runs: copying it takes a fraction of a millisecond.
-const SMALL: u64 = 512;
+use ahead::{Ahead, Futile};
+use std::sync::atomic::Ordering;
 
 /// Of so many generations it is known what no tracker has seen since.
 const MOST_KNOWN: usize = 256;
@@ -67,89 +63,6 @@ pub struct Increments {
     content: Vec<blank::Range>,
 }
 
-/// Pre-copy is in vain where the program writes faster than the helper copies: then it is
-/// left out for a while, longer each time that it was in vain again.
-#[derive(Debug, Default)]
-struct Futile {
-    times: u32,
-    left: u32,
-}
-
-impl Futile {
-    const MOST: u32 = 15;
-
-    fn skip(&mut self) -> bool {
-        let skip = self.left > 0;
-        self.left = self.left.saturating_sub(1);
-        skip
-    }
-
-    fn learn(&mut self, in_vain: bool) {
-        self.times = match in_vain {
-            true => (self.times * 2 + 1).min(Futile::MOST),
-            false => 0,
-        };
-        self.left = self.times;
-    }
-}
-
-/// What is known of the program's pages, for a rollback.
-pub struct Knowledge {
-    pub tracker: Box<dyn Tracker>,
-    /// Everything seen to have changed since the generation gone back to.
-    pub changed: Dirty,
-    known: Plan,
-    known_advice: u32,
-    content: Vec<blank::Range>,
-}
-
-impl Knowledge {
-    /// What the tracker sees now, added to what was seen before.
-    pub fn look(&mut self, pieces: &[Piece]) -> Result<(), TrackError> {
-        let mut seen = Dirty::new();
-        self.tracker.look(pieces, &mut seen)?;
-        blank::newly_content(&self.content, &blank::content(pieces), &mut seen);
-        self.changed.unite(&seen);
-        Ok(())
-    }
-
-    /// VmFlags of the present map.
-    pub fn read_flags(&self, plan: &mut Plan) {
-        let unchanged = hooks::memory::advice_number() == self.known_advice;
-        if !(unchanged && plan.take_flags(&self.known)) {
-            plan.read_flags();
-        }
-    }
-}
-
-/// What is ready before the stop.
-pub struct Ahead<S> {
-    pub pages: Pages<S>,
-    /// Changed, and not in the image yet.
-    pub pending: Dirty,
-    /// Has the tracker been swept for this checkpoint?
-    swept: bool,
-    pub base: Option<Base>,
-    pub room: Room,
-    pub precopy_us: u64,
-    pub precopied: u64,
-}
-
-/// Does the kernel write to pages some time after it has looked them up?
-fn is_written_late() -> bool {
-    use refusal::Kind::{DirectIo, MemoryFile};
-    refusal::was_noted(DirectIo) || refusal::was_noted(MemoryFile)
-}
-
-/// How the image is compressed.
-fn packing(choice: Compress) -> Option<pack::Method> {
-    match choice {
-        Compress::None => None,
-        Compress::Lz4 => Some(pack::Method::Lz4),
-        Compress::Zstd => Some(pack::Method::Zstd),
-    }
-}
-
 /// Which ranges are the library's own.
 pub fn with_own<R>(store_root: &[u8], f: impl FnOnce(&memory::Own<'_>) -> R) -> R {
     let mut store = store_root.to_vec();
@@ -160,46 +73,6 @@ pub fn with_own<R>(store_root: &[u8], f: impl FnOnce(&memory::Own<'_>) -> R) -> 
         store: &store,
         is_cache: callsites::cache::is_cache_path,
     })
-}
-
-/// What a round of pre-copy can deal with: all private memory of the map.
-fn stored_ranges(plan: &Plan) -> Vec<(u64, u64)> {
-    let private = |piece: &&Piece| !matches!(piece.how, How::Nothing | How::Copied);
-    let pieces = plan.pieces.iter().filter(private);
-    pieces.map(|p| (p.vma.start, p.vma.end)).collect()
-}
-
-/// The library's writable data: the mappings side by side around the agent's block.
-pub fn own_data(pieces: &[Piece]) -> Vec<(u64, u64)> {
-    let here = &raw const AGENT as u64;
-    let Some(middle) = pieces
-        .iter()
-        .position(|p| p.vma.start <= here && here < p.vma.end)
-    else {
-        return Vec::new();
-    };
-    let writable = |p: &Piece| p.vma.prot & libc::PROT_WRITE as u32 != 0;
-    let joined = |a: &Piece, b: &Piece| a.vma.end == b.vma.start && writable(a) && writable(b);
-    let (mut first, mut last) = (middle, middle);
-    while first > 0 && joined(&pieces[first - 1], &pieces[first]) {
-        first -= 1;
-    }
-    while last + 1 < pieces.len() && joined(&pieces[last], &pieces[last + 1]) {
-        last += 1;
-    }
-    // The kernel may have joined large neighbours to it.
-    const REACH: u64 = 4 << 20;
-    let all = pieces[first..=last].iter();
-    all.map(|p| {
-        (
-            p.vma
-                .start
-                .max(here.saturating_sub(REACH) & !(memory::PAGE - 1)),
-            p.vma.end.min((here + REACH) & !(memory::PAGE - 1)),
-        )
-    })
-    .filter(|(start, end)| start < end)
-    .collect()
 }
 
 /// How many increments a generation consists of.
@@ -253,50 +126,6 @@ impl Increments {
         Ok(())
     }
 
-    /// The present contents are those of `generation`, as far as the tracker can tell later.
-    fn stand_on(&mut self, store_root: &[u8], generation: u64, kept: Option<&Kept>) {
-        if !self.tracker.increments() {
-            return;
-        }
-        let Ok(plan) = with_own(store_root, memory::collect) else {
-            return;
-        };
-        self.content = blank::content(&plan.pieces);
-        let begun = match kept {
-            Some(kept) => self.tracker.begin_again(&plan.pieces, kept),
-            None => self.tracker.begin(&plan.pieces),
-        };
-        match begun {
-            Ok(()) => self.base = Some(generation),
-            Err(error) => log::line(format_args!("tracker: {error}")),
-        }
-        // The restored helper has changed a few words of the library's data already.
-        for range in own_data(&plan.pieces) {
-            self.dirty.insert(range.0, range.1, Change::Present);
-        }
-    }
-
-    /// The generation that everything which has changed is known since; `to`: since when it
-    /// is to be known.
-    pub fn standing_on(&self, to: u64) -> Option<u64> {
-        let net = AGENT.net_installed.load(Ordering::Relaxed);
-        let of = self.unseen_of.iter().find(|of| of.0 == to)?;
-        let all = net && of.1 == hooks::memory::unseen_number();
-        self.base.filter(|_| all && self.tracker.increments())
-    }
-
-    /// What the thread that goes back must know. This helper ends.
-    pub fn pass_on(&mut self) -> Knowledge {
-        let tracker = std::mem::replace(&mut self.tracker, Box::new(full::Full::open()));
-        Knowledge {
-            tracker,
-            changed: std::mem::take(&mut self.dirty),
-            known: std::mem::take(&mut self.known),
-            known_advice: self.known_advice,
-            content: std::mem::take(&mut self.content),
-        }
-    }
-
     /// A generation with everything in `dirty` is durable.
     pub fn published(&mut self, generation: u64) {
         if self.unseen_of.len() == MOST_KNOWN {
@@ -331,216 +160,9 @@ impl Increments {
         })
     }
 
-    /// Everything that can be done before the stop.
-    pub fn ahead<S: ImageSink>(
-        &mut self,
-        sink: S,
-        generation: u64,
-        records: &[&GenerationRecord],
-        settings: &Settings,
-    ) -> Result<Ahead<S>, CheckpointError> {
-        let started = now_ns();
-        let base = self.base(records, settings.config.chain);
-        self.by_child = headroom::file_size_is_limited();
-        if base.is_none() {
-            self.base = None;
-        }
-        let mut writer = ImageWriter::new(sink, generation);
-        if let Some(method) = packing(settings.config.compress) {
-            writer = writer.packed(method);
-        }
-        let mut ahead = Ahead {
-            pages: Pages::new(writer),
-            pending: Dirty::new(),
-            swept: false,
-            base,
-            room: Room::look(),
-            precopy_us: 0,
-            precopied: 0,
-        };
-        with_own(&settings.store_root, |own| {
-            // A map that cannot be saved is refused at the stop, in words.
-            if let Ok(plan) = memory::collect(own) {
-                self.precopy(&mut ahead, plan, own)?;
-            }
-            Ok::<(), SnapshotError>(())
-        })
-        .map_err(store_error)?;
-        self.contents
-            .begin(self.tracker.increments(), ahead.base.is_some());
-        if !self.by_child {
-            self.contents_ahead(&mut ahead, settings)
-                .map_err(store_error)?;
-        }
-        self.prepare_buffer(&ahead, settings.config.snapshot);
-        ahead.precopied = ahead.pages.written;
-        ahead.precopy_us = (now_ns() - started) / 1000;
-        Ok(ahead)
-    }
-
-    fn precopy<S: ImageSink>(
-        &mut self,
-        ahead: &mut Ahead<S>,
-        mut plan: Plan,
-        own: &memory::Own<'_>,
-    ) -> Result<(), SnapshotError> {
-        let live = self.tracker.live() && !self.by_child && !is_written_late();
-        if live && self.sweep_ahead(ahead, &plan)? {
-            let mut left = ahead.pending.present_pages();
-            let mut before = u64::MAX;
-            let mut rounds = 0;
-            while rounds < precopy::MOST_ROUNDS && left > SMALL && left < before / 2 {
-                if rounds == 0 && ahead.base.is_some() && self.futile.skip() {
-                    break;
-                }
-                let wanted = std::mem::take(&mut ahead.pending);
-                let rest = &mut ahead.pending;
-                precopy::round(
-                    &mut ahead.pages,
-                    &mut self.live,
-                    &plan.pieces,
-                    &wanted,
-                    rest,
-                )?;
-                rounds += 1;
-                // A mapping may have grown between the look at the map and the sweep.
-                let mut elsewhere = wanted;
-                elsewhere.remove(&stored_ranges(&plan));
-                ahead.pending.unite(&elsewhere);
-                match memory::collect(own) {
-                    Ok(now) => plan = now,
-                    Err(_) => break,
-                }
-                if !self.sweep_ahead(ahead, &plan)? {
-                    break;
-                }
-                before = left;
-                left = ahead.pending.present_pages();
-                if rounds == 1 && ahead.base.is_some() {
-                    self.futile.learn(left > before / 2);
-                }
-            }
-        }
-        self.know_flags(plan);
-        Ok(())
-    }
-
-    /// Stores what is new of shared memory. What cannot be read now is left for the stop, which
-    /// looks at all of it again.
-    fn contents_ahead<S: ImageSink>(
-        &mut self,
-        ahead: &mut Ahead<S>,
-        settings: &Settings,
-    ) -> Result<(), SnapshotError> {
-        let Ok(mut plan) = with_own(&settings.store_root, memory::collect) else {
-            return Ok(());
-        };
-        let mut side = SideBuffer::default();
-        let mut error = None;
-        let pages = &mut ahead.pages;
-        let mut outlet = |places: &[u64], data: &[u8]| {
-            let mut chunks = Vec::with_capacity(places.len());
-            for (&addr, data) in places.iter().zip(data.chunks_exact(memory::PAGE as usize)) {
-                let over_file = false;
-                chunks.push(Chunk {
-                    addr,
-                    data,
-                    over_file,
-                });
-            }
-            pages.put(&chunks).map_err(|failed| {
-                error = Some(failed);
-                libc::EIO
-            })
-        };
-        let read = plan.shared_ahead(&mut side, &mut self.contents, &mut outlet);
-        match (error, read) {
-            (Some(error), _) => return Err(error),
-            (None, Err(error)) => log::line(format_args!("before the stop: {error}")),
-            (None, Ok(())) => {}
-        }
-        ahead.pages.end_pass();
-        Ok(())
-    }
-
-    /// Was the tracker swept while the program ran, though the kernel may write to pages after
-    /// it has looked them up? Known only now: such a generation is not to be.
-    pub fn swept_too_early<S>(ahead: &Ahead<S>) -> bool {
-        ahead.swept && is_written_late()
-    }
-
-    /// One sweep while the program runs; false when the tracker has failed.
-    fn sweep_ahead<S: ImageSink>(
-        &mut self,
-        ahead: &mut Ahead<S>,
-        plan: &Plan,
-    ) -> Result<bool, SnapshotError> {
-        let mut seen = Dirty::new();
-        let first = !std::mem::replace(&mut ahead.swept, true);
-        if let Err(error) = self.sweep(&plan.pieces, &mut seen) {
-            log::line(format_args!("tracker: {error}"));
-            (self.base, ahead.base, ahead.swept) = (None, None, false);
-            ahead.pending.clear();
-            return Ok(false);
-        }
-        if first && ahead.base.is_none() {
-            self.everything(plan)?;
-            ahead.pending = self.dirty.clone();
-        } else if first {
-            self.dirty.unite(&seen);
-            ahead.pending = self.dirty.clone();
-        } else {
-            self.dirty.unite(&seen);
-            ahead.pending.unite(&seen);
-        }
-        Ok(true)
-    }
-
-    /// Reads VmFlags, unless the map and the flags are those of the time before.
-    fn know_flags(&mut self, mut plan: Plan) {
-        let advice = hooks::memory::advice_number();
-        let unchanged = advice == self.known_advice && plan.take_flags(&self.known);
-        if !unchanged {
-            plan.read_flags();
-        }
-        (self.known, self.known_advice) = (plan, advice);
-    }
-
     /// At the stop: the flags of the map, as far as they are known.
     pub fn flags(&self, plan: &mut Plan) -> bool {
         hooks::memory::advice_number() == self.known_advice && plan.take_flags(&self.known)
-    }
-
-    /// Room for the residue that is to be expected, if copying it may be the best way.
-    fn prepare_buffer<S>(&mut self, ahead: &Ahead<S>, choice: SnapshotChoice) {
-        let asked = matches!(choice, SnapshotChoice::Copy);
-        if choice == SnapshotChoice::Fork {
-            return;
-        }
-        let pending = if ahead.swept {
-            ahead.pending.present_pages()
-        } else {
-            0
-        };
-        let expected = pending.max(self.residue.min(ahead.room.resident));
-        let limit = if asked {
-            ahead.room.resident / 4 + 4096
-        } else {
-            let worth = self.costs.worth_a_fork(ahead.room.tables);
-            worth.min(ahead.room.resident / 8 + 4096) + SMALL
-        };
-        if expected > limit {
-            return;
-        }
-        // What the program does next may be more than what it did last.
-        let least = SMALL + ahead.room.resident / 64;
-        let wanted = (expected + expected / 2 + SMALL).max(least).min(limit);
-        if wanted > self.buffer.warm_pages()
-            && ahead.room.has(wanted)
-            && let Err(error) = self.buffer.prepare(wanted)
-        {
-            log::line(format_args!("{error}"));
-        }
     }
 
     /// At the stop: what is still to be stored, into `pending`. [`Increments::keep`] must
@@ -628,59 +250,9 @@ impl Increments {
     }
 }
 
-static RESTORED: AtomicPtr<Increments> = AtomicPtr::new(std::ptr::null_mut());
-
-/// In the restored helper, before it changes anything but a few words of the library's own
-/// data: what is written from now on has changed since `generation`.
-///
-/// After a rollback `fd` is the tracker's descriptor of the life before, `kept` what is known
-/// of the memory that it watches, and `flags` are the areas with their VmFlags.
-pub fn prepare_restored(
-    settings: &Settings,
-    generation: u64,
-    fd: Option<OwnFd>,
-    kept: Option<&Kept>,
-    flags: Vec<VmaState>,
-) {
-    let live = Live::cold();
-    let kept = kept.filter(|_| fd.is_some());
-    let mut increments = Box::new(Increments::with(settings.config.tracker, fd, live));
-    if !flags.is_empty() {
-        increments.known = Plan::with_flags(flags);
-        increments.known_advice = hooks::memory::advice_number();
-    }
-    let unseen = hooks::memory::unseen_number();
-    increments.unseen_of.push((generation, unseen));
-    increments.stand_on(&settings.store_root, generation, kept);
-    RESTORED.store(Box::into_raw(increments), Ordering::SeqCst);
-}
-
-/// Takes what [`prepare_restored`] has left, once.
-pub fn take_restored() -> Option<Increments> {
-    let left = RESTORED.swap(std::ptr::null_mut(), Ordering::SeqCst);
-    // SAFETY: made by Box::into_raw in this very thread, taken once.
-    (!left.is_null()).then(|| *unsafe { Box::from_raw(left) })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_was_in_vain_is_tried_again_later() {
-        let mut futile = Futile::default();
-        let mut tries = Vec::new();
-        for checkpoint in 0..40 {
-            if !futile.skip() {
-                tries.push(checkpoint);
-                futile.learn(true);
-            }
-        }
-        assert_eq!(tries, [0, 2, 6, 14, 30]);
-        while futile.skip() {}
-        futile.learn(false);
-        assert!(!futile.skip());
-    }
 
     #[test]
     fn the_length_of_a_chain() {

@@ -2,7 +2,8 @@
 //! by the worker with the files of the new generation at hand.
 
 use super::files::Beginning;
-use super::increments::{Ahead, Increments, with_own};
+use super::increments::ahead::Ahead;
+use super::increments::{Increments, with_own};
 use super::{CheckpointError, mapped, refused, store_error};
 use crate::agent::collect::descriptors::{self, ContentSink, InheritedFd, Known, Target};
 use crate::agent::collect::{

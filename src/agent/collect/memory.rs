@@ -4,22 +4,25 @@
 //! stopped. Then what would change under a writer (shared memory) or what a forked one
 //! would not see (ranges with MADV_DONTFORK or MADV_WIPEONFORK) is copied. VmFlags are
 //! read before the stop or by the writer; joining of neighbours is the writer's.
+//!
+//! Here: the plan, and what is done with the whole of it. `lines` reads the text, `pieces` says
+//! what a mapping is, `flags` has VmFlags.
+
+mod flags;
+mod lines;
+mod pieces;
 
 use crate::agent::collect::unfrozen::{Copier, Outlet};
 use crate::agent::hooks;
-use crate::agent::procfs::{self, OwnFd, hex, read_file};
+use crate::agent::procfs::{self, read_file};
 use crate::agent::region;
 use crate::agent::side::SideBuffer;
 use crate::agent::snapshot::contents::{Contents, Spaced};
 use crate::agent::track;
 use crate::image::state::{
-    Extent, MemoryState, ObjectSpace, SharedKind, SharedObject, VmaKind, VmaState, vma_flag,
+    Extent, MemoryState, ObjectSpace, SharedObject, VmaKind, VmaState, vma_flag,
 };
-use crate::persist::kept;
-use crate::persist::sys::{self, CPath};
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use lines::{Line, lines};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub const PAGE: u64 = 4096;
@@ -84,249 +87,12 @@ pub enum MemoryError {
     Shared { addr: u64, errno: i32 },
 }
 
-/// What a line of /proc/self/maps says.
-struct Line<'a> {
-    start: u64,
-    end: u64,
-    prot: u32,
-    shared: bool,
-    offset: u64,
-    dev: u64,
-    ino: u64,
-    name: &'a [u8],
-}
-
-fn parse_line(line: &[u8]) -> Option<Line<'_>> {
-    let mut fields = line.splitn(6, |&b| b == b' ');
-    let range = fields.next()?;
-    let dash = range.iter().position(|&b| b == b'-')?;
-    let perms = fields.next()?;
-    let offset = hex(fields.next()?)?;
-    let dev = fields.next()?;
-    let colon = dev.iter().position(|&b| b == b':')?;
-    let ino = procfs::number(fields.next()?)? as u64;
-    let bit = |k: usize, c: u8, v: i32| {
-        if perms.get(k) == Some(&c) {
-            v as u32
-        } else {
-            0
-        }
-    };
-    Some(Line {
-        start: hex(&range[..dash])?,
-        end: hex(&range[dash + 1..])?,
-        prot: bit(0, b'r', libc::PROT_READ)
-            | bit(1, b'w', libc::PROT_WRITE)
-            | bit(2, b'x', libc::PROT_EXEC),
-        shared: perms.get(3) == Some(&b's'),
-        offset,
-        dev: libc::makedev(hex(&dev[..colon])? as u32, hex(&dev[colon + 1..])? as u32),
-        ino,
-        name: fields.next().unwrap_or(&[]).trim_ascii_start(),
-    })
-}
-
-/// The lines of a memory map, none of which begins before another's end.
-///
-/// A map that changes while it is read is not one instant's: what was joined with the mapping
-/// before it, after that one was told, comes with its new start (Linux 6.18).
-fn lines(text: &[u8]) -> impl Iterator<Item = Line<'_>> {
-    let mut told = 0;
-    text.split(|&b| b == b'\n').filter_map(move |line| {
-        let mut line = parse_line(line).filter(|line| line.end > told)?;
-        let again = told.saturating_sub(line.start);
-        line.start += again;
-        if line.ino != 0 {
-            line.offset += again;
-        }
-        told = line.end;
-        Some(line)
-    })
-}
-
-/// The octal escapes (`\012`) that the kernel writes into names.
-fn unescape(name: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(name.len());
-    let mut at = 0;
-    while at < name.len() {
-        if name[at] == b'\\'
-            && name.len() >= at + 4
-            && name[at + 1..at + 4].iter().all(u8::is_ascii_digit)
-        {
-            let v = name[at + 1..at + 4]
-                .iter()
-                .fold(0u32, |v, &b| v * 8 + (b - b'0') as u32);
-            out.push(v as u8);
-            at += 4;
-        } else {
-            out.push(name[at]);
-            at += 1;
-        }
-    }
-    out
-}
-
-/// The name of a mapped file. The kernel escapes line feeds, but not what looks like an escape.
-fn file_name(name: &[u8], ino: u64) -> Vec<u8> {
-    if name.contains(&b'\\') && is_called(name, ino) {
-        return name.to_vec();
-    }
-    unescape(name)
-}
-
-fn is_called(name: &[u8], ino: u64) -> bool {
-    CPath::new(&[name])
-        .and_then(|path| sys::lstat(&path))
-        .is_ok_and(|stat| stat.id.ino == ino)
-}
-
-/// Has a file that was unlinked under the name it was mapped by other names than those that the
-/// jobs in `store` keep? What is stored through the mapping would be seen there. Told where the
-/// program may ask for it (CAP_CHECKPOINT_RESTORE).
-fn has_other_names(line: &Line<'_>, store: &[u8]) -> bool {
-    let path = format!("/proc/self/map_files/{:x}-{:x}", line.start, line.end);
-    let stat = OwnFd::open(path.as_bytes()).and_then(|fd| sys::fstat(fd.raw()));
-    stat.is_ok_and(|stat| {
-        let store = Path::new(OsStr::from_bytes(store));
-        let jobs = CPath::new(&[store.as_os_str().as_bytes()]).and_then(|path| sys::list(&path));
-        let jobs = jobs.unwrap_or_default();
-        let kept = || {
-            let jobs = jobs.iter().map(|job| store.join(OsStr::from_bytes(job)));
-            jobs.map(|job| kept::links_of(&job, &stat.id)).sum::<u64>()
-        };
-        stat.is_regular() && stat.nlink > 0 && u64::from(stat.nlink) > kept()
-    })
-}
-
 /// What decides between our own files and the program's.
 pub struct Own<'a> {
     /// Directory of this job's images, ending in '/'.
     pub store: &'a [u8],
     /// Is this path in the call-site cache?
     pub is_cache: fn(&[u8]) -> bool,
-}
-
-fn is_device(path: &[u8]) -> bool {
-    path.starts_with(b"/dev/") && !path.starts_with(b"/dev/shm/") && path != b"/dev/zero"
-}
-
-impl Plan {
-    fn add(
-        &mut self,
-        line: &Line<'_>,
-        (start, end): (u64, u64),
-        own: &Own<'_>,
-        comes_back: &mut dyn FnMut(&Line<'_>) -> bool,
-    ) -> Result<(), MemoryError> {
-        let deleted = line.name.strip_suffix(b" (deleted)");
-        // There are files called so.
-        let deleted = deleted.filter(|_| !is_called(line.name, line.ino));
-        let name = deleted.unwrap_or(line.name);
-        let offset = line.offset + (start - line.start);
-        let mut flags = 0;
-        let device = || MemoryError::Device(String::from_utf8_lossy(line.name).into_owned());
-        let (kind, how) = if line.shared {
-            if name.starts_with(b"/[aio]") || name.starts_with(b"/secretmem") {
-                return Err(device());
-            } else if name.starts_with(b"/memfd:")
-                || name.starts_with(b"/dev/zero")
-                || name.starts_with(b"/SYSV")
-                || name.is_empty()
-                || (deleted.is_some() && name.starts_with(b"/"))
-            {
-                if deleted.is_some() && has_other_names(line, own.store) {
-                    let name = String::from_utf8_lossy(name).into_owned();
-                    return Err(MemoryError::OtherNames(name));
-                }
-                (
-                    VmaKind::Shared {
-                        object: self.object(line, name),
-                        offset,
-                    },
-                    How::Nothing,
-                )
-            } else if name.starts_with(b"/") && !is_device(name) {
-                (
-                    VmaKind::FileShared {
-                        path: file_name(name, line.ino),
-                        offset,
-                        writable: true,
-                    },
-                    How::Nothing,
-                )
-            } else {
-                return Err(device());
-            }
-        } else if name == b"[heap]" {
-            (VmaKind::Heap, How::Scan)
-        } else if name == b"[stack]" {
-            (VmaKind::Stack, How::Scan)
-        } else if name.is_empty() || name.starts_with(b"[anon") || name == b"/dev/zero" {
-            (VmaKind::Anon, How::Scan)
-        } else if name == b"/anon_hugepage" {
-            flags |= vma_flag::HUGETLB;
-            (VmaKind::Anon, How::Scan)
-        } else if name.starts_with(b"/") {
-            if name.starts_with(own.store) {
-                (VmaKind::Anon, How::All)
-            } else if (own.is_cache)(name) {
-                (VmaKind::Anon, How::Readable)
-            } else if deleted.is_some() && comes_back(line) {
-                let object = self.object(line, name);
-                (VmaKind::PrivateOf { object, offset }, How::Scan)
-            } else if deleted.is_some() {
-                (VmaKind::Anon, How::Readable)
-            } else if is_device(name) {
-                return Err(device());
-            } else {
-                (
-                    VmaKind::FilePrivate {
-                        path: file_name(name, line.ino),
-                        offset,
-                    },
-                    How::Scan,
-                )
-            }
-        } else {
-            // anon_inode:[io_uring], [perf_event], [uprobes], ...
-            return Err(device());
-        };
-        self.pieces.push(Piece {
-            vma: VmaState {
-                start,
-                end,
-                prot: line.prot,
-                kind,
-                flags,
-            },
-            how,
-        });
-        Ok(())
-    }
-
-    fn object(&mut self, line: &Line<'_>, name: &[u8]) -> u32 {
-        let same = |o: &SharedObject| o.dev == line.dev && o.ino == line.ino;
-        if let Some(k) = self.shared.iter().position(same) {
-            return k as u32;
-        }
-        let kind = if name.starts_with(b"/memfd:") {
-            SharedKind::Memfd
-        } else if name.starts_with(b"/SYSV") {
-            SharedKind::SysV
-        } else if name.is_empty() || name.starts_with(b"/dev/zero") {
-            SharedKind::Anonymous
-        } else {
-            SharedKind::DeletedFile
-        };
-        self.shared.push(SharedObject {
-            dev: line.dev,
-            ino: line.ino,
-            name: unescape(name),
-            kind,
-            ..SharedObject::default()
-        });
-        self.shared.len() as u32 - 1
-    }
 }
 
 /// Parses the map of this process. Own ranges are cut out (never matched by start:
@@ -387,93 +153,7 @@ pub fn collect_with(
     Ok(plan)
 }
 
-/// The bits of a VmFlags line that are restored.
-fn parse_flags(text: &[u8]) -> u32 {
-    let mut flags = 0;
-    for word in text.split(|&b| b == b' ') {
-        flags |= match word {
-            b"hg" => vma_flag::HUGEPAGE,
-            b"nh" => vma_flag::NOHUGEPAGE,
-            b"lo" => vma_flag::LOCKED,
-            b"dc" => vma_flag::DONTFORK,
-            b"dd" => vma_flag::DONTDUMP,
-            b"nr" => vma_flag::NORESERVE,
-            b"wf" => vma_flag::WIPEONFORK,
-            b"mg" => vma_flag::MERGEABLE,
-            b"rr" => vma_flag::RANDOM,
-            b"sr" => vma_flag::SEQUENTIAL,
-            b"lf" => vma_flag::LOCKONFAULT,
-            b"gd" => vma_flag::GROWSDOWN,
-            b"ht" => vma_flag::HUGETLB,
-            _ => 0,
-        };
-    }
-    flags
-}
-
 impl Plan {
-    /// Reads VmFlags (smaps walks every page table: not for the stop, unless it must).
-    pub fn read_flags(&mut self) {
-        if std::mem::replace(&mut self.flags_known, true) {
-            return;
-        }
-        let Ok(text) = read_file(b"/proc/thread-self/smaps") else {
-            return;
-        };
-        self.seen = vec![false; self.pieces.len()];
-        let mut range = (0, 0);
-        let mut next = 0;
-        for line in text.split(|&b| b == b'\n') {
-            if let Some(rest) = line.strip_prefix(b"VmFlags:") {
-                let flags = parse_flags(rest);
-                let may_write = rest.split(|&b| b == b' ').any(|word| word == b"mw");
-                while next < self.pieces.len() && self.pieces[next].vma.end <= range.0 {
-                    next += 1;
-                }
-                let mut k = next;
-                while k < self.pieces.len() && self.pieces[k].vma.start < range.1 {
-                    let vma = &mut self.pieces[k].vma;
-                    vma.flags |= flags;
-                    if flags & vma_flag::GROWSDOWN != 0 && vma.kind == VmaKind::Anon {
-                        vma.kind = VmaKind::Stack;
-                        hooks::memory::note_grows_down();
-                    }
-                    if let VmaKind::FileShared { writable, .. } = &mut vma.kind {
-                        *writable = may_write;
-                    }
-                    self.seen[k] = true;
-                    k += 1;
-                }
-            } else if line
-                .first()
-                .is_some_and(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b))
-                && let Some(line) = parse_line(line)
-            {
-                range = (line.start, line.end);
-            }
-        }
-    }
-
-    /// In a forked writer that has just read the flags: a range that fork did not pass
-    /// on, whole (MADV_DONTFORK) or with its contents (MADV_WIPEONFORK). `ours` is the
-    /// agent's own wipe-on-fork page.
-    pub fn not_inherited(&self, ours: u64) -> Option<u64> {
-        self.pieces
-            .iter()
-            .zip(&self.seen)
-            .filter(|(piece, _)| !matches!(piece.how, How::Nothing | How::Copied))
-            .find(|(piece, seen)| {
-                let wiped = piece.vma.flags & vma_flag::WIPEONFORK != 0;
-                !**seen || (wiped && piece.vma.start != ours)
-            })
-            .map(|(piece, _)| piece.vma.start)
-    }
-
-    /// Were the flags read (at the stop, unless this is the writer)?
-    pub fn flags_known(&self) -> bool {
-        self.flags_known
-    }
-
     /// Joins neighbours that the kernel would join if they were not mapped from
     /// different places: after a lazy restore one range of the program consists of
     /// many mappings, and must not fall apart further from generation to generation.
@@ -559,62 +239,6 @@ impl Plan {
         Ok(())
     }
 
-    /// A plan that [`Plan::take_flags`] can look areas up in.
-    pub fn with_flags(vmas: Vec<VmaState>) -> Plan {
-        let how = How::Nothing;
-        Plan {
-            pieces: vmas.into_iter().map(|vma| Piece { vma, how }).collect(),
-            flags_known: true,
-            ..Plan::default()
-        }
-    }
-
-    /// Takes over the flags of `known`, which was collected a moment ago, while the program
-    /// ran, and which nothing has advised otherwise since. False when a range is new: its
-    /// flags must be read.
-    pub fn take_flags(&mut self, known: &Plan) -> bool {
-        if !known.flags_known {
-            return false;
-        }
-        let mut next = 0;
-        let same = |a: &VmaKind, b: &VmaKind| match (a, b) {
-            (VmaKind::FilePrivate { path: a, .. }, VmaKind::FilePrivate { path: b, .. })
-            | (VmaKind::FileShared { path: a, .. }, VmaKind::FileShared { path: b, .. }) => a == b,
-            // Numbers of objects may differ from one look to the next.
-            (VmaKind::Shared { .. }, VmaKind::Shared { .. })
-            | (VmaKind::PrivateOf { .. }, VmaKind::PrivateOf { .. }) => true,
-            _ => a == b,
-        };
-        for piece in &mut self.pieces {
-            let vma = &mut piece.vma;
-            while known
-                .pieces
-                .get(next)
-                .is_some_and(|k| k.vma.end <= vma.start)
-            {
-                next += 1;
-            }
-            // A range that has grown or shrunk in its place, or one that is as it was.
-            let old = known.pieces.get(next).map(|k| &k.vma).filter(|old| {
-                old.start < vma.end && old.prot == vma.prot && same(&old.kind, &vma.kind)
-            });
-            let Some(old) = old else {
-                return false;
-            };
-            vma.flags |= old.flags;
-            if let (
-                VmaKind::FileShared { writable, .. },
-                VmaKind::FileShared { writable: was, .. },
-            ) = (&mut vma.kind, &old.kind)
-            {
-                *writable = *was;
-            }
-        }
-        self.flags_known = true;
-        self.seen = vec![true; self.pieces.len()];
-        true
-    }
-
     /// The plan as the manifest's memory state; extents are the writer's.
     pub fn into_state(self, extents: Vec<Extent>) -> MemoryState {
         MemoryState {
@@ -646,42 +270,6 @@ pub fn is_zero(block: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn map_lines_are_understood() {
-        let line =
-            parse_line(b"7f00-8f00 rw-s 00001000 fe:01 77    /dev/shm/a\\012b (deleted)").unwrap();
-        assert_eq!(
-            (line.start, line.end, line.offset, line.ino),
-            (0x7f00, 0x8f00, 0x1000, 77)
-        );
-        assert!(line.shared);
-        assert_eq!(unescape(line.name), b"/dev/shm/a\nb (deleted)");
-        let line = parse_line(b"7f00-8f00 ---p 00000000 00:00 0 ").unwrap();
-        assert_eq!(line.prot, 0);
-        assert!(line.name.is_empty());
-    }
-
-    /// Pages of the second mapping were stored twice, and the image was refused: read while
-    /// the program changed it, the map told a mapping again with the one that had joined it.
-    #[test]
-    fn what_was_told_is_not_told_again() {
-        let text = b"1000-5000 rw-p 00000000 00:00 0 \n\
-            3000-7000 rw-p 00000000 00:00 0 \n\
-            6000-7000 r--p 00000000 00:00 0 \n\
-            8000-9000 r--p 00002000 fe:01 77 /a\n\
-            8000-b000 r--p 00002000 fe:01 77 /a\n";
-        let told: Vec<_> = lines(text).map(|l| (l.start, l.end, l.offset)).collect();
-        assert_eq!(
-            told,
-            [
-                (0x1000, 0x5000, 0),
-                (0x5000, 0x7000, 0),
-                (0x8000, 0x9000, 0x2000),
-                (0x9000, 0xb000, 0x3000),
-            ]
-        );
-    }
 
     #[test]
     fn own_map_is_collected_in_order() {

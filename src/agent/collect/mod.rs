@@ -1,7 +1,7 @@
 //! Collectors: kernel state of the stopped program -> `image::state` structs.
 //!
-//! Helper thread, all program threads stopped; some parts ([`memory::complete`],
-//! [`objects`]) run in the forked writer instead, to keep the stop short.
+//! Helper thread, all program threads stopped; some parts (VmFlags, [`objects`])
+//! run in the forked writer instead, to keep the stop short.
 
 pub mod cpu;
 pub mod credentials;

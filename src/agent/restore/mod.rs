@@ -25,7 +25,7 @@ pub mod stay;
 pub mod tape;
 pub mod unpack;
 
-use crate::agent::checkpoint::increments::Knowledge;
+use crate::agent::checkpoint::increments::lives::Knowledge;
 use crate::agent::recover::files::FilesBack;
 use crate::agent::resume::Payload;
 use crate::agent::rollback::check::Protected;

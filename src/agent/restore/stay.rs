@@ -8,7 +8,8 @@
 //! complete generation in between, another vdso) there is no [`Stay`], and all memory is
 //! mapped anew; the same goes for single areas.
 
-use crate::agent::checkpoint::increments::{Knowledge, own_data, with_own};
+use crate::agent::checkpoint::increments::lives::{Knowledge, own_data};
+use crate::agent::checkpoint::increments::with_own;
 use crate::agent::collect::memory::{self, How, PAGE, Piece, Plan};
 use crate::agent::hooks::{self, maps::Maps};
 use crate::agent::log;

@@ -8,7 +8,7 @@
 
 use super::check::Protected;
 use super::*;
-use crate::agent::checkpoint::increments::Knowledge;
+use crate::agent::checkpoint::increments::lives::Knowledge;
 use crate::agent::collect::descriptors::handed;
 use crate::agent::collect::{signals, timers};
 use crate::agent::procfs::{self, TaskList};

@@ -1,9 +1,10 @@
 //! All threads at once: signalling them, waiting until every one is parked, releasing
 //! them. Helper thread. What a thread itself does is [`super`]'s.
 
+use super::hold::held_off;
 use super::{
     AGAIN, FUTEX_WAIT_PRIVATE, GONE, NEW, NUMBER_MASK, PARKED, PARKED_MASK, STOP, STOP_TAG,
-    STOPPED_AT_NS, Slot, held_off, now_ns, send, wake_parked,
+    STOPPED_AT_NS, Slot, now_ns, send, wake_parked,
 };
 use crate::agent::clock;
 use crate::agent::procfs::{self, TaskList};

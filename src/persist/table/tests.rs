@@ -1,6 +1,7 @@
 //! Reading tables and making them of others, on the real file system.
 
 use super::*;
+use crate::persist::format;
 use std::fs;
 use std::os::unix::fs::FileExt;
 

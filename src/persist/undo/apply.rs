@@ -1,7 +1,7 @@
-//! Undoing one table, record by record: contents and attributes. Names are in `names`.
+//! Undoing one table, record by record, and where a row's inode is now. What a record about an
+//! inode takes back is in `inode`, about a name in `names`.
 
 use super::findings::Findings;
-use super::lift::{as_writer, is_bare};
 use super::rows::{RowInfo, Rows};
 use super::state::Replaced;
 use super::{Fate, ForeignFile, Options, UndoError, failed, known_ids};
@@ -13,7 +13,7 @@ use crate::persist::kept::link_name;
 use crate::persist::recorder;
 use crate::persist::sys::{self, CPath, Fd, Sys, point};
 use crate::persist::table::{self, Record, Table, TableFile};
-use crate::persist::{Id, Identity, MODE, OWNER, SIZE, Stat, TIMES};
+use crate::persist::{Id, Identity, Stat};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -43,7 +43,7 @@ pub struct Undoer<'o, 'a> {
     /// an inode.
     pub all_tables: Vec<(u32, u64)>,
     /// The file that was written last: its row, its path.
-    open: Option<(u32, Fd, Vec<u8>)>,
+    pub open: Option<(u32, Fd, Vec<u8>)>,
     /// What is done is recorded (`record`).
     pub recorded: bool,
     births: Cell<Births>,
@@ -63,7 +63,7 @@ pub struct Current<'t> {
     /// Other names of inodes that lost one, for copies with several names.
     pub gone_names: BTreeMap<Identity, Vec<Vec<u8>>>,
     journal: Fd,
-    shadow: Option<Fd>,
+    pub shadow: Option<Fd>,
     /// What the header says is undone.
     marked: u64,
 }
@@ -339,181 +339,6 @@ impl<'o, 'a> Undoer<'o, 'a> {
             same.then(|| path.bytes().to_vec())
         })
     }
-
-    fn attributes(
-        &mut self,
-        current: &Current,
-        row: u32,
-        which: u32,
-        stat: &Stat,
-    ) -> Result<(), UndoError> {
-        if which & (SIZE | MODE | OWNER) == 0 {
-            return Ok(());
-        }
-        let Some(path) = self.locate(current, row)? else {
-            return Ok(());
-        };
-        let at = c(&path)?;
-        let now = on(sys::lstat(&at), "look at", &path)?;
-        if which & SIZE != 0 && stat.is_regular() && now.size != stat.size {
-            self.step("truncate", &as_path(&path))?;
-            self.tell_file(&path, |session, file| {
-                session.before_truncate(file, stat.size);
-            })?;
-            let done = open_for_writing(&at).and_then(|fd| sys::ftruncate(fd.0, stat.size));
-            on(done, "truncate", &path)?;
-        }
-        let owner = which & OWNER != 0 && (now.uid, now.gid) != (stat.uid, stat.gid);
-        if owner {
-            self.step("set the owner of", &as_path(&path))?;
-            self.tell_file(&path, |session, file| {
-                session.before_attributes(file, OWNER);
-            })?;
-            on(
-                sys::chown(&at, stat.uid, stat.gid),
-                "set the owner of",
-                &path,
-            )?;
-        }
-        let is_link = stat.mode & libc::S_IFMT == libc::S_IFLNK;
-        if which & MODE != 0 && !is_link && (owner || now.mode != stat.mode) {
-            self.step("set the mode of", &as_path(&path))?;
-            self.tell_file(&path, |session, file| session.before_attributes(file, MODE))?;
-            // A directory has its mode when nothing has to be done in it any more.
-            let lifted = !self.is_privileged && is_bare(stat);
-            let mode = stat.mode | if lifted { 0o700 } else { 0 };
-            on(sys::chmod(&at, mode), "set the mode of", &path)?;
-        }
-        Ok(())
-    }
-
-    fn blocks(
-        &mut self,
-        current: &Current,
-        row: u32,
-        offset: u64,
-        len: u64,
-        shadow: Option<u64>,
-    ) -> Result<(), UndoError> {
-        if self.open.as_ref().is_none_or(|(open, ..)| *open != row) {
-            let Some(path) = self.locate(current, row)? else {
-                return Ok(());
-            };
-            // Before its mode is changed for a moment.
-            self.tell_back(&path)?;
-            let fd = on(open_for_writing(&c(&path)?), "open", &path)?;
-            self.open = Some((row, fd, path));
-        }
-        let info = current.rows.rows.get(&row);
-        let name = as_path(info.map(|i| i.first_path.as_slice()).unwrap_or_default());
-        self.step("write", &name)?;
-        if let Some((_, _, path)) = &self.open
-            && self.recorded
-        {
-            let path = path.clone();
-            self.tell_file(&path, |session, file| {
-                session.before_write(file, offset, offset + len);
-            })?;
-        }
-        let Some((_, to, _)) = &self.open else {
-            return Ok(());
-        };
-        let done = match shadow {
-            Some(at) => match &current.shadow {
-                Some(from) if sys::fstat(from.0).is_ok_and(|s| s.size >= at + len) => {
-                    sys::copy_sparse(from.0, at, at + len, to.0, offset)
-                        .and_then(|()| fill_holes(from.0, at, at + len, to.0, offset))
-                }
-                _ => {
-                    let seq = current.table.file.seq;
-                    let path = table::shadow_path(self.job_dir, seq);
-                    return Err(UndoError::Damaged(path));
-                }
-            },
-            None => zero(to.0, offset, len),
-        };
-        done.map_err(|e| failed("write", &name, e))
-    }
-
-    fn xattr(
-        &mut self,
-        current: &Current,
-        row: u32,
-        name: &[u8],
-        value: Option<&[u8]>,
-    ) -> Result<(), UndoError> {
-        let Some(path) = self.locate(current, row)? else {
-            return Ok(());
-        };
-        let (at, text) = (c(&path)?, name);
-        let name = c(name)?;
-        // A call that failed has changed nothing, and what it was about may be forbidden.
-        if same_xattr(&at, &name, value) {
-            return Ok(());
-        }
-        self.step("set an attribute of", &as_path(&path))?;
-        self.tell_file(&path, |session, file| session.before_xattr(file, text))?;
-        let done = match value {
-            Some(value) => as_writer(&at, || sys::set_xattr(&at, &name, value)),
-            None => match as_writer(&at, || sys::remove_xattr(&at, &name)) {
-                Err(libc::ENODATA) => Ok(()),
-                other => other,
-            },
-        };
-        on(done, "set an attribute of", &path)
-    }
-
-    /// When all records are undone: times, and modes that were in the way.
-    fn last_of_all(&mut self, current: &Current) -> Result<(), UndoError> {
-        let mut last = Vec::new();
-        for (row, info) in &current.rows.rows {
-            let is_link = info.stat.mode & libc::S_IFMT == libc::S_IFLNK;
-            let bare = match info.stat.is_dir() {
-                true => !self.is_privileged && is_bare(&info.stat),
-                false => info.stat.mode & 0o200 == 0 && !is_link,
-            };
-            if (info.times.is_some() || bare)
-                && let Some(path) = self.locate(current, *row)?
-            {
-                last.push((path, bare, info));
-            }
-        }
-        // What is in a directory before the directory, which may then not be searched any more.
-        last.sort_by(|a, b| b.0.cmp(&a.0));
-        for (path, bare, info) in last {
-            let at = c(&path)?;
-            let now = on(sys::lstat(&at), "look at", &path)?;
-            if bare && now.mode != info.stat.mode {
-                self.step("set the mode of", &as_path(&path))?;
-                self.tell_file(&path, |session, file| session.before_attributes(file, MODE))?;
-                on(sys::chmod(&at, info.stat.mode), "set the mode of", &path)?;
-            }
-            if let Some((atime, mtime)) = info.times
-                && (now.atime_ns, now.mtime_ns) != (atime, mtime)
-            {
-                self.step("set the times of", &as_path(&path))?;
-                self.tell_file(&path, |session, file| {
-                    session.before_attributes(file, TIMES);
-                })?;
-                match sys::set_times(&at, atime, mtime) {
-                    // Written by leave of its group, owned by somebody else.
-                    Err(libc::EPERM) | Err(libc::EACCES) => {}
-                    other => on(other, "set the times of", &path)?,
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Is the attribute what it is to be?
-fn same_xattr(path: &CPath, name: &CPath, value: Option<&[u8]>) -> bool {
-    let mut now = vec![0u8; 1 << 16];
-    match (sys::get_xattr(path, name, &mut now), value) {
-        (Ok(len), Some(value)) => now.get(..len) == Some(value),
-        (Err(libc::ENODATA | libc::EOPNOTSUPP), None) => true,
-        _ => false,
-    }
 }
 
 /// All directories that the tables know something of, by path; the oldest table counts.
@@ -531,53 +356,4 @@ fn directories(tables: &[Table]) -> BTreeMap<Vec<u8>, (Stat, u64)> {
         }
     }
     all
-}
-
-/// Opens for writing, over a mode that forbids it to the owner.
-fn open_for_writing(path: &CPath) -> Sys<Fd> {
-    as_writer(path, || {
-        sys::open(path, libc::O_WRONLY | libc::O_NONBLOCK, 0)
-    })
-}
-
-/// Makes bytes zero, as a hole where the file system has holes. Beyond the end there
-/// is nothing to do: the size comes later.
-pub fn zero(fd: i32, offset: u64, len: u64) -> Sys<()> {
-    let size = sys::fstat(fd)?.size;
-    let end = (offset + len).min(size);
-    if offset >= end {
-        return Ok(());
-    }
-    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    match sys::fallocate(fd, mode, offset, end - offset) {
-        Err(libc::EOPNOTSUPP) | Err(libc::ENOSYS) => {
-            let zeros = [0u8; 4096];
-            let mut at = offset;
-            while at < end {
-                let n = (end - at).min(4096);
-                sys::pwrite_all(fd, zeros.get(..n as usize).unwrap_or_default(), at)?;
-                at += n;
-            }
-            Ok(())
-        }
-        other => other,
-    }
-}
-
-/// `copy_sparse` leaves alone what is a hole in the source: here these are zeros.
-fn fill_holes(from: i32, start: u64, end: u64, to: i32, at: u64) -> Sys<()> {
-    let mut pos = start;
-    while pos < end {
-        let hole = match sys::seek(from, pos, libc::SEEK_HOLE) {
-            Ok(hole) if hole < end => hole,
-            _ => return Ok(()),
-        };
-        let data = match sys::seek(from, hole, libc::SEEK_DATA) {
-            Ok(data) => data.min(end),
-            Err(_) => end,
-        };
-        zero(to, at + (hole - start), data - hole)?;
-        pos = data.max(hole + 1);
-    }
-    Ok(())
 }

@@ -10,8 +10,10 @@
 //! | `rows` | where a table's inodes are called, record by record |
 //! | `state` | inodes that were made anew, in this undo and before |
 //! | `findings` | what was found out about others, for an undo that is gone on with |
-//! | `apply` | one record |
+//! | `apply` | one table, record by record; where an inode is now |
+//! | `inode` | records about contents and attributes |
 //! | `names` | records about names |
+//! | `lift` | directories whose mode is in the way |
 //! | `space` | whether there is room for it |
 //! | `reach` | whether a file is brought back |
 //! | `tree` | removing, putting aside, making inodes anew |
@@ -23,6 +25,7 @@
 mod apply;
 mod findings;
 mod foreign;
+mod inode;
 mod lift;
 mod lost;
 mod moved;

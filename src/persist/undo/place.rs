@@ -6,8 +6,9 @@
 //! itself did to names, it gets its name; a file that was moved is moved back. What is there
 //! instead is somebody else's and is put aside.
 
-use super::apply::{Undoer, as_path, c, on, zero};
+use super::apply::{Undoer, as_path, c, on};
 use super::findings::{Place, Source};
+use super::inode::zero;
 use super::lost::{BESIDE, Lost, RowAt, under};
 use super::record::split;
 use super::tree::{create, dress};
