@@ -50,8 +50,8 @@ mod amid_changes {
     use crate::common::*;
 
     fn survives(guest: &str, setting: Setting) {
-        let trial = Trial::new(Program::guest(guest).seconds(3.0), setting);
-        trial.ckpt("CKPT_INTERVAL", "15ms").survives(12);
+        let trial = Trial::new(Program::guest(guest).seconds(1.5), setting);
+        trial.ckpt("CKPT_INTERVAL", "15ms").survives(10);
     }
 
     #[test]
