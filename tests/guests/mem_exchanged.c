@@ -11,7 +11,7 @@
 #define PAGES 6
 #define LEN (PAGES * K)
 
-static int has_flag(const void *at, const char *flag)
+static int has_flag(const void *at, const char *flag, int again)
 {
     char line[512], want[40];
     int found = 0, result = -1;
@@ -25,7 +25,8 @@ static int has_flag(const void *at, const char *flag)
             result = strstr(line, flag) != NULL;
     }
     fclose(smaps);
-    return result;
+    /* A restart amid the reading: the list is another one, and the place in it means nothing. */
+    return result < 0 && again ? has_flag(at, flag, again - 1) : result;
 }
 
 static void move(unsigned char *from, unsigned char *to)
@@ -66,15 +67,15 @@ int main(void)
                 guest_fill(b, LEN, in_b);
             }
         }
-        CHECK_EQ(has_flag(kept, " dc"), 1);
-        CHECK_EQ(has_flag(kept == a ? b : a, " dc"), 0);
+        CHECK_EQ(has_flag(kept, " dc", 3), 1);
+        CHECK_EQ(has_flag(kept == a ? b : a, " dc", 3), 0);
         CHECK(mmap(fresh, LEN, PROT_READ | PROT_WRITE, flags, -1, 0) == (void *)fresh);
         memset(fresh, 1, K);
-        CHECK_EQ(has_flag(fresh, " dc"), 0);
+        CHECK_EQ(has_flag(fresh, " dc", 3), 0);
         if (round % 2 == 0) {
             CHECK(madvise(fresh, LEN, MADV_DONTFORK) == 0);
             guest_sleep_ms(3);
-            CHECK_EQ(has_flag(fresh, " dc"), 1);
+            CHECK_EQ(has_flag(fresh, " dc", 3), 1);
         }
     }
     printf("exchanged\n");
