@@ -19,6 +19,7 @@ use crate::agent::collect::{keys, process, rare};
 use crate::agent::hooks;
 use crate::agent::procfs::OwnFd;
 use crate::agent::region::{self, Region};
+use crate::agent::settings::GivenOutput;
 use crate::agent::snapshot::copy;
 use crate::agent::state::AGENT;
 use crate::agent::track::{Kept, fault, mprotect};
@@ -136,6 +137,8 @@ pub struct Payload {
     pub shared: Vec<Mapping>,
     /// Descriptors that the new process was started with: (fd, dev, ino).
     pub inherited: Vec<(i32, u64, u64)>,
+    /// Files that the new process was given to write; nothing is said where `limits` is empty.
+    pub outputs: Vec<GivenOutput>,
     /// Resource limits of the new start; empty: the process is not a new one.
     pub limits: Vec<(u32, u64, u64)>,
     /// What the new start may do; empty: as for the limits.

@@ -168,6 +168,8 @@ pub struct Table {
     pub power: bool,
     /// Wall clock of the helper's last round.
     pub alive_ns: i64,
+    /// Wall clock of the program's end; 0: not known.
+    pub ended_ns: i64,
     /// When its undo began, if that is `checked`; 0: not known.
     pub begun_ns: i64,
     /// The name under which something was being made (`format::making`); 0: none.
@@ -294,6 +296,8 @@ pub fn install(mut prepared: Prepared) {
     let new = std::mem::replace(&mut *prepared.0, Writer::NONE);
     let number = new.number;
     inner.previous = std::mem::replace(&mut inner.writer, new);
+    // The helper's next round may never come.
+    inner.writer.alive(sys::realtime_ns());
     NUMBER.store(number, Ordering::SeqCst);
 }
 
@@ -348,6 +352,13 @@ pub fn own_ranges() -> [(u64, u64); OWN_RANGES] {
 pub fn alive(now_ns: i64) {
     // SAFETY: the header's address changes in the helper only.
     unsafe { STATE.inner() }.writer.alive(now_ns);
+}
+
+/// The program ends now: what is modified from here on somebody else does. In the thread that ends
+/// it, with no other left.
+pub fn ended(now_ns: i64) {
+    // SAFETY: as in `alive`; a table that the helper ends meanwhile stays mapped until the next begins.
+    unsafe { STATE.inner() }.writer.ended(now_ns);
 }
 
 /// Why the open table does not lead back, if so.
@@ -530,6 +541,7 @@ fn parse(path: &Path, bytes: &[u8], cut: bool) -> Option<Option<Table>> {
         file,
         power: word(bytes, format::AT_FLAGS) & format::FLAG_POWER != 0,
         alive_ns: wide(bytes, format::AT_ALIVE) as i64,
+        ended_ns: wide(bytes, format::AT_ENDED) as i64,
         broken: word(bytes, format::AT_INCOMPLETE) > 1,
         undone: wide(bytes, format::AT_UNDONE),
         checked: word(bytes, format::AT_CHECKED) != 0,

@@ -36,6 +36,8 @@ pub struct Undoer<'o, 'a> {
     pub known: BTreeSet<Id>,
     /// The wall clock of the last sign of life; 0: none.
     pub alive_ns: i64,
+    /// When it ended, if it has said so; 0: not known.
+    pub ended_ns: i64,
     /// When this undo began, or the one that was killed and is gone on with: what is
     /// modified from then on is its own work.
     pub begun_ns: i64,
@@ -46,7 +48,7 @@ pub struct Undoer<'o, 'a> {
     open: Option<(u32, Fd, Vec<u8>)>,
     /// What is done is recorded (`record`).
     pub recorded: bool,
-    births: Cell<Births>,
+    pub births: Cell<Births>,
     /// Names under which something was being made when the program was killed.
     pub making: Vec<u64>,
     /// Modes of files do not concern the undo.
@@ -111,6 +113,10 @@ impl<'o, 'a> Undoer<'o, 'a> {
                 first.unwrap_or_else(sys::realtime_ns)
             },
             alive_ns: tables.iter().map(|t| t.alive_ns).max().unwrap_or(0),
+            ended_ns: {
+                let newest = tables.iter().max_by_key(|t| t.file.seq);
+                newest.map_or(0, |t| t.ended_ns)
+            },
             all_tables: list.iter().map(|t| (t.seq, t.base)).collect(),
             open: None,
             recorded: false,
@@ -131,6 +137,19 @@ impl<'o, 'a> Undoer<'o, 'a> {
             Some(fault) => fault().map_err(|e| failed(verb, path, e)),
             None => Ok(()),
         }
+    }
+
+    /// Opens for writing, over a mode that forbids it to the owner. What the process may not open
+    /// it may have been given.
+    fn open_for_writing(&self, path: &CPath, id: Id) -> Sys<Fd> {
+        let own = as_writer(path, || {
+            sys::open(path, libc::O_WRONLY | libc::O_NONBLOCK, 0)
+        });
+        own.or_else(|errno| {
+            let lend = self.options.lend.filter(|_| is_forbidden(errno));
+            let lent = lend.and_then(|lend| lend(id));
+            lent.map(Fd).ok_or(errno)
+        })
     }
 
     /// What is at the path itself, with its birth.
@@ -360,7 +379,8 @@ impl<'o, 'a> Undoer<'o, 'a> {
             self.tell_file(&path, |session, file| {
                 session.before_truncate(file, stat.size);
             })?;
-            let done = open_for_writing(&at).and_then(|fd| sys::ftruncate(fd.0, stat.size));
+            let opened = self.open_for_writing(&at, now.id);
+            let done = opened.and_then(|fd| sys::ftruncate(fd.0, stat.size));
             on(done, "truncate", &path)?;
         }
         let owner = which & OWNER != 0 && (now.uid, now.gid) != (stat.uid, stat.gid);
@@ -401,7 +421,9 @@ impl<'o, 'a> Undoer<'o, 'a> {
             };
             // Before its mode is changed for a moment.
             self.tell_back(&path)?;
-            let fd = on(open_for_writing(&c(&path)?), "open", &path)?;
+            let at = c(&path)?;
+            let now = on(sys::lstat(&at), "look at", &path)?;
+            let fd = on(self.open_for_writing(&at, now.id), "open", &path)?;
             self.open = Some((row, fd, path));
         }
         let info = current.rows.rows.get(&row);
@@ -418,6 +440,11 @@ impl<'o, 'a> Undoer<'o, 'a> {
         let Some((_, to, _)) = &self.open else {
             return Ok(());
         };
+        // One that was lent may append wherever it is told to write.
+        let appends = sys::flags(to.0).is_ok_and(|flags| flags & libc::O_APPEND != 0);
+        if appends && sys::fstat(to.0).is_ok_and(|now| now.size != offset) {
+            return Err(failed("write", &name, libc::EACCES));
+        }
         let done = match shadow {
             Some(at) => match &current.shadow {
                 Some(from) if sys::fstat(from.0).is_ok_and(|s| s.size >= at + len) => {
@@ -506,6 +533,10 @@ impl<'o, 'a> Undoer<'o, 'a> {
     }
 }
 
+fn is_forbidden(errno: i32) -> bool {
+    matches!(errno, libc::EACCES | libc::EPERM)
+}
+
 /// Is the attribute what it is to be?
 fn same_xattr(path: &CPath, name: &CPath, value: Option<&[u8]>) -> bool {
     let mut now = vec![0u8; 1 << 16];
@@ -531,13 +562,6 @@ fn directories(tables: &[Table]) -> BTreeMap<Vec<u8>, (Stat, u64)> {
         }
     }
     all
-}
-
-/// Opens for writing, over a mode that forbids it to the owner.
-fn open_for_writing(path: &CPath) -> Sys<Fd> {
-    as_writer(path, || {
-        sys::open(path, libc::O_WRONLY | libc::O_NONBLOCK, 0)
-    })
 }
 
 /// Makes bytes zero, as a hole where the file system has holes. Beyond the end there
