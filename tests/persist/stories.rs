@@ -99,12 +99,14 @@ pub fn of_an_exchange(game: &mut Game) {
     let (made, existed) = (number(&new), number(&old));
     game.player.exchange_at(&new, &old);
     game.player.remove_at(&old);
-    // Without births, as where there are none.
+    // The one that existed was made anew itself since. Without births, as where there are none.
     let dev = std::os::unix::fs::MetadataExt::dev(&std::fs::metadata(&game.root).unwrap());
-    let later = u64::from(game.seq) + 1;
-    let note = [dev, made, 0, dev, existed, 0, later];
-    let note: Vec<u8> = note.iter().flat_map(|word| word.to_le_bytes()).collect();
-    std::fs::write(game.job.join("identities"), note).unwrap();
+    let own = u64::from(game.seq);
+    let notes = [(made, own + 1), (existed, own)];
+    let notes = notes.map(|(old, table)| [dev, old, 0, dev, existed, 0, table]);
+    let notes = notes.iter().flatten().flat_map(|word| word.to_le_bytes());
+    let notes: Vec<u8> = notes.collect();
+    std::fs::write(game.job.join("identities"), notes).unwrap();
     game.recover_to(0, false);
 }
 

@@ -95,8 +95,13 @@ impl Undoer<'_, '_> {
         kept: Option<&Kept>,
         present: &Stat,
     ) -> bool {
-        (present.mode ^ stat.mode) & libc::S_IFMT == 0
-            && self.now(current, k, stat, kept).is(&present.identity())
+        let (now, there) = (self.now(current, k, stat, kept), present.identity());
+        // By its number alone: one that the undo of a newer table has made may have that.
+        let by_number = stat.birth == 0
+            && !matches!(kept, Some(Kept::Link(_)))
+            && now == stat.identity()
+            && !self.replaced.is(&there, &stat.identity());
+        (present.mode ^ stat.mode) & libc::S_IFMT == 0 && now.is(&there) && !by_number
     }
 
     fn gone(
