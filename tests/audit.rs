@@ -3,11 +3,11 @@
 //!
 //! The very same run is counted twice: by `strace -f` from outside, and by the hooks
 //! (`CKPT_AUDIT`). Only the program's own process counts, not its children, and only
-//! what comes after the constructor (a failing `write` marks its end).
+//! what comes after the constructor (a failing `write` marks its end). All its threads count.
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -146,6 +146,86 @@ const PROGRAMS: &[&[&str]] = &[
     &["ar", "rcs", "library.a", "assembled.o"],
     &["objcopy", "assembled.o", "copied.o"],
     &["strip", "-o", "stripped.o", "assembled.o"],
+    &["zip", "-qr", "tree.zip", "tree", "text"],
+    &["zip", "-q", "tree.zip", "sorted"],
+    &["unzip", "-qo", "tree.zip", "-d", "unzipped"],
+    // Threads of its own write what they compress.
+    &["zstd", "-qf", "text"],
+    &["zstd", "-dqf", "text.zst", "-o", "unpacked"],
+    &["xz", "-kf", "-0", "-T2", "--block-size=16KiB", "text"],
+    &["sort", "-S", "16k", "-T", ".", "-o", "sorted2", "text"],
+    &["perl", "-pi.bak", "-e", "s/word/PERL/", "copied"],
+    &[
+        "gawk",
+        "-i",
+        "inplace",
+        "{ sub(/word/, \"AWK\"); print }",
+        "copied",
+    ],
+    &[
+        "vim",
+        "-u",
+        "NONE",
+        "-es",
+        "-c",
+        "set backup",
+        "-c",
+        "%s/line/VIM/",
+        "-c",
+        "wq",
+        "unpacked",
+    ],
+    &["sqlite3", "data.db", ".backup copy.db"],
+    &["sqlite3", "copy.db", "delete from t; vacuum"],
+    &["git", "init", "-q", "."],
+    &["git", "add", "text", "tree"],
+    &[
+        "git",
+        "-c",
+        "user.name=A",
+        "-c",
+        "user.email=a@example.org",
+        "commit",
+        "-qm",
+        "all",
+    ],
+    &["git", "mv", "tree/sub/b", "tree/c"],
+    &["git", "reset", "-q", "--hard"],
+    &["git", "gc", "-q", "--prune=now"],
+    &[
+        "openssl",
+        "enc",
+        "-aes-256-cbc",
+        "-pbkdf2",
+        "-k",
+        "x",
+        "-in",
+        "text",
+        "-out",
+        "encrypted",
+    ],
+    &["ctags", "-f", "tags", "program.c"],
+    &[
+        "ruby",
+        "-e",
+        "require 'fileutils'; File.write('rb', 'x' * 99999); File.open('rb', 'r+') { |f| f.seek(3); f.write('y') }; FileUtils.cp('rb', 'rb2'); File.rename('rb', 'rb3'); File.truncate('rb3', 7); File.chmod(0600, 'rb3'); File.symlink('x', 'rb4'); FileUtils.mkdir_p('rbd/e'); FileUtils.rm_r('rbd'); Thread.new { File.write('rb5', 'z') }.join",
+    ],
+    &[
+        "php",
+        "-r",
+        "file_put_contents('ph', str_repeat('x', 99999)); $f = fopen('ph', 'r+'); fseek($f, 5); fwrite($f, 'y'); ftruncate($f, 50); fclose($f); copy('ph', 'ph2'); rename('ph', 'ph3'); chmod('ph3', 0600); touch('ph3', 1); unlink('ph2'); mkdir('phd'); rmdir('phd');",
+    ],
+    &[
+        "lua",
+        "-e",
+        "local f = io.open('lu', 'w'); f:write(string.rep('x', 9999)); f:close(); f = io.open('lu', 'r+'); f:seek('set', 5); f:write('y'); f:close(); os.rename('lu', 'lu2'); os.remove('lu2')",
+    ],
+    // The asynchronous ones in threads of libuv.
+    &[
+        "node",
+        "-e",
+        "const fs = require('fs'); fs.writeFileSync('nd', 'x'.repeat(99999)); fs.copyFileSync('nd', 'nd2'); fs.truncateSync('nd2', 7); fs.renameSync('nd', 'nd3'); fs.promises.writeFile('nd4', 'y'.repeat(9999)).then(() => fs.promises.appendFile('nd4', 'z')).then(() => fs.promises.unlink('nd2'))",
+    ],
 ];
 
 /// Without them the test says nothing.
@@ -181,16 +261,64 @@ fn prepare(dir: &Path) {
     );
 }
 
+/// The thread that a line of the trace tells the birth of. (`<unfinished ...>` leaves the flags
+/// in one line and the number in the next of that thread; so a call's flags are remembered.)
+fn born(rest: &str, flags: &mut bool) -> Option<String> {
+    if !rest.starts_with("clone") && !rest.starts_with("<... clone") {
+        return None;
+    }
+    if rest.starts_with("clone") {
+        *flags = rest.contains("CLONE_THREAD");
+    }
+    let (_, result) = rest.rsplit_once(" = ")?;
+    let number = result.split_whitespace().next()?;
+    (*flags && number.parse::<u32>().is_ok()).then(|| number.to_owned())
+}
+
+/// All threads of the process that begins the trace.
+fn threads(trace: &str) -> BTreeSet<String> {
+    let mut flags: BTreeMap<String, bool> = BTreeMap::new();
+    for line in trace.lines() {
+        let Some((tid, rest)) = line.split_once(' ') else {
+            continue;
+        };
+        if flags.is_empty() {
+            flags.insert(tid.to_owned(), false);
+        }
+        if let Some(flag) = flags.get_mut(tid)
+            && let Some(tid) = born(rest.trim_start(), flag)
+        {
+            flags.insert(tid, false);
+        }
+    }
+    flags.into_keys().collect()
+}
+
+#[test]
+fn threads_are_told_from_children() {
+    let trace = "7 clone3({flags=CLONE_VM|CLONE_THREAD|CLONE_SYSVSEM} => {parent_tid=[8]}, 88) = 8
+8 write(3, \"\", 1) = 1
+7 clone(child_stack=NULL, flags=CLONE_CHILD_SETTID|SIGCHLD) = 9
+8 clone3({flags=CLONE_VM|CLONE_THREAD <unfinished ...>
+7 clone3({flags=CLONE_VM|CLONE_VFORK}, 88) = 10
+8 <... clone3 resumed> => {parent_tid=[11]}, 88) = 11
+9 clone3({flags=CLONE_THREAD}, 88) = 12
+7 clone3({flags=CLONE_THREAD}, 88) = -1 EAGAIN (Resource temporarily unavailable)
+";
+    let threads: Vec<String> = threads(trace).into_iter().collect();
+    assert_eq!(threads, ["11", "7", "8"]);
+}
+
 /// What the tracer saw: counts by name, of the first process, behind the mark.
 fn traced(trace: &str) -> BTreeMap<&'static str, u64> {
     let mut counts = BTreeMap::new();
-    let mut first = None;
+    let threads = threads(trace);
     let mut begun = false;
     for line in trace.lines() {
         let Some((pid, rest)) = line.split_once(' ') else {
             continue;
         };
-        if *first.get_or_insert(pid) != pid {
+        if !threads.contains(pid) {
             continue;
         }
         let rest = rest.trim_start();
@@ -276,7 +404,7 @@ fn every_modifying_call_is_seen() {
         let input = std::fs::File::open(work.join("text")).expect("the text");
         let status = Command::new("strace")
             .args(["-f", "-q", "-s", "32", "-e", "signal=none", "-e"])
-            .arg(format!("trace=execve,{}", names.join(",")))
+            .arg(format!("trace=execve,clone,clone3,{}", names.join(",")))
             .arg("-o")
             .arg(&trace)
             .arg("-E")

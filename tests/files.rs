@@ -7,6 +7,8 @@
 #[path = "files/choices.rs"]
 mod choices;
 mod common;
+#[path = "files/given.rs"]
+mod given;
 #[path = "files/lost.rs"]
 mod lost;
 #[path = "files/outputs.rs"]

@@ -578,6 +578,14 @@ fn the_number_of_a_file_is_given_away_and_the_undo_is_killed() {
     tell_story("number-killed", stories::and_the_undo_is_killed);
 }
 
+#[test]
+fn the_number_of_what_changed_places_is_anothers() {
+    tell_story("number-exchange", |game| {
+        stories::of_an_exchange(game);
+        true
+    });
+}
+
 /// What a copy in the store cannot bring back is told before.
 #[test]
 fn a_modified_file_is_removed_by_one_of_its_names() {

@@ -5,9 +5,11 @@
 //! while the helper thread may be in the middle of a commit: [`enter_store`] and
 //! [`leave_store`] are the helper's side of that. Raw system calls, no allocation.
 
+use crate::agent::hooks::files::turns;
 use crate::agent::refusal;
 use crate::agent::state::AGENT;
 pub use crate::config::KeepOnExit;
+use crate::persist::{sys, table};
 use ckpt_sys::{raw::check, syscall};
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering::*};
@@ -133,6 +135,9 @@ pub fn on_exit(status: i32) {
     end_writer();
     if removes {
         clean_up();
+    } else if turns::is_alone() {
+        // No other thread can modify anything behind this: what is modified later is another's.
+        table::ended(sys::realtime_ns());
     }
     CLEANER.store(CLEAN, SeqCst);
     // SAFETY: our own word.

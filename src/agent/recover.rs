@@ -6,6 +6,7 @@ pub mod files;
 mod needs;
 
 use crate::agent::collect::identity;
+use crate::agent::outputs::given;
 use crate::agent::restore::{Contents, RestoreError};
 use crate::agent::resume::Payload;
 use crate::agent::{log, restore, settings, start, stop};
@@ -112,6 +113,9 @@ fn recover(config: &Config, root: &Path, recovery: Recovery, new: Option<&Path>)
         generation,
         inherited: settings::get()
             .map(|s| s.inherited.clone())
+            .unwrap_or_default(),
+        outputs: settings::get()
+            .map(|s| given::with_filled(s, &files.filled))
             .unwrap_or_default(),
         limits: settings::get()
             .map(|s| s.limits.clone())

@@ -8,7 +8,18 @@ use crate::agent::resume::Payload;
 use crate::agent::state::AGENT;
 use crate::agent::{globs, log, start};
 use crate::config::{Config, LogTarget};
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicPtr, Ordering};
+
+/// A file that the process was given to write: one that was empty, as a shell's `>` leaves it, or
+/// that a recovery has filled.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenOutput {
+    pub dev: u64,
+    pub ino: u64,
+    /// As it was called then.
+    pub path: Vec<u8>,
+}
 
 /// Everything the helper starts from.
 #[derive(Debug)]
@@ -26,6 +37,8 @@ pub struct Settings {
     pub credentials: Vec<u8>,
     /// Descriptors that the process was started with: (fd, dev, ino).
     pub inherited: Vec<(i32, u64, u64)>,
+    /// Files that the process was given to write, and which are streams whether they are open or not.
+    pub outputs: Vec<GivenOutput>,
     /// Resource limits that the process was started with: (resource, soft, hard).
     pub limits: Vec<(u32, u64, u64)>,
     /// CPUs that the process was started with, 64 a word.
@@ -87,6 +100,12 @@ pub fn restored(payload: &Payload) -> Option<Settings> {
             payload.credentials.clone()
         },
         inherited: payload.inherited.clone(),
+        // Without limits it is not a new process (a rollback).
+        outputs: if payload.limits.is_empty() {
+            old.outputs.clone()
+        } else {
+            payload.outputs.clone()
+        },
         limits: if payload.limits.is_empty() {
             old.limits.clone()
         } else {

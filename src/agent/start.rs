@@ -10,6 +10,7 @@ use crate::agent::collect::credentials::credentials;
 use crate::agent::collect::descriptors::inherited_now;
 use crate::agent::collect::process::limits;
 use crate::agent::collect::threads::affinity;
+use crate::agent::outputs::given;
 use crate::agent::recover;
 use crate::agent::settings::{self, Settings};
 use crate::agent::state::{self, AGENT};
@@ -122,6 +123,7 @@ pub unsafe fn pre_execution(rseq: (i64, u32)) {
         store_root: root.as_os_str().as_bytes().to_vec(),
         restored: None,
         credentials: credentials(pid),
+        outputs: given::empty_now(&inherited),
         inherited,
         limits: limits(),
         affinity: affinity(0),

@@ -76,6 +76,12 @@ impl Births {
         birth(fd, c"".as_ptr().cast(), libc::AT_EMPTY_PATH)
     }
 
+    /// Is the device known to be one of this machine's own file systems?
+    pub fn is_here(&self, dev: u64) -> bool {
+        let mut known = self.known.iter().take(self.count);
+        known.any(|known| *known == (dev, true))
+    }
+
     fn has(&mut self, dev: u64, ask: impl FnOnce() -> Sys<bool>) -> bool {
         let known = self.known.iter().take(self.count);
         if let Some((_, stable)) = known.rev().find(|(known, _)| *known == dev) {

@@ -31,6 +31,8 @@ pub const AT_SEQ: usize = 8;
 pub const AT_FLAGS: usize = 12;
 pub const AT_BASE: usize = 16;
 pub const AT_CRC: usize = 24;
+/// When the program ended, if it said so and nobody else was there to go on; 0: not known.
+pub const AT_ENDED: usize = 40;
 /// The name under which something is being made now ([`making`]); 0: none.
 pub const AT_MAKING: usize = 48;
 /// When an undo first looked for changes of somebody else (`AT_CHECKED`); 0: not known.

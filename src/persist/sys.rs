@@ -110,6 +110,24 @@ pub fn made_ns(path: &CPath) -> Option<i64> {
         .then(|| time.tv_sec * 1_000_000_000 + i64::from(time.tv_nsec))
 }
 
+/// When the inode at the path itself was last changed, attributes included (ctime).
+pub fn changed_ns(path: &CPath) -> Sys<i64> {
+    let mut x = MaybeUninit::<libc::statx>::uninit();
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT;
+    let mask = libc::STATX_CTIME;
+    call!(
+        libc::SYS_statx,
+        CWD,
+        path.ptr(),
+        flags,
+        mask,
+        x.as_mut_ptr()
+    )?;
+    // SAFETY: filled by the kernel.
+    let time = unsafe { x.assume_init_ref() }.stx_ctime;
+    Ok(time.tv_sec * 1_000_000_000 + i64::from(time.tv_nsec))
+}
+
 fn statx(dirfd: i32, path: *const u8, flags: i32) -> Sys<Stat> {
     let mut x = MaybeUninit::<libc::statx>::uninit();
     let flags = flags | libc::AT_NO_AUTOMOUNT;

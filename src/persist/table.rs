@@ -167,6 +167,8 @@ pub struct Table {
     pub power: bool,
     /// Wall clock of the helper's last round.
     pub alive_ns: i64,
+    /// Wall clock of the program's end; 0: not known.
+    pub ended_ns: i64,
     /// When its undo began, if that is `checked`; 0: not known.
     pub begun_ns: i64,
     /// The name under which something was being made (`format::making`); 0: none.

@@ -332,6 +332,12 @@ impl Writer {
         }
     }
 
+    pub fn ended(&self, now_ns: i64) {
+        if let Some(place) = self.wide(format::AT_ENDED) {
+            place.store(now_ns as u64, Ordering::Relaxed);
+        }
+    }
+
     /// Something is about to be made under a name (`format::making`); 0: it is made and told.
     pub fn making(&self, name: u64) {
         if let Some(place) = self.wide(format::AT_MAKING) {

@@ -118,6 +118,14 @@ fn tell(f: impl FnOnce(&mut Session)) {
     recorded(f, || ());
 }
 
+fn exchanged((from, stat): (&Path, &Stat), (to, other): (&Path, &Stat)) {
+    let (a, b) = (Place::of(from), Place::of(to));
+    name_operation(
+        |s| s.before_rename(&a.name(), stat, &b.name(), Some(other), true),
+        || sys::rename(&cpath(from), &cpath(to), libc::RENAME_EXCHANGE).is_ok(),
+    );
+}
+
 impl Player {
     pub fn new(root: &Path, seed: u64) -> Player {
         Player {
@@ -401,11 +409,12 @@ impl Player {
         else {
             return;
         };
-        let (a, b) = (Place::of(&from), Place::of(&to));
-        name_operation(
-            |s| s.before_rename(&a.name(), &stat, &b.name(), Some(&other), true),
-            || sys::rename(&cpath(&from), &cpath(&to), libc::RENAME_EXCHANGE).is_ok(),
-        );
+        exchanged((&from, &stat), (&to, &other));
+    }
+
+    pub fn exchange_at(&mut self, from: &Path, to: &Path) {
+        let (stat, other) = (lstat(from).unwrap(), lstat(to).unwrap());
+        exchanged((from, &stat), (to, &other));
     }
 
     fn mkdir(&mut self) {

@@ -87,6 +87,29 @@ pub fn and_the_undo_is_killed(game: &mut Game) -> bool {
     true
 }
 
+/// A new file changes places with one that existed, and is removed, which needs no record. Later
+/// tables have had its number to do with too, for another file, of which an undo made what has
+/// the number of the one that existed: that was taken for the new one, in its place already, and
+/// removed with the name.
+pub fn of_an_exchange(game: &mut Game) {
+    let (old, new) = (game.root.join("old"), game.root.join("new"));
+    game.player.symlink_at("target", &old);
+    game.checkpoint();
+    game.player.symlink_at("another", &new);
+    let (made, existed) = (number(&new), number(&old));
+    game.player.exchange_at(&new, &old);
+    game.player.remove_at(&old);
+    // The one that existed was made anew itself since. Without births, as where there are none.
+    let dev = std::os::unix::fs::MetadataExt::dev(&std::fs::metadata(&game.root).unwrap());
+    let own = u64::from(game.seq);
+    let notes = [(made, own + 1), (existed, own)];
+    let notes = notes.map(|(old, table)| [dev, old, 0, dev, existed, 0, table]);
+    let notes = notes.iter().flatten().flat_map(|word| word.to_le_bytes());
+    let notes: Vec<u8> = notes.collect();
+    std::fs::write(game.job.join("identities"), notes).unwrap();
+    game.recover_to(0, false);
+}
+
 /// A file with one name, or two, is modified and removed by the one that is known. With two it
 /// lives on where nobody knows of it, and its copy would not be what comes back there.
 pub fn of_a_name(game: &mut Game, names: u32) {

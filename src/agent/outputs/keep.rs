@@ -12,17 +12,20 @@ use crate::persist::{Id, exclude};
 use crate::store::generation::StreamRecord;
 use crate::store::stream::{self, stream_path};
 use rustix::fs::{Mode, OFlags};
+use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// A file that the program was started with, open for writing, at the stop.
+/// A file that the program was started with, open for writing, at the stop, or empty then and
+/// closed by now.
 #[derive(Debug)]
 pub struct Output {
     id: Id,
     fds: Vec<i32>,
     size: u64,
     path: Vec<u8>,
-    /// A description of our own that can be read.
+    /// A description of our own that can be read. (No `fds`: the program has closed it.)
     source: Result<OwnedFd, Problem>,
 }
 
@@ -51,7 +54,42 @@ pub fn scan(manifest: &Manifest, tid: i32) -> Vec<Output> {
             add(&mut outputs, table, descriptor, fd, tid);
         }
     }
+    // And what it has closed for good: a new start's shell does not know that.
+    let given = settings::get().map_or(&[][..], |s| &s.outputs);
+    for output in given {
+        let id = Id {
+            dev: output.dev,
+            ino: output.ino,
+        };
+        if outputs.iter().all(|known| known.id != id) {
+            outputs.extend(closed(id, &output.path));
+        }
+    }
     outputs
+}
+
+/// An output that the program has no descriptor of; `None`: its name leads elsewhere now.
+fn closed(id: Id, path: &[u8]) -> Option<Output> {
+    let stat = rustix::fs::lstat(path).ok()?;
+    if (stat.st_dev, stat.st_ino) != (id.dev, id.ino) || exclude::is_excluded(path) {
+        return None;
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NOFOLLOW;
+    let source = rustix::fs::open(path, flags, Mode::empty());
+    let same = |fd: &OwnedFd| {
+        let now = rustix::fs::fstat(fd);
+        now.is_ok_and(|now| (now.st_dev, now.st_ino) == (id.dev, id.ino))
+    };
+    if source.as_ref().is_ok_and(|fd| !same(fd)) {
+        return None;
+    }
+    Some(Output {
+        id,
+        fds: Vec::new(),
+        size: stat.st_size as u64,
+        path: path.to_vec(),
+        source: source.map_err(|e| problem("read", Path::new(OsStr::from_bytes(path)), e)),
+    })
 }
 
 /// What is open at `descriptor`, if a new start may truncate it, as the output `fd`.
@@ -152,10 +190,14 @@ impl Streams {
                     self.0.retain(|s| s.id != output.id);
                     // The end of the program takes the job away under the helper's feet.
                     if !exit::exiting() {
-                        log::line(format_args!(
-                            "descriptor {}: its contents are not kept: {problem}",
-                            output.fds.first().copied().unwrap_or(-1)
-                        ));
+                        match output.fds.first() {
+                            Some(fd) => log::line(format_args!(
+                                "descriptor {fd}: its contents are not kept: {problem}"
+                            )),
+                            None => log::line(format_args!(
+                                "an output that was closed: its contents are not kept: {problem}"
+                            )),
+                        }
                     }
                 }
             }

@@ -7,9 +7,13 @@
 //! never made shorter. `stream-000001.ids` says which inode it stands for: a line
 //! `table device inode` holds from that table on, later lines count more.
 //!
+//! One that the program has closed (`freopen`) is kept as well, if it was empty at the start and
+//! still has its name: its record says no descriptors.
+//!
 //! [`keep`] runs in the helper thread at checkpoints, [`refill`] in the constructor of a
 //! process that recovers.
 
+pub mod given;
 pub mod keep;
 pub mod refill;
 mod rows;

@@ -6,13 +6,13 @@
 //! May be killed at any point and run again: the streams only get blocks of the tables,
 //! always in the same order, and a file is filled from them again.
 
-use super::{Ids, Problem, copy, open, problem, rows};
-use crate::agent::log;
+use super::{Ids, Problem, copy, given, open, problem, rows};
+use crate::agent::{log, settings};
 use crate::persist::Id;
 use crate::persist::table::TableFile;
 use crate::store::generation::StreamRecord;
 use rustix::fs::{Mode, OFlags};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 /// What the undo and the descriptors have to know.
@@ -52,6 +52,14 @@ pub fn refill(
             ino: record.ino,
         };
         let latest = ids.last().unwrap_or(old);
+        if record.fds.is_empty() {
+            let at_start = matches!(outputs, Outputs::OfTheStart);
+            if at_start && fill_closed(job, record, &stream, latest)? {
+                out.inodes.extend([old, latest]);
+                out.filled.push(latest);
+            }
+            continue;
+        }
         out.inodes.extend([old, latest]);
         for &fd in &record.fds {
             let copy_of = match outputs {
@@ -62,7 +70,7 @@ pub fn refill(
                 },
             };
             let own = copy_of.as_ref().map_or(fd, AsRawFd::as_raw_fd);
-            let Some((id, size)) = given(own) else {
+            let Some((id, size)) = given::written(own) else {
                 continue;
             };
             // What the program has put at the number since is another file, to be left alone.
@@ -101,24 +109,33 @@ fn all_tables(job: &Path, streams: &[StreamRecord]) -> Result<Vec<TableFile>, Pr
     }
 }
 
+/// What the program had closed by the checkpoint and the new start was given again: `>` has
+/// truncated it. Another file in its place is not its output any more, and stays as it is. False:
+/// it was not given.
+fn fill_closed(
+    job: &Path,
+    record: &StreamRecord,
+    stream: &OwnedFd,
+    latest: Id,
+) -> Result<bool, Problem> {
+    let inherited = settings::get().map_or(&[][..], |s| &s.inherited);
+    for &(fd, ..) in inherited {
+        match given::written(fd) {
+            Some((id, size)) if id == latest => {
+                if size < record.size {
+                    fill(job, record, stream, fd, true, size)?;
+                }
+                return Ok(true);
+            }
+            _ => {}
+        }
+    }
+    Ok(false)
+}
+
 /// Does the path lead to this inode?
 fn is_at(path: &[u8], id: Id) -> bool {
     rustix::fs::lstat(path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (id.dev, id.ino))
-}
-
-/// The regular file, open for writing, that the new start has at a number.
-fn given(fd: i32) -> Option<(Id, u64)> {
-    // SAFETY: only asked about; a number that is not open gives an error.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-    let stat = rustix::fs::fstat(borrowed).ok()?;
-    let flags = rustix::fs::fcntl_getfl(borrowed).ok()?;
-    let writable = flags & OFlags::ACCMODE != OFlags::RDONLY;
-    let regular = stat.st_mode & libc::S_IFMT == libc::S_IFREG;
-    let id = Id {
-        dev: stat.st_dev,
-        ino: stat.st_ino,
-    };
-    (writable && regular).then_some((id, stat.st_size as u64))
 }
 
 /// The stream's first `record.size` bytes become the contents of what is open at `fd`.
@@ -132,15 +149,18 @@ fn fill(
 ) -> Result<(), Problem> {
     let link = format!("/proc/thread-self/fd/{fd}");
     let path = Path::new(&link);
-    // A description of our own: the given one may append wherever it is told to write.
-    let writing = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let file = rustix::fs::open(path, writing, Mode::empty())
-        .or_else(|_| rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()))
-        .or_else(|e| given_to_write(fd).ok_or(e))
-        .map_err(|e| problem("write", path, e))?;
+    let (file, appends) = open_given(fd).map_err(|e| problem("write", path, e))?;
     // Another file with other contents: they may be somebody's.
-    if !same && size > 0 && !begins_alike(&file, stream, size.min(record.size)) {
-        save_aside(job, &file, fd, size)?;
+    if !same && size > 0 {
+        let reading = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let old = rustix::fs::open(path, reading, Mode::empty());
+        let old = old.map_err(|e| problem("read", path, e))?;
+        if !begins_alike(&old, stream, size.min(record.size)) {
+            save_aside(job, &old, fd, size)?;
+        }
+    }
+    if appends {
+        rustix::fs::ftruncate(&file, 0).map_err(|e| problem("truncate", path, e))?;
     }
     let end = copy(stream, &file, 0, record.size).map_err(|e| problem("write", path, e))?;
     if end < record.size {
@@ -157,16 +177,21 @@ fn fill(
     Ok(())
 }
 
-/// A file that only whoever gave it could open: through what was given, unless that writes
-/// at the end whatever it is told.
-fn given_to_write(fd: i32) -> Option<OwnedFd> {
-    // SAFETY: it was asked about before.
-    let given = unsafe { BorrowedFd::borrow_raw(fd) };
-    let flags = rustix::fs::fcntl_getfl(given).ok()?;
-    if flags.contains(OFlags::APPEND) {
-        return None;
+/// A description that can be written at any place, or a duplicate of the given one (`true`), which
+/// may append wherever it is told to write: of a file that only whoever gave it could open.
+fn open_given(fd: i32) -> rustix::io::Result<(OwnedFd, bool)> {
+    let link = format!("/proc/thread-self/fd/{fd}");
+    let cloexec = OFlags::CLOEXEC | OFlags::NOCTTY;
+    let own = rustix::fs::open(&link, OFlags::RDWR | cloexec, Mode::empty());
+    let own = own.or_else(|_| rustix::fs::open(&link, OFlags::WRONLY | cloexec, Mode::empty()));
+    match own {
+        Ok(own) => Ok((own, false)),
+        Err(e) => {
+            let given = given::duplicate(fd).ok_or(e)?;
+            let appends = rustix::fs::fcntl_getfl(&given)?.contains(OFlags::APPEND);
+            Ok((given, appends))
+        }
     }
-    rustix::io::fcntl_dupfd_cloexec(given, 0).ok()
 }
 
 fn begins_alike(file: &OwnedFd, stream: &OwnedFd, len: u64) -> bool {

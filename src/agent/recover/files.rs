@@ -9,16 +9,17 @@
 
 use crate::agent::checkpoint::files::next_number;
 use crate::agent::collect::identity;
-use crate::agent::log;
+use crate::agent::outputs::given;
 use crate::agent::outputs::refill::{self, Outputs};
 use crate::agent::recover::needs::{Needs, Strays};
 use crate::agent::rollback::redirect;
+use crate::agent::{log, settings};
 use crate::config::{Config, Resume, Sync};
 use crate::persist::{Id, exclude, table, undo};
 use crate::store::generation::{GenerationRecord, StreamRecord};
 use crate::store::{Found, Job, RawFs};
 use std::collections::BTreeSet;
-use std::os::fd::OwnedFd;
+use std::os::fd::{IntoRawFd, OwnedFd};
 
 /// What restoring the descriptors must know of the files.
 #[derive(Debug, Clone, Default)]
@@ -120,11 +121,13 @@ pub fn go_back(
     (config, needs): (&Config, &Needs),
     terminal: bool,
 ) -> Result<FilesBack, String> {
+    let lend = |id| lend(id, &given::duplicate);
     let way = Way {
         config,
         needed: &needs.paths,
         by_rules: false,
         outputs: Outputs::OfTheStart,
+        lend: &lend,
         number: next_number(&job.dir)?,
     };
     if left.is_some() {
@@ -154,6 +157,12 @@ pub fn go_back(
     Ok(restored)
 }
 
+/// For a file that the process may not open itself, but was given to write.
+fn lend(id: Id, copy: &dyn Fn(i32) -> Option<OwnedFd>) -> Option<i32> {
+    let given = settings::get()?.inherited.as_slice();
+    given::lend(given, id, copy).map(IntoRawFd::into_raw_fd)
+}
+
 /// What both ways of going back have in common.
 struct Way<'a> {
     config: &'a Config,
@@ -162,6 +171,8 @@ struct Way<'a> {
     /// What the program excludes by now is left alone as well.
     by_rules: bool,
     outputs: Outputs<'a>,
+    /// `undo::Options::lend`.
+    lend: &'a dyn Fn(Id) -> Option<i32>,
     /// Above all tables that there have been.
     number: u32,
 }
@@ -177,6 +188,7 @@ impl Way<'_> {
             needed: self.needed,
             inside: self.by_rules,
             inherited,
+            lend: Some(self.lend),
             ..undo::Options::default()
         }
     }
@@ -358,11 +370,13 @@ pub fn go_back_inside(
     output: &dyn Fn(i32) -> Option<OwnedFd>,
 ) -> Result<FilesBack, NotBack> {
     let unchanged = |error: &dyn std::fmt::Display| NotBack::Unchanged(error.to_string());
+    let lend = |id| lend(id, output);
     let way = Way {
         config,
         needed: &[],
         by_rules: true,
         outputs: Outputs::OfTheProgram(output),
+        lend: &lend,
         number: next_number(&job.dir).map_err(|e| unchanged(&e))?,
     };
     let left = match left {

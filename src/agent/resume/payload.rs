@@ -3,6 +3,7 @@
 
 use crate::agent::checkpoint::mapped::{self, Mapping};
 use crate::agent::clock::Clocks;
+use crate::agent::settings::GivenOutput;
 use crate::agent::track::Kept;
 use crate::image::state::{
     DescriptorState, Manifest, PendingSignal, ProcessState, Rare, SchedState, Switches,
@@ -108,6 +109,8 @@ pub struct Payload {
     pub shared: Vec<Mapping>,
     /// Descriptors that the new process was started with: (fd, dev, ino).
     pub inherited: Vec<(i32, u64, u64)>,
+    /// Files that the new process was given to write; nothing is said where `limits` is empty.
+    pub outputs: Vec<GivenOutput>,
     /// Resource limits of the new start; empty: the process is not a new one.
     pub limits: Vec<(u32, u64, u64)>,
     /// What the new start may do; empty: as for the limits.

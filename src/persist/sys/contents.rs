@@ -70,6 +70,11 @@ pub fn pread_all(fd: i32, addr: *mut u8, len: usize, offset: u64) -> Sys<usize> 
     Ok(done)
 }
 
+/// The flags of an open file.
+pub fn flags(fd: i32) -> Sys<i32> {
+    call!(libc::SYS_fcntl, fd, libc::F_GETFL, 0).map(|flags| flags as i32)
+}
+
 pub fn ftruncate(fd: i32, len: u64) -> Sys<()> {
     if is_allowed(len).is_err() && fstat(fd)?.size < len {
         return Err(libc::EFBIG);

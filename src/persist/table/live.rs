@@ -74,6 +74,8 @@ pub fn install(mut prepared: Prepared) {
     let new = std::mem::replace(&mut *prepared.0, Writer::NONE);
     let number = new.number;
     inner.previous = std::mem::replace(&mut inner.writer, new);
+    // The helper's next round may never come.
+    inner.writer.alive(sys::realtime_ns());
     NUMBER.store(number, Ordering::SeqCst);
 }
 
@@ -128,6 +130,13 @@ pub fn own_ranges() -> [(u64, u64); OWN_RANGES] {
 pub fn alive(now_ns: i64) {
     // SAFETY: the header's address changes in the helper only.
     unsafe { STATE.inner() }.writer.alive(now_ns);
+}
+
+/// The program ends now: what is modified from here on somebody else does. In the thread that ends
+/// it, with no other left.
+pub fn ended(now_ns: i64) {
+    // SAFETY: as in `alive`; a table that the helper ends meanwhile stays mapped until the next begins.
+    unsafe { STATE.inner() }.writer.ended(now_ns);
 }
 
 /// Why the open table does not lead back, if so.

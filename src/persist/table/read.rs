@@ -97,6 +97,7 @@ fn parse(path: &Path, bytes: &[u8], cut: bool) -> Option<Option<Table>> {
         file,
         power: word(bytes, format::AT_FLAGS) & format::FLAG_POWER != 0,
         alive_ns: wide(bytes, format::AT_ALIVE) as i64,
+        ended_ns: wide(bytes, format::AT_ENDED) as i64,
         broken: word(bytes, format::AT_INCOMPLETE) > 1,
         undone: wide(bytes, format::AT_UNDONE),
         checked: word(bytes, format::AT_CHECKED) != 0,

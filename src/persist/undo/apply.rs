@@ -36,6 +36,8 @@ pub struct Undoer<'o, 'a> {
     pub known: BTreeSet<Id>,
     /// The wall clock of the last sign of life; 0: none.
     pub alive_ns: i64,
+    /// When it ended, if it has said so; 0: not known.
+    pub ended_ns: i64,
     /// When this undo began, or the one that was killed and is gone on with: what is
     /// modified from then on is its own work.
     pub begun_ns: i64,
@@ -46,7 +48,7 @@ pub struct Undoer<'o, 'a> {
     pub open: Option<(u32, Fd, Vec<u8>)>,
     /// What is done is recorded (`record`).
     pub recorded: bool,
-    births: Cell<Births>,
+    pub births: Cell<Births>,
     /// Names under which something was being made when the program was killed.
     pub making: Vec<u64>,
     /// Modes of files do not concern the undo.
@@ -111,6 +113,10 @@ impl<'o, 'a> Undoer<'o, 'a> {
                 first.unwrap_or_else(sys::realtime_ns)
             },
             alive_ns: tables.iter().map(|t| t.alive_ns).max().unwrap_or(0),
+            ended_ns: {
+                let newest = tables.iter().max_by_key(|t| t.file.seq);
+                newest.map_or(0, |t| t.ended_ns)
+            },
             all_tables: list.iter().map(|t| (t.seq, t.base)).collect(),
             open: None,
             recorded: false,

@@ -282,17 +282,19 @@ impl Undoer<'_, '_> {
                 Some(_) => "moved",
                 None => what_is_at(tables, path),
             };
-            let now = moved.and_then(|at| sys::lstat(&CPath::new(&[&at]).ok()?).ok());
+            let at = moved.as_deref().unwrap_or(path);
+            let now = moved.as_ref();
+            let now = now.and_then(|at| sys::lstat(&CPath::new(&[at]).ok()?).ok());
             return Some(Found {
                 file: file(path, what),
                 stat: now.unwrap_or(info.stat),
                 lost: Some(lost),
-                changed: now.is_some_and(|now| self.is_changed(table, info, &now)),
+                changed: now.is_some_and(|now| self.is_changed(table, info, at, &now)),
                 cut: false,
             });
         };
         let now = CPath::new(&[&path]).and_then(|p| sys::lstat(&p)).ok()?;
-        let changed = self.is_changed(table, info, &now);
+        let changed = self.is_changed(table, info, &path, &now);
         let cut = cut(now.size);
         (changed || cut).then(|| Found {
             file: file(&path, if cut { "cut off" } else { "changed" }),
@@ -304,12 +306,15 @@ impl Undoer<'_, '_> {
     }
 
     /// Is it not as the program left it?
-    fn is_changed(&self, table: &Table, info: &RowInfo, now: &Stat) -> bool {
+    fn is_changed(&self, table: &Table, info: &RowInfo, path: &[u8], now: &Stat) -> bool {
         let slot = table.slots.get(info.slot as usize).copied();
         let slot = slot.unwrap_or_default();
-        let other =
-            slot.known && !slot.hot && (slot.size, slot.mtime_ns) != (now.size, now.mtime_ns);
-        other || self.is_later(now)
+        let is_last = slot.known && !slot.hot;
+        match is_last {
+            // Whatever time the program has given it.
+            true => (slot.size, slot.mtime_ns) != (now.size, now.mtime_ns),
+            false => self.is_later(path, now),
+        }
     }
 }
 

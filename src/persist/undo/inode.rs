@@ -5,9 +5,22 @@ use super::lift::{as_writer, is_bare};
 use super::{UndoError, failed};
 use crate::persist::sys::{self, CPath, Fd, Sys};
 use crate::persist::table;
-use crate::persist::{MODE, OWNER, SIZE, Stat, TIMES};
+use crate::persist::{Id, MODE, OWNER, SIZE, Stat, TIMES};
 
 impl Undoer<'_, '_> {
+    /// Opens for writing, over a mode that forbids it to the owner. What the process may not open
+    /// it may have been given.
+    fn open_for_writing(&self, path: &CPath, id: Id) -> Sys<Fd> {
+        let own = as_writer(path, || {
+            sys::open(path, libc::O_WRONLY | libc::O_NONBLOCK, 0)
+        });
+        own.or_else(|errno| {
+            let lend = self.options.lend.filter(|_| is_forbidden(errno));
+            let lent = lend.and_then(|lend| lend(id));
+            lent.map(Fd).ok_or(errno)
+        })
+    }
+
     pub fn attributes(
         &mut self,
         current: &Current,
@@ -28,7 +41,8 @@ impl Undoer<'_, '_> {
             self.tell_file(&path, |session, file| {
                 session.before_truncate(file, stat.size);
             })?;
-            let done = open_for_writing(&at).and_then(|fd| sys::ftruncate(fd.0, stat.size));
+            let opened = self.open_for_writing(&at, now.id);
+            let done = opened.and_then(|fd| sys::ftruncate(fd.0, stat.size));
             on(done, "truncate", &path)?;
         }
         let owner = which & OWNER != 0 && (now.uid, now.gid) != (stat.uid, stat.gid);
@@ -69,7 +83,9 @@ impl Undoer<'_, '_> {
             };
             // Before its mode is changed for a moment.
             self.tell_back(&path)?;
-            let fd = on(open_for_writing(&c(&path)?), "open", &path)?;
+            let at = c(&path)?;
+            let now = on(sys::lstat(&at), "look at", &path)?;
+            let fd = on(self.open_for_writing(&at, now.id), "open", &path)?;
             self.open = Some((row, fd, path));
         }
         let info = current.rows.rows.get(&row);
@@ -86,6 +102,11 @@ impl Undoer<'_, '_> {
         let Some((_, to, _)) = &self.open else {
             return Ok(());
         };
+        // One that was lent may append wherever it is told to write.
+        let appends = sys::flags(to.0).is_ok_and(|flags| flags & libc::O_APPEND != 0);
+        if appends && sys::fstat(to.0).is_ok_and(|now| now.size != offset) {
+            return Err(failed("write", &name, libc::EACCES));
+        }
         let done = match shadow {
             Some(at) => match &current.shadow {
                 Some(from) if sys::fstat(from.0).is_ok_and(|s| s.size >= at + len) => {
@@ -184,11 +205,8 @@ fn same_xattr(path: &CPath, name: &CPath, value: Option<&[u8]>) -> bool {
     }
 }
 
-/// Opens for writing, over a mode that forbids it to the owner.
-fn open_for_writing(path: &CPath) -> Sys<Fd> {
-    as_writer(path, || {
-        sys::open(path, libc::O_WRONLY | libc::O_NONBLOCK, 0)
-    })
+fn is_forbidden(errno: i32) -> bool {
+    matches!(errno, libc::EACCES | libc::EPERM)
 }
 
 /// Makes bytes zero, as a hole where the file system has holes. Beyond the end there

@@ -250,6 +250,7 @@ mod tests {
             },
             power: false,
             alive_ns: 0,
+            ended_ns: 0,
             begun_ns: 0,
             making: 0,
             broken: false,

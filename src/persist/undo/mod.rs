@@ -63,6 +63,9 @@ pub struct Options<'a> {
     pub inside: bool,
     /// Files that the new start's shell has opened: not foreign even if truncated.
     pub inherited: &'a [Id],
+    /// A descriptor for writing to a file that the process was given, where it may not open that
+    /// itself; for the caller to close.
+    pub lend: Option<&'a dyn Fn(Id) -> Option<i32>>,
     /// Tests: called before each step; an error ends the undo there.
     pub fault: Option<&'a mut dyn FnMut() -> Result<(), i32>>,
 }

@@ -95,8 +95,13 @@ impl Undoer<'_, '_> {
         kept: Option<&Kept>,
         present: &Stat,
     ) -> bool {
-        (present.mode ^ stat.mode) & libc::S_IFMT == 0
-            && self.now(current, k, stat, kept).is(&present.identity())
+        let (now, there) = (self.now(current, k, stat, kept), present.identity());
+        // By its number alone: one that the undo of a newer table has made may have that.
+        let by_number = stat.birth == 0
+            && !matches!(kept, Some(Kept::Link(_)))
+            && now == stat.identity()
+            && !self.replaced.is(&there, &stat.identity());
+        (present.mode ^ stat.mode) & libc::S_IFMT == 0 && now.is(&there) && !by_number
     }
 
     fn gone(
@@ -212,6 +217,16 @@ impl Undoer<'_, '_> {
         other: Option<&Moved>,
         last: bool,
     ) -> Result<(), UndoError> {
+        let made = |moved: &Moved| {
+            let number = || current.born.contains_key(&moved.inode.id);
+            moved.born.unwrap_or_else(number)
+        };
+        // An exchange of what was made in this table with what existed: the one that existed
+        // decides. The other may be gone without a record, and its number another inode's.
+        let (from, to, moved, other) = match other {
+            Some(existed) if made(moved) && !made(existed) => (to, from, existed, Some(moved)),
+            _ => (from, to, moved, other),
+        };
         let (from_path, to_path) = (from.path(), to.path());
         // What has left or entered the files that are left alone goes back.
         if self.is_excluded_by_option(&from_path)
@@ -236,10 +251,6 @@ impl Undoer<'_, '_> {
             is(&at_to, moved, &self.replaced),
             other.is_some_and(|other| is(&at_from, other, &self.replaced)),
         );
-        let made = |moved: &Moved| {
-            let number = || current.born.contains_key(&moved.inode.id);
-            moved.born.unwrap_or_else(number)
-        };
         // Half of an exchange, the other half moved on by somebody else: it comes back first, so
         // that an undo that is killed in between finds an exchange.
         if let Some(other) = other

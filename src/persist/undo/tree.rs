@@ -12,7 +12,8 @@ use crate::persist::{Id, Stat};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// The clock of files and the helper's rounds may differ by this much.
+/// The clock of files and the helper's rounds may differ by this much, where the program's end is
+/// not known.
 pub const MARGIN_NS: i64 = 3_000_000_000;
 /// File systems take the time of the latest clock tick.
 const TICK_NS: i64 = 20_000_000;
@@ -30,16 +31,24 @@ impl Undoer<'_, '_> {
 
     /// Was this inode made, or modified since the program's last sign of life, by
     /// somebody else?
-    pub fn is_strange(&self, stat: &Stat) -> bool {
-        !self.known.contains(&stat.id) || stat.is_regular() && self.is_later(stat)
+    pub fn is_strange(&self, path: &[u8], stat: &Stat) -> bool {
+        !self.known.contains(&stat.id) || stat.is_regular() && self.is_later(path, stat)
     }
 
     /// Modified after the program's last sign of life, and not by this undo?
-    pub fn is_later(&self, stat: &Stat) -> bool {
-        self.alive_ns != 0
+    pub fn is_later(&self, path: &[u8], stat: &Stat) -> bool {
+        // Files of other machines have these machines' times.
+        let ended = self.ended_ns != 0 && self.births.get().is_here(stat.id.dev);
+        let end_ns = match ended {
+            true => self.ended_ns,
+            false => self.alive_ns.saturating_add(MARGIN_NS),
+        };
+        (ended || self.alive_ns != 0)
             && stat.mtime_ns < self.begun_ns.saturating_sub(TICK_NS)
-            && stat.mtime_ns > self.alive_ns.saturating_add(MARGIN_NS)
+            && stat.mtime_ns > end_ns
             && !self.options.inherited.contains(&stat.id)
+            // A time that the program has set itself lies where it likes; this one cannot be set.
+            && c(path).is_ok_and(|path| sys::changed_ns(&path).is_ok_and(|ns| ns > end_ns))
     }
 
     /// Removes an inode's name, a directory with all that is in it. What somebody else
@@ -66,8 +75,8 @@ impl Undoer<'_, '_> {
             return Ok(false);
         }
         let kept = self.findings.keep.contains(&stat.id);
-        let strange = || !sure && stat.is_regular() && self.is_strange(stat);
-        if kept || strange() && (self.is_later(stat) || !self.was_being_made(path)) {
+        let strange = || !sure && stat.is_regular() && self.is_strange(path, stat);
+        if kept || strange() && (self.is_later(path, stat) || !self.was_being_made(path)) {
             if kept || self.options.foreign == Foreign::Keep {
                 if self.findings.keep.insert(stat.id) {
                     self.found(path, None, "made")?;

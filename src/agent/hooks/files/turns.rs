@@ -26,14 +26,17 @@ static SEVERAL: AtomicBool = AtomicBool::new(true);
 /// The helper, while the world is stopped in a running program: there are the program's
 /// threads and the helper.
 pub fn begin() {
-    let several = match paths::Path::of(&[b"/proc/self/task"]) {
-        Some(path) => paths::stat_at(paths::CWD, &path, 0).map_or(true, |stat| {
-            // Two of them are the directory's own.
-            stat.nlink > 2 + 2 || stat.nlink < 2 + 1
-        }),
-        None => true,
+    SEVERAL.store(!is_alone(), Relaxed);
+}
+
+/// Is there one thread of the program, beside the helper?
+pub fn is_alone() -> bool {
+    let Some(path) = paths::Path::of(&[b"/proc/self/task"]) else {
+        return false;
     };
-    SEVERAL.store(several, Relaxed);
+    // Two of them are the directory's own.
+    let count = |stat: crate::persist::Stat| (2 + 1..=2 + 2).contains(&stat.nlink);
+    paths::stat_at(paths::CWD, &path, 0).is_ok_and(count)
 }
 
 /// A thread is about to be born, or it is not known how many there are.
