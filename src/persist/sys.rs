@@ -24,7 +24,7 @@ pub use attributes::{
     set_xattr,
 };
 pub use contents::{
-    copy_file_range, copy_sparse, end_of_data, fallocate, fdatasync, ftruncate, map, pread,
+    copy_file_range, copy_sparse, end_of_data, fallocate, fdatasync, flags, ftruncate, map, pread,
     pread_all, pwrite, pwrite_all, seek, sync_range, unmap,
 };
 pub use path::{CPath, PATH_LEN, add_id};

@@ -8,8 +8,8 @@ mod read;
 mod remove;
 
 pub use live::{
-    OWN_RANGES, Prepared, alive, close_previous, create, create_empty, create_unrecorded, forget,
-    incomplete_reason, install, own_ranges,
+    OWN_RANGES, Prepared, alive, close_previous, create, create_empty, create_unrecorded, ended,
+    forget, incomplete_reason, install, own_ranges,
 };
 pub(super) use live::{end_return, install_for_return};
 pub use read::{highest, list, list_back, read};

@@ -5,6 +5,7 @@
 
 use super::{numbered, on};
 use crate::persist::recorder::{NUMBER, STATE};
+use crate::persist::sys;
 use crate::persist::writer::{RANGES, Writer, forget_mapped, mapped};
 use crate::store::StoreError;
 use std::os::unix::ffi::OsStrExt;
