@@ -5,6 +5,7 @@
 //! functions that return a `Vec`.
 
 use super::{Id, Stat};
+use crate::agent::place;
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
 use std::mem::MaybeUninit;
@@ -554,7 +555,20 @@ pub fn list_xattrs(path: &CPath, buf: &mut [u8]) -> Sys<usize> {
 /// Maps `len` bytes of a file, shared, for reading and writing.
 pub fn map(fd: i32, offset: u64, len: u64) -> Sys<*mut u8> {
     let prot = libc::PROT_READ | libc::PROT_WRITE;
-    call!(libc::SYS_mmap, 0, len, prot, libc::MAP_SHARED, fd, offset).map(|a| a as *mut u8)
+    // In the target, apart from the program's memory.
+    let map = |wish: u64| {
+        call!(
+            libc::SYS_mmap,
+            wish,
+            len,
+            prot,
+            libc::MAP_SHARED,
+            fd,
+            offset
+        )
+        .map(|at| at as u64)
+    };
+    place::wished(len, map).map(|at| at as *mut u8)
 }
 
 pub fn unmap(addr: *mut u8, len: u64) {
