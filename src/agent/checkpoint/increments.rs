@@ -63,8 +63,9 @@ pub struct Increments {
     /// Only a child may write, whose limits are its own.
     by_child: bool,
     futile: Futile,
-    /// Where blank pages were content at the latest sweep.
+    /// Where blank pages were content at the latest sweep, and where zeros were.
     content: Vec<blank::Range>,
+    over_files: Vec<blank::Range>,
 }
 
 /// Pre-copy is in vain where the program writes faster than the helper copies: then it is
@@ -241,6 +242,7 @@ impl Increments {
             by_child: false,
             futile: Futile::default(),
             content: Vec::new(),
+            over_files: Vec::new(),
         }
     }
 
@@ -248,8 +250,13 @@ impl Increments {
         self.tracker.sweep(pieces, seen)?;
         let content = blank::content(pieces);
         blank::newly_content(&self.content, &content, seen);
-        blank::content_no_longer(PageMap::open, pieces, &self.content, &content, seen)?;
-        self.content = content;
+        let over_files = blank::over_files(pieces);
+        let before = &self.over_files;
+        let mut again = Dirty::new();
+        blank::newly_over_files(PageMap::open, pieces, before, &over_files, &mut again)?;
+        self.tracker.exist(&blank::existing(pieces, &again));
+        seen.unite(&again);
+        (self.content, self.over_files) = (content, over_files);
         Ok(())
     }
 
@@ -262,6 +269,7 @@ impl Increments {
             return;
         };
         self.content = blank::content(&plan.pieces);
+        self.over_files = blank::over_files(&plan.pieces);
         let begun = match kept {
             Some(kept) => self.tracker.begin_again(&plan.pieces, kept),
             None => self.tracker.begin(&plan.pieces),
@@ -485,6 +493,8 @@ impl Increments {
         }
         if first && ahead.base.is_none() {
             self.everything(plan)?;
+            let seen = blank::existing(&plan.pieces, &self.dirty);
+            self.tracker.exist(&seen);
             ahead.pending = self.dirty.clone();
         } else if first {
             self.dirty.unite(&seen);
