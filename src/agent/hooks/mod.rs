@@ -84,6 +84,7 @@ const ADVICE_CALLS: &[libc::c_long] = &[
     libc::SYS_munlockall,
     // Trackers split mappings, which the kernel then does not move in one.
     libc::SYS_mremap,
+    libc::SYS_mmap,
 ];
 
 /// Limits: what we have reserved of an address space that becomes small must go.
@@ -158,6 +159,11 @@ pub fn looks_again(nr: i64) -> bool {
 /// Handles a call of the table. The frame is a system call that the program is about
 /// to make: its pointers are used as the kernel would use them.
 pub fn dispatch(frame: &mut CallFrame) -> Verdict {
+    let maps = matches!(frame.rax, libc::SYS_mmap | libc::SYS_mremap);
+    if maps && memory::special_advice_seen() {
+        // Other flags than those of what was there, which were read a moment ago.
+        memory::note_advice();
+    }
     if !fault::active() {
         return handle(frame);
     }
