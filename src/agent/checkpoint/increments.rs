@@ -260,6 +260,11 @@ impl Increments {
         Ok(())
     }
 
+    /// Must all that is written be left to a child?
+    pub fn by_child(&self) -> bool {
+        self.by_child
+    }
+
     /// The present contents are those of `generation`, as far as the tracker can tell later.
     fn stand_on(&mut self, store_root: &[u8], generation: u64, kept: Option<&Kept>) {
         if !self.tracker.increments() {
