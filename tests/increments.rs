@@ -19,6 +19,19 @@ fn survives(guest: &str, tracker: &str, snapshot: &'static str, restore: &'stati
     trial.survives(3);
 }
 
+/// Eight kills, and another order of everything in each run.
+fn storm(tracker: &str, snapshot: &'static str, restore: &'static str) {
+    let setting = Setting { restore, snapshot };
+    let mut trial = Trial::new(Program::guest("inc_storm"), setting)
+        .ckpt("CKPT_INTERVAL", "20ms")
+        .ckpt("CKPT_TRACKER", tracker);
+    let seed = trial.random(1 << 30).to_string();
+    let chain = ["3", "5", "16"][trial.random(3) as usize];
+    trial.note(format!("storm {seed}, chains of {chain}"));
+    trial.program = trial.program.clone().seconds(3.0).arg(&seed);
+    trial.ckpt("CKPT_CHAIN", chain).survives(8);
+}
+
 /// Every snapshot with every restore.
 macro_rules! combinations {
     ($($tracker:ident = $name:literal;)*) => { $(
@@ -48,6 +61,10 @@ macro_rules! combinations {
             #[test]
             fn shared() {
                 crate::survives("inc_shared", $name, $snapshot, $restore);
+            }
+            #[test]
+            fn storm() {
+                crate::storm($name, $snapshot, $restore);
             }
         }
     )* };
@@ -441,6 +458,66 @@ mod trouble {
         if !log.contains(": merged, ") || log.contains("no space left") {
             trial.fail("it was not merged");
         }
+    }
+}
+
+/// A program closes all descriptors that there are, in every way: it is tracked as before.
+mod closed {
+    use super::{generations, survives};
+    use crate::common::*;
+
+    #[test]
+    fn uffd() {
+        survives("inc_closed", "uffd", "auto", "lazy");
+    }
+
+    #[test]
+    fn uffd_fork() {
+        survives("inc_closed", "uffd", "fork", "eager");
+    }
+
+    #[test]
+    fn mprotect() {
+        survives("inc_closed", "mprotect", "priority", "lazy");
+    }
+
+    /// Before a kill and after it the generations behind the first one are small increments.
+    #[test]
+    fn goes_on_with_increments() {
+        let program = Program::guest("inc_closed").seconds(6.0);
+        let mut trial = Trial::new(program, LAZY_FORK)
+            .ckpt("CKPT_INTERVAL", "20ms")
+            .ckpt("CKPT_KEEP", "100")
+            .ckpt("CKPT_CHAIN", "100")
+            .ckpt("CKPT_SNAPSHOT", "auto");
+        let bare = trial.bare();
+        for _ in 0..2 {
+            let mut started = trial.start();
+            let first = trial.generation();
+            let mut known = first;
+            // A checkpoint takes two rounds and more: all ways to close have been gone.
+            while known < first + 20 {
+                known = match trial.await_generation(&mut started, known) {
+                    Some(generation) => generation,
+                    None => trial.fail("it ended too early"),
+                };
+            }
+            started.kill(true);
+            let all = generations(&trial);
+            if all.iter().all(|g| g["tracker"] == "full") {
+                eprintln!("SKIPPED: no tracker works here, so all generations are complete");
+                return;
+            }
+            let new = all
+                .iter()
+                .filter(|g| g["generation"].as_u64() > Some(first + 10));
+            for g in new {
+                assert_eq!(g["kind"], "increment", "{g:#?}");
+                assert!(g["bytes_stored"].as_u64() < Some(8 << 20), "{g:#?}");
+            }
+        }
+        let life = trial.finish();
+        trial.compare(&bare, &life);
     }
 }
 

@@ -5,8 +5,7 @@
 //!
 //! Helper thread. The mapping is no part of the image ([`range`]).
 
-use crate::agent::{headroom, reserve};
-use ckpt_sys::raw::check;
+use crate::agent::{headroom, place, reserve};
 use ckpt_sys::syscall;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
@@ -28,11 +27,9 @@ pub fn take() {
         return;
     }
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: fresh address space that is never touched.
-    let got = unsafe { syscall!(libc::SYS_mmap, 0, LEN, libc::PROT_NONE, flags, -1i32, 0) };
-    if let Ok(addr) = check(got) {
-        reserve::unlock(addr as u64, LEN);
-        AT.store(addr as u64, SeqCst);
+    if let Ok(addr) = place::passing(LEN, libc::PROT_NONE, flags) {
+        reserve::unlock(addr, LEN);
+        AT.store(addr, SeqCst);
         HELD.store(true, SeqCst);
     }
 }

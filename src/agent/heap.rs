@@ -10,10 +10,10 @@
 //! Size classes with free lists below 32 KiB, page runs above. Page runs that are
 //! freed give their memory back to the kernel, so a checkpoint leaves no trace in RSS.
 
+use crate::agent::place;
 use crate::agent::reserve::Bounds;
 use crate::agent::state::InHook;
 use crate::agent::track::fault;
-use ckpt_sys::raw::check;
 use ckpt_sys::{syscall, tls::thread_block};
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::UnsafeCell;
@@ -102,14 +102,12 @@ impl Heap {
         }
         if self.end - self.bump < bytes {
             let len = bytes.max(SEGMENT).next_multiple_of(SEGMENT);
-            // SAFETY: a fresh anonymous mapping, touched by nobody else.
-            let got = unsafe {
-                let prot = libc::PROT_READ | libc::PROT_WRITE;
-                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-                check(syscall!(libc::SYS_mmap, 0, len, prot, flags, -1i32, 0))
+            let prot = libc::PROT_READ | libc::PROT_WRITE;
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+            let Ok(addr) = place::lasting(len as u64, prot, flags) else {
+                return 0;
             };
-            let Ok(addr) = got else { return 0 };
-            fault::keep_open(addr as u64, len);
+            fault::keep_open(addr, len);
             if self.end > self.bump {
                 self.give_run(self.bump, self.end - self.bump);
             }

@@ -30,6 +30,7 @@ pub mod log;
 pub mod merge;
 pub mod outputs;
 pub mod own_memory;
+pub mod place;
 pub mod prefetch;
 pub mod procfs;
 pub mod recover;

@@ -7,6 +7,7 @@
 //! thread cut: a word says what is whose, without a lock, so a child that is forked amid it has
 //! nothing to wait for.
 
+use crate::agent::place;
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
 use std::sync::atomic::{AtomicU64, Ordering::*};
@@ -93,9 +94,7 @@ impl Bounds {
 /// Reserves fresh address space, all of it closed.
 pub fn map(len: u64) -> Result<u64, i32> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: fresh address space.
-    let got = unsafe { syscall!(libc::SYS_mmap, 0, len, libc::PROT_NONE, flags, -1i32, 0) };
-    let at = check(got)? as u64;
+    let at = place::lasting(len, libc::PROT_NONE, flags)?;
     unlock(at, len);
     Ok(at)
 }

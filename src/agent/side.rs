@@ -7,6 +7,7 @@
 //! has used up its address space (RLIMIT_AS) the helper's heap has to do.
 
 use crate::agent::collect::descriptors::ContentSink;
+use crate::agent::place;
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
 use std::alloc::Layout;
@@ -126,20 +127,13 @@ impl SideBuffer {
     fn map(&mut self, capacity: usize) -> Result<(), i32> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: a fresh mapping, or our own one moved.
-        let at = unsafe {
-            if self.capacity == 0 {
-                check(syscall!(libc::SYS_mmap, 0, capacity, prot, flags, -1i32, 0))?
-            } else {
-                let may_move = libc::MREMAP_MAYMOVE;
-                check(syscall!(
-                    libc::SYS_mremap,
-                    self.at,
-                    self.capacity,
-                    capacity,
-                    may_move
-                ))?
-            }
+        let at = if self.capacity == 0 {
+            place::passing(capacity as u64, prot, flags)? as usize
+        } else {
+            let (at, old) = (self.at, self.capacity);
+            let may_move = libc::MREMAP_MAYMOVE;
+            // SAFETY: our own mapping; nothing points into it while it moves.
+            check(unsafe { syscall!(libc::SYS_mremap, at, old, capacity, may_move) })?
         };
         (self.at, self.capacity) = (at, capacity);
         publish(at, capacity);

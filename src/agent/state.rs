@@ -95,8 +95,7 @@ pub unsafe fn wake() -> Result<(), i32> {
         if page.is_null() {
             let prot = libc::PROT_READ | libc::PROT_WRITE;
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            page =
-                check(syscall!(libc::SYS_mmap, 0, 4096, prot, flags, -1i32, 0))? as *mut AtomicU32;
+            page = crate::agent::place::lasting(4096, prot, flags)? as *mut AtomicU32;
         }
         check(syscall!(
             libc::SYS_madvise,

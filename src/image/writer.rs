@@ -12,6 +12,7 @@
 //! An error makes the image void: the writer refuses all further work, nothing is
 //! tried a second time, the caller throws the file away.
 
+use super::check::{CheckError, check_manifest};
 use super::header::{HEADER_LEN, Header};
 use super::pack::{Method, Stream};
 use super::state::Manifest;
@@ -66,6 +67,8 @@ pub enum WriteError {
     Void,
     #[error("encode the manifest: {0}")]
     Manifest(#[from] codec::CodecError),
+    #[error("the manifest makes no sense: {0}")]
+    Check(#[from] CheckError),
 }
 
 /// What was written.
@@ -305,6 +308,11 @@ impl<S: ImageSink> ImageWriter<S> {
             (table.len() as u64, crc32c::crc32c(&table)),
         );
         debug_assert_eq!(header.total_len, self.end);
+        // What a restorer would refuse is no image: the generation before stays the latest.
+        if let Err(error) = check_manifest(manifest, &header) {
+            self.void = true;
+            return Err(error.into());
+        }
         if sync {
             self.sink.sync_data().map_err(WriteError::Sync)?;
         }
@@ -393,6 +401,23 @@ pub(crate) mod tests {
             }
             Ok(())
         }
+    }
+
+    /// Under the tracker `full` the contents of a shared object could be out of order. Such a
+    /// generation was published, the one before it pruned, and no restore accepted it.
+    #[test]
+    fn what_a_restore_would_refuse_is_no_image() {
+        use crate::image::check::tests::sample_manifest;
+        let mut sink = MemorySink::default();
+        let mut writer = ImageWriter::new(&mut sink, 5);
+        let offset = writer.write_bytes_as_pages(&[7; 8192]).unwrap();
+        let mut manifest = sample_manifest(offset);
+        manifest.memory.extents.reverse();
+        manifest.memory.extents.push(manifest.memory.extents[0]);
+        let refused = writer.finish(&manifest, true);
+        assert!(matches!(refused, Err(WriteError::Check(_))), "{refused:?}");
+        // Without its header it is no image.
+        assert!(sink.bytes.iter().take(4096).all(|&byte| byte == 0));
     }
 
     fn write_sample(sink: &mut MemorySink) -> Result<Written, WriteError> {

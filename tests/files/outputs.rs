@@ -136,16 +136,51 @@ fn a_file_with_other_contents_is_saved() {
     trial.await_generation(&mut started, known);
     std::thread::sleep(Duration::from_millis(200));
     started.kill(true);
+    saved_and_whole(trial, &whole, b"somebody's notes\n");
+}
+
+/// The program had printed nothing yet, or what the file begins with is the program's output: what
+/// else the file held was cut off and nowhere to be found.
+#[test]
+fn what_follows_the_output_in_another_file_is_saved() {
+    for printed in [false, true] {
+        let program = if printed {
+            printing()
+        } else {
+            printing().arg("silent")
+        };
+        let mut trial = Trial::new(program, LAZY_FORK);
+        let whole = trial.bare().stdout;
+        let known = trial.generation();
+        let mut started = shell(&trial, "2>/dev/null >out");
+        trial.await_generation(&mut started, known);
+        std::thread::sleep(Duration::from_millis(200));
+        started.kill(true);
+        let mut other = std::fs::read(trial.dir.join("run/out")).expect("out");
+        other.extend_from_slice(b"somebody's notes\n");
+        saved_and_whole(trial, &whole, &other);
+    }
+}
+
+/// The next start is given a file that holds `held`.
+fn saved_and_whole(mut trial: Trial, whole: &[u8], held: &[u8]) {
     let other: PathBuf = trial.dir.join("run/other");
-    std::fs::write(&other, "somebody's notes\n").expect("write");
+    std::fs::write(&other, held).expect("write");
     let life = shell(&trial, "2>/dev/null >>other").end(Duration::from_secs(60));
     if life.status != Some(73) {
         trial.fail("the last life's status is wrong");
     }
-    same(&mut trial, "other", &whole);
+    same(&mut trial, "other", whole);
     let log = std::fs::read_to_string(trial.dir.join("ckpt.log")).unwrap_or_default();
-    if !log.contains("saved as") {
+    let saved = log
+        .split("saved as ")
+        .nth(1)
+        .and_then(|rest| rest.lines().next());
+    let Some(saved) = saved else {
         trial.fail("the log does not say where the contents of `other` are");
+    };
+    if std::fs::read(saved.trim()).ok().as_deref() != Some(held) {
+        trial.fail("what was saved is not what the file held");
     }
 }
 

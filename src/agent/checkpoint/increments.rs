@@ -59,8 +59,9 @@ pub struct Increments {
     /// Only a child may write, whose limits are its own.
     by_child: bool,
     futile: Futile,
-    /// Where blank pages were content at the latest sweep.
+    /// Where blank pages were content at the latest sweep, and where zeros were.
     content: Vec<blank::Range>,
+    over_files: Vec<blank::Range>,
 }
 
 /// Which ranges are the library's own.
@@ -114,6 +115,7 @@ impl Increments {
             by_child: false,
             futile: Futile::default(),
             content: Vec::new(),
+            over_files: Vec::new(),
         }
     }
 
@@ -121,9 +123,19 @@ impl Increments {
         self.tracker.sweep(pieces, seen)?;
         let content = blank::content(pieces);
         blank::newly_content(&self.content, &content, seen);
-        blank::content_no_longer(PageMap::open, pieces, &self.content, &content, seen)?;
-        self.content = content;
+        let over_files = blank::over_files(pieces);
+        let before = &self.over_files;
+        let mut again = Dirty::new();
+        blank::newly_over_files(PageMap::open, pieces, before, &over_files, &mut again)?;
+        self.tracker.exist(&blank::existing(pieces, &again));
+        seen.unite(&again);
+        (self.content, self.over_files) = (content, over_files);
         Ok(())
+    }
+
+    /// Must all that is written be left to a child?
+    pub fn by_child(&self) -> bool {
+        self.by_child
     }
 
     /// A generation with everything in `dirty` is durable.

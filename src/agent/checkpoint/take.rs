@@ -18,7 +18,7 @@ use crate::agent::snapshot::stretch::store_frozen;
 use crate::agent::snapshot::{self, Frame, Method, Outcome, SnapshotError, fork, priority};
 use crate::agent::state::AGENT;
 use crate::agent::stop::{self, Stopped, now_ns};
-use crate::agent::track::Dirty;
+use crate::agent::track::{Dirty, blank};
 use crate::agent::{children, clock, hooks, request, resume, rollback};
 use crate::config::SnapshotChoice;
 use crate::image::state::{EntryPoints, Manifest, Privileges};
@@ -266,13 +266,26 @@ impl<S: ImageSink> Shot<S> {
     /// `None` when the kernel refuses (memory, process limit).
     fn fork(&mut self, increments: &Increments) -> Result<Option<fork::Writer>, SnapshotError> {
         // The fork drops these ranges; should it fail they are in the image all the same.
+        let by_child = increments.by_child();
         self.plan
-            .copy_unfrozen(&mut self.side)
+            .copy_unfrozen(&mut self.side, by_child)
             .map_err(SnapshotError::Memory)?;
+        // What the program cuts off a file is gone from private copies of it in every process, the
+        // writer's too: such pages are stored now.
+        let of_files = blank::over_files(&self.plan.pieces);
+        if !by_child {
+            let Ahead { pages, pending, .. } = &mut self.ahead;
+            let mut now = pending.clone();
+            now.retain(&of_files);
+            // SAFETY: the program is stopped, and the plan is its map.
+            unsafe { store_frozen(pages, &self.plan.pieces, &now)? };
+        }
         Ok(fork::fork(&mut || {
             let Ahead { pages, pending, .. } = &mut self.ahead;
+            let mut rest = pending.clone();
+            rest.remove(&of_files);
             // SAFETY: this is the forked writer, with the plan as its map.
-            unsafe { store_frozen(pages, &self.plan.pieces, pending)? };
+            unsafe { store_frozen(pages, &self.plan.pieces, &rest)? };
             let mut dirty = increments.dirty.clone();
             dirty.unite(pending);
             self.finish(&dirty, true)

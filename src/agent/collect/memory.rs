@@ -225,13 +225,14 @@ impl Plan {
     }
 
     /// Before a fork: copies the private ranges that it drops or wipes, as far as the flags
-    /// are known, whole into `side`.
-    pub fn copy_unfrozen(&mut self, side: &mut SideBuffer) -> Result<(), MemoryError> {
+    /// are known, whole into `side`. `files`: private mappings of files as well.
+    pub fn copy_unfrozen(&mut self, side: &mut SideBuffer, files: bool) -> Result<(), MemoryError> {
         let mut copier = Copier::new(side);
         for piece in &mut self.pieces {
             let unfrozen = vma_flag::DONTFORK | vma_flag::WIPEONFORK;
             let private = !matches!(piece.how, How::Nothing | How::Copied);
-            if piece.vma.flags & unfrozen != 0 && private {
+            let of_file = files && piece.how == How::Scan && piece.vma.kind.is_private_file();
+            if (piece.vma.flags & unfrozen != 0 || of_file) && private {
                 copier.private(piece, &mut self.copied)?;
                 piece.how = How::Copied;
             }

@@ -11,8 +11,9 @@
 
 use super::frame::{CallFrame, Verdict};
 use super::user;
+use crate::agent::place;
 use crate::agent::track::fault;
-use ckpt_sys::{raw::check, syscall, tls::ThreadBlock, tls::thread_block};
+use ckpt_sys::{syscall, tls::ThreadBlock, tls::thread_block};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 
 /// `stack_t`: sp, flags (and padding), size.
@@ -131,16 +132,9 @@ fn take(block: &mut ThreadBlock) -> Option<u64> {
                 return Some(POOL[at].base.load(Relaxed));
             }
         }
-        let base = check(syscall!(
-            libc::SYS_mmap,
-            0,
-            own_size(),
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            -1i32,
-            0
-        ))
-        .ok()? as u64;
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let base = place::lasting(own_size(), prot, flags).ok()?;
         let at = LEN.fetch_add(1, AcqRel);
         if at >= POOL.len() {
             LEN.store(POOL.len(), Relaxed);

@@ -31,8 +31,9 @@ pub mod calls;
 pub mod locks;
 pub mod paths;
 
+use crate::agent::place;
 use crate::agent::state::{AGENT, InHook};
-use ckpt_sys::{raw::check, syscall, tls::thread_block};
+use ckpt_sys::{syscall, tls::thread_block};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicUsize, Ordering::*};
 
 #[derive(Clone, Copy)]
@@ -81,17 +82,11 @@ fn find(table: &AtomicPtr<Pair>, id: i32) -> Option<i32> {
 pub fn set_identity(pairs: &[(i32, i32)], old_pid: i32, new_pid: i32) -> Result<(), i32> {
     let count = pairs.len() + 1;
     let half = (count * size_of::<Pair>()).next_multiple_of(4096).max(4096);
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let at = place::lasting(2 * half as u64, prot, flags)? as usize;
     // SAFETY: a fresh mapping with room for both tables, filled before it is published.
     unsafe {
-        let at = check(syscall!(
-            libc::SYS_mmap,
-            0,
-            2 * half,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            -1i32,
-            0
-        ))?;
         let forth = std::slice::from_raw_parts_mut(at as *mut Pair, count);
         let back = std::slice::from_raw_parts_mut((at + half) as *mut Pair, count);
         // The process's own pair too, in case its first thread is gone.

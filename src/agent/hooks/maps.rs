@@ -4,6 +4,7 @@
 //! Any thread, forked children too; a descriptor lives for the time of a [`Maps`].
 //! No allocation.
 
+use crate::agent::state::InHook;
 use ckpt_sys::{raw::check, syscall};
 
 /// One mapping.
@@ -28,10 +29,12 @@ impl Mapping {
     }
 }
 
-/// An open view of our own memory map.
+/// An open view of our own memory map. No checkpoint comes while there is one: its descriptor is in
+/// the program's table, and names a task that is not there at a restore.
 pub struct Maps {
     fd: i32,
     by_text: bool,
+    _hook: InHook,
 }
 
 #[repr(C)]
@@ -60,6 +63,7 @@ const _: () = assert!(size_of::<Query>() == 104);
 
 impl Maps {
     pub fn open() -> Result<Maps, i32> {
+        let hook = InHook::enter();
         let path = c"/proc/thread-self/maps";
         // SAFETY: a constant path.
         let fd = check(unsafe {
@@ -70,7 +74,11 @@ impl Maps {
                 libc::O_RDONLY | libc::O_CLOEXEC
             )
         })? as i32;
-        Ok(Maps { fd, by_text: false })
+        Ok(Maps {
+            fd,
+            by_text: false,
+            _hook: hook,
+        })
     }
 
     /// The mapping that covers `addr` or the next one above it.

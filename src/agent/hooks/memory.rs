@@ -21,6 +21,7 @@ use super::frame::{CallFrame, Verdict};
 use super::maps::{Mapping, Maps};
 use super::{ids, ranges, user};
 use crate::agent::headroom;
+use crate::agent::place;
 use crate::agent::region;
 use crate::agent::state::{InHook, is_agents_process};
 use crate::agent::track::fault;
@@ -115,7 +116,7 @@ fn convert(start: u64, end: u64) -> Result<(), i32> {
     let mut maps = Maps::open()?;
     pieces(&mut maps, start, end, |from, to, m| {
         let len = to - from;
-        let copy = anonymous(0, len, 3, 0)?;
+        let copy = place::passing(len, 3, ANONYMOUS)?;
         // SAFETY: both ranges are mapped for `len` bytes, readable and writable once
         // the protection was lent; the copy then takes the place of the original.
         unsafe {
@@ -391,9 +392,41 @@ pub fn madvise(frame: &mut CallFrame) -> Verdict {
                 Err(_) => done(frame, Err(libc::EAGAIN)),
             }
         }
-        libc::MADV_REMOVE => done(frame, Err(libc::EINVAL)),
+        libc::MADV_REMOVE => {
+            let _guard = InHook::enter();
+            remove(frame, end)
+        }
         _ => Verdict::Forward,
     }
+}
+
+/// MADV_REMOVE of a range up to `end`, where there may be memory from our image: that is anonymous
+/// to the program, which cannot be removed. What lies before it is done, as the kernel does it.
+fn remove(frame: &mut CallFrame, end: u64) -> Verdict {
+    let [addr, _, advice, ..] = frame.args;
+    let mut first = None;
+    let looked = Maps::open().and_then(|mut maps| {
+        let mut at = addr;
+        while let Some(m) = maps.at(at)?.filter(|m| m.start < end && first.is_none()) {
+            first = is_image(&m).then_some(m.start.max(addr));
+            at = m.end;
+        }
+        Ok(())
+    });
+    if looked.is_err() {
+        return done(frame, Err(libc::EAGAIN));
+    }
+    let Some(first) = first else {
+        return Verdict::Forward;
+    };
+    if first > addr {
+        // SAFETY: part of the program's own request.
+        let ret = unsafe { syscall!(libc::SYS_madvise, addr, first - addr, advice) };
+        if let Err(e) = check(ret) {
+            return done(frame, Err(e));
+        }
+    }
+    done(frame, Err(libc::EINVAL))
 }
 
 /// What mlockall has said of memory to come (MCL_FUTURE, MCL_ONFAULT); 0: nothing.

@@ -85,6 +85,7 @@ const ADVICE_CALLS: &[libc::c_long] = &[
     libc::SYS_munlockall,
     // Trackers split mappings, which the kernel then does not move in one.
     libc::SYS_mremap,
+    libc::SYS_mmap,
 ];
 
 /// Limits: what we have reserved of an address space that becomes small must go.

@@ -2,6 +2,7 @@
 //! state nobody can save. Acts for the agent's own process only (not for forked,
 //! vforked or other CLONE_VM children); everything is forwarded.
 
+use super::files::cache;
 use super::frame::{CallFrame, Verdict};
 use super::sigaction;
 use crate::agent::refusal::{self, Kind};
@@ -21,6 +22,7 @@ pub const NUMBERS: &[libc::c_long] = &[
     libc::SYS_arch_prctl,
     libc::SYS_seccomp,
     libc::SYS_unshare,
+    libc::SYS_close_range,
     libc::SYS_setns,
     libc::SYS_io_uring_setup,
     libc::SYS_perf_event_open,
@@ -42,6 +44,7 @@ const NAMESPACE: &str = "the program entered other namespaces (unshare, setns)";
 const USERFAULTFD: &str =
     "the program uses userfaultfd, as the page tracker did (CKPT_TRACKER=mprotect leaves it alone)";
 const OWN_TABLES: &str = "a thread has a descriptor table or directory of its own (unshare)";
+const CLOSE_RANGE_UNSHARE: u64 = 2;
 
 pub fn dispatch(frame: &mut CallFrame) -> Verdict {
     let [a, b, ..] = frame.args;
@@ -60,6 +63,12 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
             }
         }
         libc::SYS_unshare => return namespaces(frame, a),
+        libc::SYS_close_range if frame.args[2] & CLOSE_RANGE_UNSHARE != 0 => {
+            if is_agents_process() && !is_alone() {
+                cache::tables_differ();
+                refusal::disable(OWN_TABLES);
+            }
+        }
         libc::SYS_setns => {
             let all = (libc::CLONE_NEWUSER | libc::CLONE_NEWNS) as u64;
             return namespaces(frame, if b == 0 { all } else { b });
@@ -124,6 +133,17 @@ fn sandbox() {
     refusal::disable(SANDBOX);
     refusal::retire_and_wait();
     refusal::set_sandboxed();
+}
+
+/// Is the calling thread the program's only one? Where that cannot be told it is not.
+fn is_alone() -> bool {
+    use super::files::paths::{CWD, Path, stat_at};
+    // Two links are the directory's own.
+    let tasks = Path::of(&[b"/proc/self/task"])
+        .and_then(|path| stat_at(CWD, &path, 0).ok())
+        .map_or(u64::MAX, |stat| u64::from(stat.nlink).saturating_sub(2));
+    let helper = refusal::HELPER_ALIVE.load(std::sync::atomic::Ordering::Relaxed) != 0;
+    tasks <= u64::from(helper) + 1
 }
 
 /// unshare and setns. Some need a process of one thread, and our helper is a second.

@@ -9,7 +9,8 @@
 //!
 //! [`InHook`]: crate::agent::state::InHook
 
-use ckpt_sys::{raw::check, syscall};
+use crate::agent::place;
+use ckpt_sys::syscall;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 
 /// `[start, end)`; empty when start >= end.
@@ -91,17 +92,11 @@ pub fn set_image_ranges(ranges: &[(u64, u64, u32)]) -> Result<(), i32> {
         return Ok(());
     }
     let size = (ranges.len() * size_of::<Range>() + 4095) & !4095;
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let at = place::lasting(size as u64, prot, flags)? as *mut Range;
     // SAFETY: a fresh mapping, filled before it is published.
     unsafe {
-        let at = check(syscall!(
-            libc::SYS_mmap,
-            0,
-            size,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            -1i32,
-            0
-        ))? as *mut Range;
         let mut n = 0;
         for &(start, end, flags) in ranges {
             // Neighbours become one range.

@@ -155,7 +155,8 @@ fn fill(
         let reading = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
         let old = rustix::fs::open(path, reading, Mode::empty());
         let old = old.map_err(|e| problem("read", path, e))?;
-        if !begins_alike(&old, stream, size.min(record.size)) {
+        let more = size > record.size;
+        if more || !begins_alike(&old, stream, size) {
             save_aside(job, &old, fd, size)?;
         }
     }

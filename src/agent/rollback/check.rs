@@ -2,10 +2,9 @@
 //! their bytes. Helper thread; nothing of the program is changed here.
 
 use super::call::Region;
-use crate::agent::own_memory;
+use crate::agent::{own_memory, place};
 use crate::image::PAGE;
 use crate::image::state::{FileKind, Manifest, ThreadState, VmaKind, VmaState};
-use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
 
 /// The regions with the bytes that they are to have after the rollback.
@@ -53,13 +52,9 @@ impl Bytes {
         if len <= LARGE {
             return Ok(Bytes::Heap(vec![0; len]));
         }
-        // SAFETY: a fresh mapping.
-        let at = check(unsafe {
-            let prot = libc::PROT_READ | libc::PROT_WRITE;
-            let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-            syscall!(libc::SYS_mmap, 0, len, prot, flags, -1i32, 0)
-        })?;
-        let at = at as u64;
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let at = place::lasting(len as u64, prot, flags)?;
         Ok(Bytes::Mapped { at, len })
     }
 }

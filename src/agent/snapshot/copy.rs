@@ -9,8 +9,8 @@ use super::SnapshotError;
 use super::pages::{BATCH_PAGES, Chunk, Pages};
 use super::stretch::{Stretch, batches, open_mem, read_through};
 use crate::agent::collect::memory::{PAGE, Piece};
-use crate::agent::headroom;
 use crate::agent::track::Dirty;
+use crate::agent::{headroom, place};
 use crate::image::writer::ImageSink;
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
@@ -61,11 +61,7 @@ impl Buffer {
             }
             let prot = libc::PROT_READ | libc::PROT_WRITE;
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-            // SAFETY: a fresh mapping of our own.
-            let at = unsafe {
-                check(syscall!(libc::SYS_mmap, 0, wanted, prot, flags, -1i32, 0))
-                    .map_err(SnapshotError::NoRoom)? as u64
-            };
+            let at = place::passing(wanted, prot, flags).map_err(SnapshotError::NoRoom)?;
             (self.at, self.capacity) = (at, wanted);
             START.store(at, Relaxed);
             END.store(at + wanted, Relaxed);

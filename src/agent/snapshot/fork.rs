@@ -7,8 +7,8 @@
 
 use super::{Outcome, SnapshotError};
 use crate::agent::exit;
+use crate::agent::place;
 use crate::agent::procfs::OwnFd;
-use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
 use std::sync::atomic::Ordering;
 
@@ -48,7 +48,7 @@ pub fn fork(work: &mut dyn FnMut() -> Result<Outcome, SnapshotError>) -> Option<
     unsafe {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
-        let page = check(syscall!(libc::SYS_mmap, 0, 4096, prot, flags, -1i32, 0)).ok()?;
+        let page = place::passing(4096, prot, flags).ok()?;
         let shared = page as *mut Result_;
         let parent = syscall!(libc::SYS_getpid);
         match syscall!(libc::SYS_clone, 0, 0, 0, 0, 0) {

@@ -110,6 +110,8 @@ pub fn finish<S: ImageSink>(
     let objects = shared.map(|object| &mut object.extents);
     for extents in objects.chain(manifest.descriptors.content_extents()) {
         extents.iter_mut().for_each(|e| e.offset += at);
+        // Collected mapping by mapping, and a lower one may show later pages.
+        extents.sort_unstable_by_key(|e| e.addr);
     }
     plan.copied.iter_mut().for_each(|e| e.offset += at);
     plan.copied.sort_unstable_by_key(|e| e.addr);

@@ -97,6 +97,13 @@ pub fn read_through(mem: &OwnFd, addr: u64, into: &mut [u8]) -> u64 {
     n.max(0) as u64 / PAGE
 }
 
+fn is_mapped(addr: u64) -> bool {
+    let mut byte = 0u8;
+    // SAFETY: one page, one byte.
+    let ret = unsafe { syscall!(libc::SYS_mincore, addr, PAGE, &raw mut byte) };
+    ret != -(libc::ENOMEM as isize)
+}
+
 /// Stores all of `dirty` from memory that stands still.
 ///
 /// # Safety
@@ -131,7 +138,10 @@ pub unsafe fn store_frozen<S: ImageSink>(
                 let addr = s.addr + done * PAGE;
                 let room = &mut bounce[..((s.npages - done) * PAGE) as usize];
                 let got = read_through(&mem, addr, room);
-                if got == 0 {
+                if got == 0 && !is_mapped(addr) {
+                    // The map says otherwise: a forked writer has not got it (MADV_DONTFORK).
+                    return Err(SnapshotError::NotInherited(addr));
+                } else if got == 0 {
                     // It cannot be read at all: it does not exist.
                     pages.forget(addr, addr + PAGE);
                 } else {

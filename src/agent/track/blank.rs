@@ -148,6 +148,22 @@ pub fn whole(
     Ok(())
 }
 
+/// Pages said to exist where a blank one is nothing.
+pub fn existing(pieces: &[Piece], seen: &Dirty) -> Vec<Range> {
+    let mut ranges = Vec::new();
+    for piece in pieces {
+        if !watchable(piece) || blank_is_content(piece) {
+            continue;
+        }
+        for run in seen.within(piece.vma.start, piece.vma.end) {
+            if run.change == Change::Present {
+                push(&mut ranges, (run.start, run.end));
+            }
+        }
+    }
+    ranges
+}
+
 /// Ranges whose blank pages are content.
 pub fn content(pieces: &[Piece]) -> Vec<Range> {
     let mut ranges = Vec::new();
@@ -167,32 +183,43 @@ pub fn newly_content(before: &[Range], now: &[Range], seen: &mut Dirty) {
     });
 }
 
-/// What is content no longer: a file without a name is open again, and its own pages are the
-/// file's.
-pub fn content_no_longer(
+/// Where a file's own pages lie below what the program has written: zeros are content there.
+pub fn over_files(pieces: &[Piece]) -> Vec<Range> {
+    let mut ranges = Vec::new();
+    for piece in pieces {
+        if watchable(piece) && !blank_is_content(piece) && piece.vma.kind.is_private_file() {
+            push(&mut ranges, (piece.vma.start, piece.vma.end));
+        }
+    }
+    ranges
+}
+
+/// Where this is so and was not at the last sweep (`before`, [`over_files`] as of then) everything
+/// is looked at again. A file without a name is open again, and its own pages are the file's; or
+/// the program has mapped one between the look at the map and the sweep, and pages of zeros were
+/// taken for nothing.
+pub fn newly_over_files(
     pagemap: impl FnOnce() -> Result<PageMap, TrackError>,
     pieces: &[Piece],
     before: &[Range],
     now: &[Range],
     seen: &mut Dirty,
 ) -> Result<(), TrackError> {
-    let mut gone = Vec::new();
-    without(before, now, |start, end| gone.push((start, end)));
-    let mut parts = Vec::new();
-    let mut next = 0;
-    for range in gone {
-        clip(pieces, &mut next, range, |piece, from, to| {
-            if piece.vma.kind.is_private_file() {
-                parts.push((piece, from, to));
-            }
-        });
-    }
-    if parts.is_empty() {
+    let mut fresh = Vec::new();
+    without(now, before, |start, end| fresh.push((start, end)));
+    if fresh.is_empty() {
         return Ok(());
     }
     let mut pagemap = pagemap()?;
-    for (piece, from, to) in parts {
-        whole(&mut pagemap, piece, (from, to), seen)?;
+    let mut next = 0;
+    for range in fresh {
+        let mut parts = Vec::new();
+        clip(pieces, &mut next, range, |piece, from, to| {
+            parts.push((piece, from, to));
+        });
+        for (piece, from, to) in parts {
+            whole(&mut pagemap, piece, (from, to), seen)?;
+        }
     }
     Ok(())
 }

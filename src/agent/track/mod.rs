@@ -107,6 +107,10 @@ pub trait Tracker {
     /// the set is of no use: the next generation must be full.
     fn sweep(&mut self, pieces: &[Piece], seen: &mut Dirty) -> Result<(), TrackError>;
 
+    /// Pages that somebody else has seen since the last sweep, and may have stored, while the program
+    /// ran: should they be discarded before the next one, that must be reported.
+    fn exist(&mut self, _: &[blank::Range]) {}
+
     /// As [`Tracker::sweep`], but what is reported stays open and is reported again: it is
     /// about to be written over. For a rollback, by the leader, who is alone. Without it
     /// nothing can stay mapped.

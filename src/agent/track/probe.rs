@@ -3,8 +3,8 @@
 
 use super::{softdirty, uffd};
 use crate::agent::collect::memory::PAGE;
+use crate::agent::place;
 use crate::config::TrackerChoice;
-use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
 
 /// What each tracker says: `Err` holds why it cannot be used.
@@ -95,9 +95,8 @@ pub(super) fn with_page<T>(f: impl FnOnce(u64) -> Result<T, String>) -> Result<T
         libc::PROT_READ | libc::PROT_WRITE,
         libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
     );
-    // SAFETY: a mapping of our own, at a place of the kernel's choice.
-    let mapped = unsafe { syscall!(libc::SYS_mmap, 0, PAGE, prot, flags, -1i32, 0) };
-    let addr = check(mapped).map_err(|errno| format!("mmap: errno {errno}"))? as u64;
+    let mapped = place::passing(PAGE, prot, flags);
+    let addr = mapped.map_err(|errno| format!("mmap: errno {errno}"))?;
     let result = f(addr);
     // SAFETY: mapped above.
     unsafe { syscall!(libc::SYS_munmap, addr, PAGE) };

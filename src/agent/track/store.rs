@@ -18,6 +18,7 @@ use super::{Change, Dirty, TrackError};
 use crate::agent::collect::memory::{PAGE, Piece};
 use crate::agent::headroom;
 use crate::agent::hooks::user;
+use crate::agent::place;
 use crate::agent::state::awake;
 use crate::image::state::{VmaKind, VmaState};
 use ckpt_sys::raw::check;
@@ -240,9 +241,7 @@ pub fn protect(
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
         );
         let len = RESERVE as u64 * PAGE;
-        // SAFETY: fresh memory.
-        let at = check(unsafe { syscall!(libc::SYS_mmap, 0, len, prot, flags, -1i32, 0) })
-            .map_err(fail("mmap"))?;
+        let at = place::lasting(len, prot, flags).map_err(fail("mmap"))?;
         COPIES.store(at as *mut u8, SeqCst);
     }
     COPIED.iter().for_each(|place| place.store(0, Relaxed));

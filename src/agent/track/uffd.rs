@@ -19,8 +19,8 @@ mod back;
 mod marker;
 
 use super::blank::{
-    Range, clip, groups, is_of_file, newly_blank, push, subtract, watchable, whole, without,
-    without_file,
+    Range, clip, existing, groups, is_of_file, newly_blank, push, subtract, watchable, whole,
+    without, without_file,
 };
 use super::lazy::{self, Lazy, both, of_images};
 use super::moving;
@@ -386,6 +386,10 @@ impl Uffd {
                 whole(&mut self.pagemap, piece, range, &mut now)?;
             }
         }
+        if protect {
+            // Seen to exist after they were found blank, by the program's own doing.
+            subtract(&mut self.blank, &existing(pieces, &now));
+        }
         seen.unite(&now);
         // Not clipped: what was protected here must be reported, also where a mapping has
         // grown since `pieces` were read.
@@ -465,6 +469,10 @@ impl Tracker for Uffd {
         }
         self.lazy = lazy;
         Ok(())
+    }
+
+    fn exist(&mut self, seen: &[Range]) {
+        subtract(&mut self.blank, seen);
     }
 
     fn begin_again(&mut self, pieces: &[Piece], kept: &Kept) -> Result<(), TrackError> {

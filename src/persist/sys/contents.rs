@@ -5,6 +5,7 @@
 //! kernel, which would end the program for it.
 
 use super::{Sys, fstat, point};
+use crate::agent::place;
 use ckpt_sys::raw::check;
 use ckpt_sys::syscall;
 use std::mem::MaybeUninit;
@@ -198,7 +199,20 @@ pub fn fdatasync(fd: i32) -> Sys<()> {
 /// Maps `len` bytes of a file, shared, for reading and writing.
 pub fn map(fd: i32, offset: u64, len: u64) -> Sys<*mut u8> {
     let prot = libc::PROT_READ | libc::PROT_WRITE;
-    call!(libc::SYS_mmap, 0, len, prot, libc::MAP_SHARED, fd, offset).map(|a| a as *mut u8)
+    // In the target, apart from the program's memory.
+    let map = |wish: u64| {
+        call!(
+            libc::SYS_mmap,
+            wish,
+            len,
+            prot,
+            libc::MAP_SHARED,
+            fd,
+            offset
+        )
+        .map(|at| at as u64)
+    };
+    place::wished(len, map).map(|at| at as *mut u8)
 }
 
 pub fn unmap(addr: *mut u8, len: u64) {

@@ -14,6 +14,7 @@ use crate::agent::snapshot::precopy;
 use crate::agent::snapshot::{Pages, SnapshotError};
 use crate::agent::stop::now_ns;
 use crate::agent::track::Dirty;
+use crate::agent::track::blank;
 use crate::agent::{headroom, hooks, log, refusal};
 use crate::config::{Compress, SnapshotChoice};
 use crate::image::pack;
@@ -241,6 +242,8 @@ impl Increments {
         }
         if first && ahead.base.is_none() {
             self.everything(plan)?;
+            let seen = blank::existing(&plan.pieces, &self.dirty);
+            self.tracker.exist(&seen);
             ahead.pending = self.dirty.clone();
         } else if first {
             self.dirty.unite(&seen);

@@ -88,6 +88,7 @@ impl Increments {
             return;
         };
         self.content = blank::content(&plan.pieces);
+        self.over_files = blank::over_files(&plan.pieces);
         let begun = match kept {
             Some(kept) => self.tracker.begin_again(&plan.pieces, kept),
             None => self.tracker.begin(&plan.pieces),

@@ -8,6 +8,7 @@ use crate::agent::hooks::frame::{CallFrame, Verdict};
 use crate::agent::hooks::maps::{Mapping, Maps};
 use crate::agent::hooks::ranges;
 use crate::agent::state::{InHook, is_agents_process};
+use crate::agent::track::fault;
 use crate::agent::track::moving::Moving;
 use crate::agent::track::uffd;
 use ckpt_sys::{raw::check, syscall};
@@ -21,8 +22,9 @@ pub fn mremap(frame: &mut CallFrame) -> Verdict {
         return Verdict::Forward;
     };
     let moves = flags & (libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP) != 0;
-    // A tracker may have registered part of a mapping: for the kernel these are two then.
-    let in_parts = ranges::active() || uffd::in_use();
+    // A tracker may have registered part of a mapping, or have protected it for a while: for the
+    // kernel these are two then.
+    let in_parts = ranges::active() || uffd::in_use() || fault::active();
     if !in_parts || flags & !known != 0 || (new_end <= old_end && !moves) {
         return Verdict::Forward;
     }
@@ -115,7 +117,7 @@ impl Remap {
         let may_move = self.flags & libc::MREMAP_MAYMOVE != 0;
         let mut maps = Maps::open().map_err(|_| libc::ENOMEM)?;
         let Some((prot, ours)) = self.survey(&mut maps).map_err(|_| libc::ENOMEM)? else {
-            return self.native();
+            return self.several(&mut maps);
         };
         if ((fixed || keep) && !may_move) || (keep && self.old_len != self.new_len) {
             return Err(libc::EINVAL);
@@ -155,6 +157,31 @@ impl Remap {
         ranges::remove(self.old, self.old + self.old_len);
         if ours {
             ranges::add_moved(target, target + moved);
+        }
+        Ok(target)
+    }
+
+    /// What is not one mapping to the program either. Since Linux 6.17 several are moved at once, but
+    /// none that is registered with userfaultfd: the kernel stopped there, with half of them moved.
+    fn several(&self, maps: &mut Maps) -> Result<u64, i32> {
+        let just_moved = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        let (mut at, end, mut count) = (self.old, self.old + self.old_len, 0);
+        let mut ours = false;
+        while at < end
+            && let Some(m) = maps.at(at).map_err(|_| libc::ENOMEM)?
+            && m.start <= at
+        {
+            (at, count) = (m.end, count + 1);
+            ours |= is_image(&m);
+        }
+        if at < end || count < 2 || self.old_len != self.new_len || self.flags != just_moved {
+            return self.native();
+        }
+        let target = self.reserve(true)?;
+        move_pieces(maps, self.old, self.old_len, target, 0)?;
+        ranges::remove(self.old, end);
+        if ours {
+            ranges::add_moved(target, target + self.new_len);
         }
         Ok(target)
     }

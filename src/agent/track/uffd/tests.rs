@@ -406,3 +406,34 @@ fn what_is_joined_by_a_move_is_seen() {
     write();
     assert_eq!(sweep(), 10);
 }
+
+/// A page was written between a sweep and another look, which stored it, and was then discarded: it
+/// was blank at both sweeps, nothing was said of it, and after a restart what had been stored was
+/// there. So it was with complete images that were begun while the program ran.
+#[test]
+fn what_was_seen_between_two_sweeps_and_is_gone_is_reported() {
+    let Some(mut uffd) = tracker() else { return };
+    let at = map(16 * PAGE, 0);
+    let pieces = pieces(at, at + 16 * PAGE);
+    uffd.sweep(&pieces, &mut Dirty::new()).unwrap();
+    let mut seen = Dirty::new();
+    for page in [3, 4, 9] {
+        poke(at + page * PAGE);
+        seen.insert(at + page * PAGE, at + (page + 1) * PAGE, Change::Present);
+    }
+    uffd.exist(&existing(&pieces, &seen));
+    // SAFETY: memory of the test.
+    unsafe { syscall!(libc::SYS_madvise, at + 3 * PAGE, PAGE, libc::MADV_DONTNEED) };
+    let mut seen = Dirty::new();
+    uffd.sweep(&pieces, &mut seen).unwrap();
+    let change = |page: u64| {
+        let (start, end) = (at + page * PAGE, at + (page + 1) * PAGE);
+        seen.within(start, end).next().map(|run| run.change)
+    };
+    assert_eq!(change(3), Some(Change::Absent));
+    assert_eq!(
+        (change(4), change(9)),
+        (Some(Change::Present), Some(Change::Present))
+    );
+    assert_eq!(change(5), None);
+}
