@@ -104,15 +104,15 @@ impl Heap {
             let len = bytes.max(SEGMENT).next_multiple_of(SEGMENT);
             let prot = libc::PROT_READ | libc::PROT_WRITE;
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-            let Ok(addr) = place::lasting(len as u64, prot, flags) else {
+            let Ok(addr) = place::lasting(len, prot, flags) else {
                 return 0;
             };
             fault::keep_open(addr, len);
             if self.end > self.bump {
                 self.give_run(self.bump, self.end - self.bump);
             }
-            self.bump = addr as u64;
-            self.end = addr as u64 + len;
+            self.bump = addr;
+            self.end = addr + len;
         }
         let addr = self.bump;
         self.bump += bytes;

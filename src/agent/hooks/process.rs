@@ -63,11 +63,11 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
             }
         }
         libc::SYS_unshare => return namespaces(frame, a),
-        libc::SYS_close_range if frame.args[2] & CLOSE_RANGE_UNSHARE != 0 => {
-            if is_agents_process() && !is_alone() {
-                cache::tables_differ();
-                refusal::disable(OWN_TABLES);
-            }
+        libc::SYS_close_range
+            if frame.args[2] & CLOSE_RANGE_UNSHARE != 0 && is_agents_process() && !is_alone() =>
+        {
+            cache::tables_differ();
+            refusal::disable(OWN_TABLES);
         }
         libc::SYS_setns => {
             let all = (libc::CLONE_NEWUSER | libc::CLONE_NEWNS) as u64;
