@@ -63,8 +63,8 @@ pub struct ThreadBlock {
     pub fault_count: u32,
     /// Depth of the program's own handlers of checkpoint events (`agent::events`).
     pub in_handler: u32,
-    /// The frame of the call that was last looked at while pages were write-protected; of
-    /// interest as long as it lies above the stack pointer.
+    /// The frame of the call that was last looked at; of interest as long as it lies above the
+    /// stack pointer.
     pub call_frame: u64,
     /// Absolute times of this thread's latest calls on the kernel's clock, where the program
     /// gave them on its own (`agent::hooks::clock`), and how many there have been.

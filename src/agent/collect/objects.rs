@@ -116,10 +116,25 @@ pub fn collect(plan: &Plan, stopped_ns: u64) -> Vec<ObjectId> {
         if let VmaKind::FilePrivate { path, .. } = &piece.vma.kind
             && !objects.iter().any(|o| &o.path == path)
         {
-            objects.extend(identify_as_of(path, then));
+            objects.extend(identify_as_of(path, then).map(|object| ObjectId {
+                // The tables keep what such a file holds, and its times are the kernel's to set.
+                mtime_ns: match is_written(plan, path) {
+                    true => UNKNOWN,
+                    false => object.mtime_ns,
+                },
+                ..object
+            }));
         }
     }
     objects
+}
+
+/// Has the program the file mapped to be written to, too?
+fn is_written(plan: &Plan, file: &[u8]) -> bool {
+    plan.pieces.iter().any(|piece| {
+        let kind = &piece.vma.kind;
+        matches!(kind, VmaKind::FileShared { path, writable: true, .. } if path == file)
+    })
 }
 
 /// Is `here` the same build as `then`?

@@ -183,14 +183,16 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
 }
 
 fn dispatch_call(frame: &mut CallFrame) -> Verdict {
+    // Also as long as no page is protected: the first checkpoint may come before the call. (A
+    // thread's id was not written, and it could not be joined.)
+    // SAFETY: the block is this thread's own.
+    unsafe { (*thread_block()).call_frame = frame as *const CallFrame as u64 };
     if !fault::active() {
         return handle(frame);
     }
     if memory::changes_map(frame) {
         return memory::change_map(frame, handle);
     }
-    // SAFETY: the block is this thread's own.
-    unsafe { (*thread_block()).call_frame = frame as *const CallFrame as u64 };
     touch::call(frame.rax, &frame.args);
     memory::release_for(frame.rax, &frame.args);
     if let Some(verdict) = memory::marked_mmap(frame) {
