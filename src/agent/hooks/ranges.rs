@@ -4,12 +4,12 @@
 //! range is only trimmed or dropped, never split (what was converted in its middle
 //! stays listed), and what mremap moved is added to a small second list. So the
 //! lists *over-report*; `memory` asks the kernel before it acts. Copied by fork like
-//! any memory. Looked at within a hook ([`InHook`]) only: a restored process has another list
-//! at another place.
-//!
-//! [`InHook`]: crate::agent::state::InHook
+//! any memory. No stop comes while a thread looks at them ([`InHook`]): a restored process has
+//! another list at another place. What was found holds for this life only, so who goes by it
+//! has a guard of its own around the look and the call.
 
 use crate::agent::place;
+use crate::agent::state::InHook;
 use ckpt_sys::syscall;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 
@@ -151,6 +151,7 @@ pub fn active() -> bool {
 
 /// May `[start, end)` hold image mappings? Cheap; errs on the side of yes.
 pub fn may_overlap(start: u64, end: u64) -> bool {
+    let _hook = InHook::enter();
     if !active() {
         return false;
     }
@@ -175,6 +176,7 @@ pub fn may_overlap(start: u64, end: u64) -> bool {
 
 /// The flags of the range at `addr`; none for what was moved.
 pub fn flags_at(addr: u64) -> u32 {
+    let _hook = InHook::enter();
     let all = table();
     let found = all.get(all.partition_point(|r| r.end.load(Relaxed) <= addr));
     found
@@ -184,6 +186,7 @@ pub fn flags_at(addr: u64) -> u32 {
 
 /// `[start, end)` holds no image mapping any more.
 pub fn remove(start: u64, end: u64) {
+    let _hook = InHook::enter();
     let all = table();
     let from = all.partition_point(|r| r.end.load(Relaxed) <= start);
     for r in &all[from..] {
