@@ -14,7 +14,7 @@
 //!    fault while it is. What the program believes is kept beside ([`super::blocked`]).
 
 use super::table::{self, EXEC, OPEN, STORE, WATCHED};
-use super::{blocked, store};
+use super::{blocked, store, touch as touching};
 use crate::agent::callsites::restart;
 use crate::agent::collect::memory::PAGE;
 use crate::agent::hooks::{frames, sigaction};
@@ -62,7 +62,7 @@ pub unsafe fn keep_open_in(uc: *mut libc::ucontext_t) {
         let mask = (&raw mut (*uc).uc_sigmask).cast::<u64>();
         if *mask & FAULT_BIT != 0 {
             *mask &= !FAULT_BIT;
-            blocked::block((*uc).uc_mcontext.gregs[libc::REG_RSP as usize] as u64);
+            blocked::block(touching::stack_pointer(uc));
         }
     }
 }

@@ -347,6 +347,30 @@ fn robust_list() {
     }
 }
 
+/// Is it a place in the restart stub where the stack pointer is that of the stub's record?
+fn is_at_record(rip: u64) -> bool {
+    let stub = callsite::restart()..callsite::restart_after();
+    let gather = callsite::restart_gather()..callsite::restart_end();
+    stub.contains(&(rip as usize)) || gather.contains(&(rip as usize))
+}
+
+/// The stack pointer of the program's code that a frame goes back to, by way of the restart stub or
+/// straight.
+///
+/// # Safety
+/// `uc` is a frame of the calling thread's, prepared by `restart::finish`.
+pub unsafe fn stack_pointer(uc: *const ucontext_t) -> u64 {
+    // SAFETY: the caller's promise; the stub's rsp is at its record.
+    unsafe {
+        let regs = &(*uc).uc_mcontext.gregs;
+        let sp = regs[REG_RSP as usize] as u64;
+        match is_at_record(regs[REG_RIP as usize] as u64) {
+            true => (*(sp as *const RestartRecord)).rsp,
+            false => sp,
+        }
+    }
+}
+
 /// More stack than a hook uses.
 const HOOK_STACK: u64 = 64 << 10;
 
@@ -367,9 +391,7 @@ pub unsafe fn before_release(uc: *mut ucontext_t) {
         let arguments = [REG_RDI, REG_RSI, REG_RDX, REG_R10, REG_R8, REG_R9];
         let args = arguments.map(|reg| regs[reg as usize] as u64);
         let rip = regs[REG_RIP as usize] as u64;
-        let stub = callsite::restart()..callsite::restart_after();
-        let gather = callsite::restart_gather()..callsite::restart_end();
-        if stub.contains(&(rip as usize)) || gather.contains(&(rip as usize)) {
+        if is_at_record(rip) {
             let record = &*(regs[REG_RSP as usize] as *const RestartRecord);
             call(record.nr, &record.args);
             call(record.executes, &args);
