@@ -47,22 +47,43 @@ fn claim(len: u64) -> u64 {
     window() + start
 }
 
+/// The flag for a mapping at `wish`: there or nowhere (what is mapped elsewhere for a moment may lie
+/// in a hole that the program is just filling). 0 is no wish.
+pub fn there(wish: u64) -> i32 {
+    match wish {
+        0 => 0,
+        _ => libc::MAP_FIXED_NOREPLACE,
+    }
+}
+
 fn anonymous(at: u64, len: u64, prot: i32, flags: i32) -> Result<u64, i32> {
+    let flags = flags | there(at);
     // SAFETY: a fresh mapping, at `at` or elsewhere.
     let got = unsafe { syscall!(libc::SYS_mmap, at, len, prot, flags, -1i32, 0) };
     Ok(check(got)? as u64)
 }
 
-/// Calls `map`, which maps `len` bytes at a place that it is given as a wish.
+/// What `map` got at `wish`; `None`: something lies there.
+fn got(map: impl FnOnce(u64) -> Result<u64, i32>, wish: u64, len: u64) -> Option<Result<u64, i32>> {
+    match map(wish) {
+        Err(libc::EEXIST) => None,
+        // A kernel that does not know the flag (before 4.17) took the wish for a hint.
+        Ok(at) if at != wish => {
+            // SAFETY: mapped a moment ago; nobody knows of it.
+            unsafe { syscall!(libc::SYS_munmap, at, len) };
+            None
+        }
+        result => Some(result),
+    }
+}
+
+/// Calls `map`, which maps `len` bytes at a place that it is given, with [`there`].
 pub fn wished(len: u64, map: impl Fn(u64) -> Result<u64, i32>) -> Result<u64, i32> {
     for _ in 0..TRIES {
         let wish = claim(len);
-        let at = map(wish)?;
-        if at == wish {
-            return Ok(at);
+        if let Some(result) = got(&map, wish, len) {
+            return result;
         }
-        // SAFETY: mapped a moment ago; nobody knows of it.
-        unsafe { syscall!(libc::SYS_munmap, at, len) };
     }
     map(0)
 }
@@ -76,12 +97,10 @@ pub fn lasting(len: u64, prot: i32, flags: i32) -> Result<u64, i32> {
 pub fn passing(len: u64, prot: i32, flags: i32) -> Result<u64, i32> {
     for slot in 0..SLOTS {
         let wish = window() + HALF + slot * SLOT;
-        let at = anonymous(wish, len, prot, flags)?;
-        if at == wish {
-            return Ok(at);
+        let map = |wish| anonymous(wish, len, prot, flags);
+        if let Some(result) = got(map, wish, len) {
+            return result;
         }
-        // SAFETY: mapped a moment ago; nobody knows of it.
-        unsafe { syscall!(libc::SYS_munmap, at, len) };
     }
     anonymous(0, len, prot, flags)
 }

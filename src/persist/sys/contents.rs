@@ -206,7 +206,7 @@ pub fn map(fd: i32, offset: u64, len: u64) -> Sys<*mut u8> {
             wish,
             len,
             prot,
-            libc::MAP_SHARED,
+            libc::MAP_SHARED | place::there(wish),
             fd,
             offset
         )
