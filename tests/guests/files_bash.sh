@@ -14,7 +14,7 @@ for ((i = 0; i < turns; i++)); do
     echo "state $i $sum" >state
     echo "line $i $sum" >>appended
     echo "held $i" >&7
-    for ((k = 0; k < 200; k++)); do :; done
+    for ((k = 0; k < 3000; k++)); do :; done
 done
 exec 7>&-
 echo "bash files ok $sum"
