@@ -126,9 +126,8 @@ outputs! {
     another_file = printing(), ["2>/dev/null >out", "2>/dev/null >out2", "2>/dev/null >out3"], "out3";
 }
 
-/// What another program had in the file that is given now is saved, not lost.
-#[test]
-fn a_file_with_other_contents_is_saved() {
+/// A program that was killed some time after a checkpoint, and what it prints undisturbed.
+fn killed_while_printing() -> (Trial, Vec<u8>) {
     let mut trial = Trial::new(printing(), LAZY_FORK);
     let whole = trial.bare().stdout;
     let known = trial.generation();
@@ -136,6 +135,13 @@ fn a_file_with_other_contents_is_saved() {
     trial.await_generation(&mut started, known);
     std::thread::sleep(Duration::from_millis(200));
     started.kill(true);
+    (trial, whole)
+}
+
+/// What another program had in the file that is given now is saved, not lost.
+#[test]
+fn a_file_with_other_contents_is_saved() {
+    let (trial, whole) = killed_while_printing();
     saved_and_whole(trial, &whole, b"somebody's notes\n");
 }
 
@@ -143,13 +149,7 @@ fn a_file_with_other_contents_is_saved() {
 /// found.
 #[test]
 fn what_follows_the_output_in_another_file_is_saved() {
-    let mut trial = Trial::new(printing(), LAZY_FORK);
-    let whole = trial.bare().stdout;
-    let known = trial.generation();
-    let mut started = shell(&trial, "2>/dev/null >out");
-    trial.await_generation(&mut started, known);
-    std::thread::sleep(Duration::from_millis(200));
-    started.kill(true);
+    let (trial, whole) = killed_while_printing();
     let mut other = std::fs::read(trial.dir.join("run/out")).expect("out");
     other.extend_from_slice(b"somebody's notes\n");
     saved_and_whole(trial, &whole, &other);

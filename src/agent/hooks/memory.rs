@@ -14,7 +14,7 @@
 //! fails with EAGAIN or ENOMEM, which it may. Works in forked children. Two threads
 //! that write into a range while a third gives it MADV_WIPEONFORK race with the copy.
 //!
-//! mmap, munmap and brk need no hook: a new mapping over a listed range is seen to
+//! mmap, munmap and brk need no hook for that: a new mapping over a listed range is seen to
 //! be none of ours, and the heap grows by anonymous memory by itself.
 
 use super::frame::{CallFrame, Verdict};
@@ -165,7 +165,7 @@ pub fn changes_map(frame: &CallFrame) -> bool {
 
 /// May the call change the flags of what is mapped at some place? Once ranges have flags that
 /// count (`special_advice_seen`), whatever puts a mapping where another was may.
-pub fn changes_flags(frame: &CallFrame) -> bool {
+fn changes_flags(frame: &CallFrame) -> bool {
     const NO_FLAGS: [i32; 14] = [
         libc::MADV_WILLNEED,
         DONTNEED,
@@ -227,11 +227,7 @@ pub fn is_made_here(frame: &CallFrame) -> bool {
 pub fn make_here(frame: &mut CallFrame, handle: fn(&mut CallFrame) -> Verdict) -> Verdict {
     let _hook = InHook::enter();
     let flags = changes_flags(frame);
-    if handle(frame) == Verdict::Forward {
-        let [a, b, c, d, e, f] = frame.args;
-        // SAFETY: the program's own call.
-        frame.rax = unsafe { syscall!(frame.rax, a, b, c, d, e, f) as i64 };
-    }
+    carry_out(frame, handle);
     if flags {
         note_advice();
     }
@@ -247,19 +243,24 @@ pub fn looks_again(nr: i64) -> bool {
     )
 }
 
-/// A call that changes mappings while pages are protected: no stop comes between giving the pages back and
-/// the call itself, which is therefore made here.
+/// The hook's own doing, and the call itself where it leaves that to its caller.
+fn carry_out(frame: &mut CallFrame, handle: fn(&mut CallFrame) -> Verdict) {
+    if handle(frame) == Verdict::Forward {
+        let [a, b, c, d, e, f] = frame.args;
+        // SAFETY: the program's own call.
+        frame.rax = unsafe { syscall!(frame.rax, a, b, c, d, e, f) as i64 };
+    }
+}
+
+/// A call that changes mappings while pages are protected: no stop comes between giving the pages
+/// back and the call itself, which is therefore made here.
 pub fn change_map(frame: &mut CallFrame, handle: fn(&mut CallFrame) -> Verdict) -> Verdict {
     let _hook = InHook::enter();
     release_for(frame.rax, &frame.args);
     if let Some(verdict) = marked_mmap(frame) {
         return verdict;
     }
-    if handle(frame) == Verdict::Forward {
-        let [a, b, c, d, e, f] = frame.args;
-        // SAFETY: the program's own call.
-        frame.rax = unsafe { syscall!(frame.rax, a, b, c, d, e, f) as i64 };
-    }
+    carry_out(frame, handle);
     Verdict::Done
 }
 
