@@ -60,6 +60,12 @@ mod amid_changes {
     }
 
     #[test]
+    fn mem_vacated() {
+        let trial = Trial::new(Program::guest("mem_vacated").seconds(3.0), LAZY_FORK);
+        trial.ckpt("CKPT_INTERVAL", "60ms").survives(14);
+    }
+
+    #[test]
     fn mem_exchanged_lazy_fork() {
         survives("mem_exchanged", LAZY_FORK);
     }

@@ -524,6 +524,43 @@ ckpt_restart_end:
     .cfi_endproc
 
 # ------------------------------------------------------------------------------------------
+# A call that a hook makes with arguments that hold for one life only. %rdi -> LifeCall
+# (callsite.rs). Between the comparison and the `syscall` no stop may come and another life
+# go on: a thread stopped there compares again. Returns i64::MIN without a call when the word has changed.
+    .globl ckpt_life_call, ckpt_life_compare, ckpt_life_after
+    .hidden ckpt_life_call, ckpt_life_compare, ckpt_life_after
+    .p2align 4
+ckpt_life_call:
+    .cfi_startproc
+    push %rbx
+    .cfi_def_cfa_offset 16
+    .cfi_offset 3, -16
+    mov %rdi, %rbx
+ckpt_life_compare:
+    mov 56(%rbx), %rax
+    mov (%rax), %eax
+    cmp 64(%rbx), %eax
+    jne 1f
+    mov 0(%rbx), %rax
+    mov 8(%rbx), %rdi
+    mov 16(%rbx), %rsi
+    mov 24(%rbx), %rdx
+    mov 32(%rbx), %r10
+    mov 40(%rbx), %r8
+    mov 48(%rbx), %r9
+    syscall
+ckpt_life_after:
+    pop %rbx
+    .cfi_remember_state
+    .cfi_def_cfa_offset 8
+    .cfi_restore 3
+    ret
+    .cfi_restore_state
+1:  movabs $0x8000000000000000, %rax
+    jmp ckpt_life_after
+    .cfi_endproc
+
+# ------------------------------------------------------------------------------------------
 # Signal restorer for the program's own handlers: counts the handler that just ended, so that an EINTR
 # that it caused is never taken for ours, then rt_sigreturn. %rsp -> ucontext.
     .macro IN_UCONTEXT reg, offset              # register saved at rsp + offset (two-byte SLEB128)

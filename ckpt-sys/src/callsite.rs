@@ -38,6 +38,9 @@ unsafe extern "C" {
     static ckpt_restart_after: u8;
     static ckpt_restart_gather: u8;
     static ckpt_restart_end: u8;
+    fn ckpt_life_call(call: *const LifeCall) -> i64;
+    static ckpt_life_compare: u8;
+    static ckpt_life_after: u8;
     static ckpt_sigreturn: u8;
     static ckpt_program_sigreturn: u8;
     static ckpt_hook_table: [AtomicU8; 512];
@@ -82,6 +85,10 @@ address_of!(/// From here to the stub's end `%rsp` still points at its record.
     restart_gather, ckpt_restart_gather);
 address_of!(/// End of the stub.
     restart_end, ckpt_restart_end);
+address_of!(/// Where a [`LifeCall`] compares its word.
+    life_compare, ckpt_life_compare);
+address_of!(/// Behind the `syscall` of a [`LifeCall`].
+    life_after, ckpt_life_after);
 address_of!(/// `sa_restorer` for the agent's own handlers.
     sigreturn, ckpt_sigreturn);
 address_of!(/// `sa_restorer` for the program's handlers; counts them in `ThreadBlock::handlers_run`.
@@ -225,6 +232,33 @@ pub fn set_hook_byte(nr: usize, bits: u8) {
     }
 }
 
+/// A system call that a hook makes with arguments that hold for one life only; the offsets are
+/// known to the assembly.
+#[derive(Debug)]
+#[repr(C)]
+pub struct LifeCall<'a> {
+    pub nr: i64,
+    pub args: [u64; 6],
+    /// Changes from life to life.
+    pub word: &'a AtomicU32,
+    /// What it must still be.
+    pub expected: u32,
+}
+
+impl LifeCall<'_> {
+    /// Makes the call; `None`, and no call, if another life has begun. A stop between the two is no
+    /// hindrance, and handlers of the program run when it is over as behind any call.
+    ///
+    /// # Safety
+    /// As for the call. Whoever stops threads sends one stopped in
+    /// [`life_compare`]`..`[`life_after`] to the former.
+    pub unsafe fn make(&self) -> Option<i64> {
+        // SAFETY: the caller's promise.
+        let value = unsafe { ckpt_life_call(self) };
+        (value != i64::MIN).then_some(value)
+    }
+}
+
 /// How stage 2 saves vector registers; the numbers are those of the assembly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
@@ -343,6 +377,9 @@ pub enum RestartMode {
 
 const _: () = {
     use std::mem::offset_of;
+    assert!(offset_of!(LifeCall, args) == 8);
+    assert!(offset_of!(LifeCall, word) == 56);
+    assert!(offset_of!(LifeCall, expected) == 64);
     assert!(offset_of!(RestartRecord, back) == 48);
     assert!(offset_of!(RestartRecord, rsp) == 56);
     assert!(offset_of!(RestartRecord, handlers_run) == 64);

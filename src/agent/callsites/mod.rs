@@ -404,8 +404,8 @@ pub fn slot_data_of(rip: usize) -> Option<usize> {
 /// A thread on its way from stage 1's look at the table to a call that may change files, or
 /// waits until a time, is sent to stage 1 again: the table it looked at may be over when it goes on. There %r11
 /// is the slot's data to the end and %rax the number, or about to be, so nothing is lost. At the
-/// `syscall` itself (also one that the kernel restarts) both are made so. Anywhere else
-/// nothing is done. Async-signal-safe.
+/// `syscall` itself (also one that the kernel restarts) both are made so. One on its way to a
+/// [`callsite::LifeCall`] finds out whether it is still in that life. Anywhere else nothing is done. Async-signal-safe.
 ///
 /// # Safety
 /// In a signal handler whose frame `uc` is, or in the restorer that goes back to it.
@@ -418,6 +418,10 @@ pub unsafe fn rewind(uc: *mut libc::ucontext_t) {
             || (callsite::forward()..callsite::forward_end()).contains(&rip);
         if deciding {
             regs[libc::REG_RIP as usize] = callsite::stage1() as i64;
+            return;
+        }
+        if (callsite::life_compare()..callsite::life_after()).contains(&rip) {
+            regs[libc::REG_RIP as usize] = callsite::life_compare() as i64;
             return;
         }
         if !hooks::looks_again(regs[libc::REG_RAX as usize]) {

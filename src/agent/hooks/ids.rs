@@ -34,7 +34,7 @@ pub mod paths;
 use crate::agent::place;
 use crate::agent::state::{AGENT, InHook};
 use ckpt_sys::{syscall, tls::thread_block};
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicUsize, Ordering::*};
 
 #[derive(Clone, Copy)]
 struct Pair {
@@ -56,7 +56,12 @@ static LATE_USED: AtomicUsize = AtomicUsize::new(0);
 const FIRST_LATE: i32 = 1 << 22;
 
 /// Which restore this is; `virtual_tid == -EPOCH` marks a thread born since.
-static EPOCH: AtomicI32 = AtomicI32::new(1);
+static EPOCH: AtomicU32 = AtomicU32::new(1);
+
+/// `virtual_tid` of a thread born in this life.
+fn born_now() -> i32 {
+    -(EPOCH.load(Relaxed) as i32)
+}
 
 /// (old, new) of the process group and the session; 0 = not translated.
 static GROUP: [AtomicI32; 2] = [const { AtomicI32::new(0) }; 2];
@@ -232,7 +237,7 @@ pub fn own_tid() -> i32 {
     unsafe {
         let tid = syscall!(libc::SYS_gettid) as i32;
         let known = (*thread_block()).virtual_tid;
-        if !AGENT.ids_translated.load(Relaxed) || known == -EPOCH.load(Relaxed) {
+        if !AGENT.ids_translated.load(Relaxed) || known == born_now() {
             tid
         } else if tid == AGENT.real_pid.load(Relaxed) {
             AGENT.pid.load(Relaxed)
@@ -265,7 +270,7 @@ fn at_birth() {
             // A restored thread whose birth the checkpoint fell into: it has an old id.
             return;
         }
-        (*block).virtual_tid = -EPOCH.load(Relaxed);
+        (*block).virtual_tid = born_now();
         if !known || find(&TO_REAL, tid).is_none_or(|real| real == tid) {
             return;
         }

@@ -211,8 +211,7 @@ fn handle(frame: &mut CallFrame) -> Verdict {
     if let Some(verdict) = files::dispatch(frame) {
         return verdict;
     }
-    let waits = matches!(frame.rax, libc::SYS_wait4 | libc::SYS_waitid);
-    if waits && process::hide_writer(frame) {
+    if process::hide_writer(frame) {
         return Verdict::Done;
     }
     match frame.rax {
@@ -238,9 +237,6 @@ fn handle(frame: &mut CallFrame) -> Verdict {
         libc::SYS_mremap => return memory::mremap(frame),
         libc::SYS_mprotect | libc::SYS_pkey_mprotect => return memory::mprotect(frame),
         _ => {}
-    }
-    if process::hide_writer(frame) {
-        return Verdict::Done;
     }
     let ids = AGENT.ids_translated.load(Relaxed);
     // Locks are taken here, by the program's own clock.

@@ -6,7 +6,7 @@ use super::files::cache;
 use super::frame::{CallFrame, Verdict};
 use super::sigaction;
 use crate::agent::refusal::{self, Kind};
-use crate::agent::state::{RESERVED_BIT, RESERVED_SIGNAL, is_agents_process};
+use crate::agent::state::{InHook, RESERVED_BIT, RESERVED_SIGNAL, is_agents_process};
 use crate::agent::track::uffd;
 use crate::agent::{ending, exit, starter, stop};
 use crate::image::state::KernelSigaction;
@@ -98,7 +98,9 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
 
 /// wait4 and waitid: a forked writer is a child with exit signal 0, which only __WALL and
 /// __WCLONE see. While there is one (and a program with children has none), they are
-/// taken off the call. True: answered here, with ECHILD.
+/// taken off the call. True: answered here. No writer is born between the look and the kernel's
+/// answer, for which there is a guard: a program without children was once told of one. A call that
+/// waits for children is the kernel's again.
 pub fn hide_writer(frame: &mut CallFrame) -> bool {
     let at = match frame.rax {
         libc::SYS_wait4 => 2,
@@ -106,18 +108,36 @@ pub fn hide_writer(frame: &mut CallFrame) -> bool {
         _ => return false,
     };
     let special = (libc::__WALL | libc::__WCLONE) as u32 as u64;
-    if frame.args[at] & special == 0
-        || exit::WRITER_PID.load(std::sync::atomic::Ordering::Relaxed) == 0
-        || !is_agents_process()
-    {
+    let mut args = frame.args;
+    let asked = args[at] & special;
+    if asked == 0 || !is_agents_process() {
         return false;
     }
-    let only_clones = frame.args[at] & special == libc::__WCLONE as u32 as u64;
-    frame.args[at] &= !special;
-    if only_clones {
-        frame.rax = -i64::from(libc::ECHILD);
+    let _guard = InHook::enter();
+    if exit::WRITER_PID.load(std::sync::atomic::Ordering::SeqCst) != 0 {
+        if asked == libc::__WCLONE as u32 as u64 {
+            frame.rax = -i64::from(libc::ECHILD);
+            return true;
+        }
+        args[at] &= !special;
     }
-    only_clones
+    if args[at] & libc::WNOHANG as u64 == 0 && has_children(args[at] & special) {
+        frame.args = args;
+        return false;
+    }
+    let [a, b, c, d, e, _] = args;
+    // SAFETY: the program's own call, which does not wait.
+    frame.rax = unsafe { syscall!(frame.rax, a, b, c, d, e) as i64 };
+    true
+}
+
+/// Are there children that a wait with these flags would see?
+fn has_children(special: u64) -> bool {
+    let states = libc::WEXITED | libc::WSTOPPED | libc::WCONTINUED;
+    let flags = (states | libc::WNOHANG | libc::WNOWAIT) as u64 | special;
+    // SAFETY: asks only.
+    let found = unsafe { syscall!(libc::SYS_waitid, libc::P_ALL, 0, 0, flags, 0) };
+    found != -(libc::ECHILD as isize)
 }
 
 /// Does seccomp(operation, _, filter) enter a sandbox? A null filter does not: programs ask

@@ -201,8 +201,10 @@ pub fn remove(start: u64, end: u64) {
     }
 }
 
-/// Image mappings were moved to `[start, end)`.
+/// Image mappings were moved to `[start, end)`. (What they have left is taken off the list before: a
+/// place that is left is another thread's.)
 pub fn add_moved(start: u64, end: u64) {
+    let _hook = InHook::enter();
     let at = MOVED_LEN.fetch_add(1, AcqRel);
     if at >= EXTRA {
         MOVED_LEN.store(EXTRA, Relaxed);
@@ -210,7 +212,9 @@ pub fn add_moved(start: u64, end: u64) {
         for r in &MOVED {
             let e = r.end.load(Relaxed);
             let s = r.start.load(Relaxed);
+            // Not one that another thread is about to fill.
             if s >= e
+                && s != u64::MAX
                 && r.start
                     .compare_exchange(s, u64::MAX, AcqRel, Relaxed)
                     .is_ok()

@@ -7,7 +7,7 @@
 //!   program's id where the real one stands and goes on to the handler. The table is filled by
 //!   [`adopt`] after the restore and by `sigaction` from then on; the program is shown its own.
 //! * **Sigwaitinfo, signalfd**: what the process sends to itself (`kill`, and `tgkill` to the
-//!   calling thread) is queued with the right id from the start ([`send_to_self`]).
+//!   calling thread) is queued with the right id from the start ([`to_self`]).
 //!
 //! Any thread, any context.
 
@@ -139,26 +139,28 @@ pub unsafe fn correct_at_entry(uc: *const libc::ucontext_t) {
     }
 }
 
-/// kill(2) of the own process (`to_thread` false) or tgkill(2) of the calling thread, with the
-/// id that the program knows as the sender's. The kernel permits the claim to nobody
-/// but the very task that is named, and any of its threads names a process.
-pub fn send_to_self(sig: i32, to_thread: bool) -> i64 {
+/// kill(2) of the own process (`to_thread` false) or tgkill(2) of the calling thread, as a call with
+/// the id that the program knows as the sender's, which is written to `info`. The kernel permits the
+/// claim to nobody but the very task that is named, and any of its threads names a process.
+pub fn to_self(sig: i32, to_thread: bool, info: &mut [u64; 16]) -> (i64, [u64; 6]) {
     const SI_USER: i32 = 0;
     const SI_TKILL: i32 = -6;
     let code = if to_thread { SI_TKILL } else { SI_USER };
-    // SAFETY: a full siginfo of ours.
-    unsafe {
-        let uid = syscall!(libc::SYS_getuid) as u32;
-        let (pid, tid) = (syscall!(libc::SYS_getpid), syscall!(libc::SYS_gettid));
-        let mut info = [0u64; 16];
-        info[0] = u64::from(sig as u32);
-        info[1] = u64::from(code as u32);
-        info[2] = u64::from(AGENT.pid.load(Relaxed) as u32) | u64::from(uid) << 32;
-        if to_thread {
-            syscall!(libc::SYS_rt_tgsigqueueinfo, pid, tid, sig, &raw const info) as i64
-        } else {
-            syscall!(libc::SYS_rt_sigqueueinfo, tid, sig, &raw const info) as i64
-        }
+    // SAFETY: no arguments.
+    let (uid, pid, tid) = unsafe {
+        (
+            syscall!(libc::SYS_getuid) as u32,
+            syscall!(libc::SYS_getpid) as u64,
+            syscall!(libc::SYS_gettid) as u64,
+        )
+    };
+    info[0] = u64::from(sig as u32);
+    info[1] = u64::from(code as u32);
+    info[2] = u64::from(AGENT.pid.load(Relaxed) as u32) | u64::from(uid) << 32;
+    let (sig, at) = (sig as u64, info.as_ptr() as u64);
+    match to_thread {
+        true => (libc::SYS_rt_tgsigqueueinfo, [pid, tid, sig, at, 0, 0]),
+        false => (libc::SYS_rt_sigqueueinfo, [tid, sig, at, 0, 0, 0]),
     }
 }
 
@@ -202,14 +204,12 @@ mod tests {
                 assert_eq!(call(libc::SYS_rt_sigaction, &[sig, act, at, 8]), Some(0));
                 assert_eq!(seen.handler, note as *const () as u64);
                 assert_eq!(call(libc::SYS_rt_sigaction, &[sig, at, 0, 8]), Some(0));
-                assert_eq!(
-                    (send_to_self(libc::SIGUSR1, false), SENDER.swap(0, SeqCst)),
-                    (0, 4711)
-                );
-                assert_eq!(
-                    (send_to_self(libc::SIGUSR1, true), SENDER.swap(0, SeqCst)),
-                    (0, 4711)
-                );
+                for to_thread in [false, true] {
+                    let mut info = [0; 16];
+                    let (nr, [a, b, c, d, ..]) = to_self(libc::SIGUSR1, to_thread, &mut info);
+                    assert_eq!(syscall!(nr, a, b, c, d), 0);
+                    assert_eq!(SENDER.swap(0, SeqCst), 4711);
+                }
             }
         });
     }

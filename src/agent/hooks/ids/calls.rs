@@ -5,6 +5,7 @@ use super::super::frame::{CallFrame, Verdict};
 use super::super::{senders, user};
 use super::*;
 use crate::agent::state::InHook;
+use ckpt_sys::callsite::LifeCall;
 
 /// The numbers this file acts on, `paths` included.
 pub const NUMBERS: &[libc::c_long] = &[
@@ -107,42 +108,104 @@ fn cpu_clock(f: &mut CallFrame) {
     }
 }
 
-/// Calls that may wait, or end in a handler of the program's: not under a guard.
+/// Calls that may wait: not under a guard.
 const UNGUARDED: &[libc::c_long] = &[
+    libc::SYS_wait4,
+    libc::SYS_waitid,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_ioctl,
+];
+
+/// Calls that may end in a handler of the program's: not under a guard either.
+pub(super) const SENDERS: &[libc::c_long] = &[
     libc::SYS_kill,
     libc::SYS_tkill,
     libc::SYS_tgkill,
     libc::SYS_rt_sigqueueinfo,
     libc::SYS_rt_tgsigqueueinfo,
-    libc::SYS_wait4,
-    libc::SYS_waitid,
-    libc::SYS_clock_nanosleep,
-    libc::SYS_fcntl,
-    libc::SYS_ioctl,
 ];
 
 /// Handles one call; `None` = this file has nothing to do with it.
 ///
 /// A checkpoint between the look at a table and the kernel's answer would leave the thread
 /// with an id of the life before: a thread read its id 18778 from the kernel, was
-/// checkpointed, and found no such id in the next life's tables. So both lie in one guard.
+/// checkpointed, and found no such id in the next life's tables; a signal that a process sent
+/// itself went to the stranger who had its pid of before. So both lie in one guard, or the call
+/// is a [`LifeCall`].
 pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
     if !NUMBERS.contains(&f.rax) {
         return None;
     }
-    if UNGUARDED.contains(&f.rax) {
+    if SENDERS.contains(&f.rax) {
+        let value = send(f);
+        return Some(result(f, value));
+    }
+    if UNGUARDED.contains(&f.rax) || (f.rax == libc::SYS_fcntl && !is_about_owners(f)) {
         return translate(f);
     }
     let _guard = InHook::enter();
-    let verdict = translate(f)?;
-    if verdict == Verdict::Forward && f.rax != libc::SYS_set_robust_list {
-        let value = execute(f);
-        return Some(result(f, value));
+    let mut call = CallFrame {
+        rax: f.rax,
+        args: f.args,
+        rbp: f.rbp,
+        slot: f.slot,
+    };
+    let verdict = translate(&mut call)?;
+    if verdict == Verdict::Forward {
+        if f.rax == libc::SYS_set_robust_list {
+            return Some(verdict);
+        }
+        call.rax = execute(&call);
     }
-    Some(verdict)
+    // The registers of the arguments stay the program's.
+    Some(result(f, call.rax))
 }
 
-fn translate(f: &mut CallFrame) -> Option<Verdict> {
+/// Sends a signal, in the life that the ids of the call are those of.
+fn send(f: &CallFrame) -> i64 {
+    loop {
+        let mut info = [0; 16];
+        let guard = InHook::enter();
+        let expected = EPOCH.load(SeqCst);
+        let (nr, args) = addressed(f, &mut info);
+        drop(guard);
+        let word = &EPOCH;
+        let call = LifeCall {
+            nr,
+            args,
+            word,
+            expected,
+        };
+        // SAFETY: the program's own call; `callsites::rewind` does what is asked for.
+        if let Some(value) = unsafe { call.make() } {
+            return value;
+        }
+    }
+}
+
+/// The call of [`SENDERS`] with the kernel's ids; `info` is where a siginfo may be put.
+pub(super) fn addressed(f: &CallFrame, info: &mut [u64; 16]) -> (i64, [u64; 6]) {
+    let [a, b, c, ..] = f.args;
+    match f.rax {
+        libc::SYS_kill if a as i32 > 0 && b != 0 && is_own_process(a) => {
+            return senders::to_self(b as i32, false, info);
+        }
+        libc::SYS_tgkill if is_own_thread(f) => return senders::to_self(c as i32, true, info),
+        libc::SYS_tkill if is_own_thread(f) => return senders::to_self(b as i32, true, info),
+        _ => {}
+    }
+    let mut args = f.args;
+    args[0] = i64::from(match f.rax {
+        libc::SYS_kill => signed(a as i32),
+        _ => to_real(a as i32),
+    }) as u64;
+    if matches!(f.rax, libc::SYS_tgkill | libc::SYS_rt_tgsigqueueinfo) {
+        args[1] = i64::from(to_real(b as i32)) as u64;
+    }
+    (f.rax, args)
+}
+
+pub(super) fn translate(f: &mut CallFrame) -> Option<Verdict> {
     let verdict = match f.rax {
         libc::SYS_getpid => result(f, i64::from(own_pid())),
         libc::SYS_gettid => result(f, i64::from(own_tid())),
@@ -164,18 +227,6 @@ fn translate(f: &mut CallFrame) -> Option<Verdict> {
             at_birth();
             Verdict::Forward
         }
-        libc::SYS_kill if f.args[0] as i32 > 0 && f.args[1] != 0 && is_own_process(f.args[0]) => {
-            let sig = f.args[1] as i32;
-            result(f, senders::send_to_self(sig, false))
-        }
-        libc::SYS_tgkill | libc::SYS_tkill if is_own_thread(f) => {
-            let sig = f.args[if f.rax == libc::SYS_tgkill { 2 } else { 1 }] as i32;
-            result(f, senders::send_to_self(sig, true))
-        }
-        libc::SYS_kill => {
-            f.args[0] = i64::from(signed(f.args[0] as i32)) as u64;
-            Verdict::Forward
-        }
         libc::SYS_wait4 => {
             let id = f.args[0] as i32;
             if id < -1 {
@@ -189,9 +240,7 @@ fn translate(f: &mut CallFrame) -> Option<Verdict> {
             }
             Verdict::Forward
         }
-        libc::SYS_tkill
-        | libc::SYS_rt_sigqueueinfo
-        | libc::SYS_pidfd_open
+        libc::SYS_pidfd_open
         | libc::SYS_sched_setparam
         | libc::SYS_sched_getparam
         | libc::SYS_sched_setscheduler
@@ -210,7 +259,7 @@ fn translate(f: &mut CallFrame) -> Option<Verdict> {
             arg(f, 0);
             Verdict::Forward
         }
-        libc::SYS_tgkill | libc::SYS_rt_tgsigqueueinfo | libc::SYS_kcmp => {
+        libc::SYS_kcmp => {
             arg(f, 0);
             arg(f, 1);
             Verdict::Forward
@@ -303,11 +352,19 @@ fn timer_create(f: &mut CallFrame) -> Verdict {
     result(f, value)
 }
 
+const F_SETOWN: i32 = 8;
+const F_GETOWN: i32 = 9;
+const F_SETOWN_EX: i32 = 15;
+const F_GETOWN_EX: i32 = 16;
+
+fn is_about_owners(f: &CallFrame) -> bool {
+    matches!(
+        f.args[1] as i32,
+        F_SETOWN | F_GETOWN | F_SETOWN_EX | F_GETOWN_EX
+    )
+}
+
 fn fcntl(f: &mut CallFrame) -> Verdict {
-    const F_SETOWN: i32 = 8;
-    const F_GETOWN: i32 = 9;
-    const F_SETOWN_EX: i32 = 15;
-    const F_GETOWN_EX: i32 = 16;
     match f.args[1] as i32 {
         F_SETOWN => {
             f.args[2] = i64::from(signed(f.args[2] as i32)) as u64;

@@ -1,5 +1,6 @@
 use super::*;
 use crate::agent::hooks::testing::{call, frame, in_child};
+use ckpt_sys::callsite::{self, LifeCall};
 
 /// Pretends that this process was 1000 (group 900) in its first life.
 fn restored() -> i32 {
@@ -42,7 +43,10 @@ fn arguments_are_translated() {
         set_groups(900, 66, 800, 55);
         let arguments = |nr, given: &[u64]| {
             let mut f = frame(nr, given);
-            crate::agent::hooks::dispatch(&mut f);
+            if calls::SENDERS.contains(&nr) {
+                return calls::addressed(&f, &mut [0; 16]).1;
+            }
+            calls::translate(&mut f);
             f.args
         };
         assert_eq!(
@@ -70,6 +74,38 @@ fn arguments_are_translated() {
             clock(77)
         );
     });
+}
+
+/// After a restart a process that had been stopped on its way to the kernel sent itself a signal
+/// by its pid of the life before, which was a stranger's by then.
+#[test]
+fn a_call_is_made_in_its_own_life_only() {
+    let word = AtomicU32::new(5);
+    let mut call = LifeCall {
+        nr: libc::SYS_dup,
+        args: [u64::MAX, 0, 0, 0, 0, 0],
+        word: &word,
+        expected: 5,
+    };
+    let failed = Some(-i64::from(libc::EBADF));
+    // SAFETY: a call that fails; no stop comes.
+    unsafe {
+        assert_eq!(call.make(), failed);
+        word.store(6, SeqCst);
+        assert_eq!(call.make(), None);
+        call.expected = 6;
+        assert_eq!(call.make(), failed);
+        // A thread stopped just before the `syscall` compares again.
+        let mut uc: libc::ucontext_t = std::mem::zeroed();
+        for (stopped, goes_on) in [(-2, true), (0, false)] {
+            let at = callsite::life_after() as i64;
+            uc.uc_mcontext.gregs[libc::REG_RIP as usize] = at + stopped;
+            crate::agent::callsites::rewind(&raw mut uc);
+            let compares = callsite::life_compare() as i64;
+            let expected = if goes_on { compares } else { at };
+            assert_eq!(uc.uc_mcontext.gregs[libc::REG_RIP as usize], expected);
+        }
+    }
 }
 
 #[test]

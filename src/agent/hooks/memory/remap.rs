@@ -138,7 +138,14 @@ impl Remap {
         let target = self.reserve(fixed)?;
         let moved = self.old_len.min(self.new_len);
         let mode = if keep { libc::MREMAP_DONTUNMAP } else { 0 };
+        if !keep {
+            // Before the place is left: then it is another thread's.
+            ranges::remove(self.old, self.old + self.old_len);
+        }
         if let Err(e) = move_pieces(&mut maps, self.old, moved, target, mode) {
+            if ours && !keep {
+                ranges::add_moved(self.old, self.old + self.old_len);
+            }
             if !fixed {
                 unmap(target, self.new_len);
             }
@@ -154,7 +161,6 @@ impl Remap {
             // What stays behind must be empty, not the image's again.
             discard(&mut maps, self.old, self.old + self.old_len)?;
         }
-        ranges::remove(self.old, self.old + self.old_len);
         if ours {
             ranges::add_moved(target, target + moved);
         }
@@ -178,12 +184,13 @@ impl Remap {
             return self.native();
         }
         let target = self.reserve(true)?;
-        move_pieces(maps, self.old, self.old_len, target, 0)?;
         ranges::remove(self.old, end);
+        let moved = move_pieces(maps, self.old, self.old_len, target, 0);
         if ours {
-            ranges::add_moved(target, target + self.new_len);
+            let at = moved.map_or(self.old, |()| target);
+            ranges::add_moved(at, at + self.old_len);
         }
-        Ok(target)
+        moved.map(|()| target)
     }
 
     /// An empty place of the new length.
