@@ -7,6 +7,7 @@ guest_tests! {
     fd_pipes = "fd_pipes";
     fd_kernel = "fd_kernel";
     fd_sockets = "fd_sockets";
+    fd_connects = "fd_connects";
     fd_pty = "fd_pty";
     fd_maplock = "fd_maplock";
     fd_owner = "fd_owner";

@@ -61,8 +61,11 @@ mod amid_changes {
 
     #[test]
     fn mem_vacated() {
-        let trial = Trial::new(Program::guest("mem_vacated").seconds(3.0), LAZY_FORK);
-        trial.ckpt("CKPT_INTERVAL", "60ms").survives(14);
+        for tracker in ["mprotect", "uffd"] {
+            let trial = Trial::new(Program::guest("mem_vacated").seconds(1.5), LAZY_FORK);
+            let trial = trial.ckpt("CKPT_TRACKER", tracker);
+            trial.ckpt("CKPT_INTERVAL", "60ms").survives(8);
+        }
     }
 
     #[test]

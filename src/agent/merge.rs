@@ -13,7 +13,7 @@ use crate::agent::snapshot::Outcome;
 use crate::agent::snapshot::fork::{self, WriterError};
 use crate::agent::stop::now_ns;
 use crate::agent::{exit, headroom, log, procfs};
-use crate::store::generation::{GenerationRecord, MergedMember};
+use crate::store::generation::{MergedMember, chain_length};
 use crate::store::{Job, Merge, RawFs};
 use ckpt_sys::syscall;
 
@@ -75,7 +75,9 @@ impl Merger {
         let Some(newest) = records.last().map(|r| r.generation) else {
             return;
         };
-        if newest < self.not_below || chain_length(&records, newest) < longest.div_ceil(2).max(1) {
+        if newest < self.not_below
+            || chain_length(&records, newest).unwrap_or(0) < longest.div_ceil(2).max(1)
+        {
             return;
         }
         match job.begin_merge(newest) {
@@ -104,7 +106,7 @@ impl Merger {
         // The increments that the program makes meanwhile come near the limit.
         let records = job.generations();
         let newest = records.last().map_or(0, |r| r.generation);
-        let urgent = chain_length(&records, newest) * 4 >= longest * 3;
+        let urgent = chain_length(&records, newest).unwrap_or(0) * 4 >= longest * 3;
         drop(records);
         let waited = run_delay_ns();
         let most = if urgent { URGENT_SLICE_NS } else { SLICE_NS };
@@ -224,22 +226,6 @@ impl Default for Merger {
     fn default() -> Merger {
         Merger::new()
     }
-}
-
-/// How many increments a generation consists of by now.
-fn chain_length(records: &[&GenerationRecord], generation: u64) -> u32 {
-    let mut length = 0;
-    let mut at = generation;
-    while let Some(needed) = records
-        .iter()
-        .find(|r| r.generation == at)
-        .and_then(|r| r.needs())
-        .filter(|&needed| needed < at)
-    {
-        length += 1;
-        at = needed;
-    }
-    length
 }
 
 /// The scheduling class of a slice.

@@ -78,9 +78,20 @@ pub fn awake_page() -> u64 {
 /// Does the calling thread belong to the process that the agent watches? A vfork
 /// child shares all memory, so only the kernel can tell.
 pub fn is_agents_process() -> bool {
-    // SAFETY: getpid has no arguments.
-    let pid = unsafe { syscall!(libc::SYS_getpid) } as i32;
-    awake() && pid == AGENT.real_pid.load(Ordering::Relaxed)
+    awake() && process().1
+}
+
+/// The kernel's id of the calling process, and whether it is the one that the agent watches: both of
+/// the same life, though a checkpoint may come between the two and a restart follow.
+pub fn process() -> (i32, bool) {
+    loop {
+        let known = AGENT.real_pid.load(Ordering::SeqCst);
+        // SAFETY: getpid has no arguments.
+        let pid = unsafe { syscall!(libc::SYS_getpid) } as i32;
+        if known == AGENT.real_pid.load(Ordering::SeqCst) {
+            return (pid, pid == known);
+        }
+    }
 }
 
 /// Maps the wipe-on-fork page and wakes the agent.

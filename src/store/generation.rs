@@ -292,6 +292,21 @@ impl GenerationRecord {
     }
 }
 
+/// How many increments a generation consists of by now; `None` where one of them is missing.
+pub fn chain_length(records: &[&GenerationRecord], generation: u64) -> Option<u32> {
+    let mut at = generation;
+    let mut length = 0;
+    loop {
+        let record = records.iter().find(|r| r.generation == at)?;
+        match (record.kind_now(), record.needs()) {
+            (GenerationKind::Full, _) => return Some(length),
+            (GenerationKind::Increment, Some(parent)) if parent < at => at = parent,
+            _ => return None,
+        }
+        length += 1;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -353,5 +368,30 @@ mod tests {
             assert!(GenerationRecord::from_file(&bad).is_err());
             assert!(GenerationRecord::from_file(&good[..at]).is_err());
         }
+    }
+
+    #[test]
+    fn the_length_of_a_chain() {
+        let record = |generation, parent, kind| GenerationRecord {
+            generation,
+            parent,
+            kind,
+            ..Default::default()
+        };
+        use GenerationKind::{Full, Increment};
+        let all = [
+            record(3, None, Full),
+            record(4, Some(3), Increment),
+            record(6, Some(4), Increment),
+            record(7, Some(6), Full),
+            record(8, Some(5), Increment),
+            record(9, Some(9), Increment),
+        ];
+        let all: Vec<_> = all.iter().collect();
+        let lengths: Vec<_> = (3..=10).map(|g| chain_length(&all, g)).collect();
+        assert_eq!(
+            lengths,
+            [Some(0), Some(1), None, Some(2), Some(0), None, None, None]
+        );
     }
 }

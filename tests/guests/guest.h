@@ -161,23 +161,45 @@ static inline double guest_now(void)
     return now.tv_sec + now.tv_nsec / 1e9;
 }
 
-/* A whole small file (a /proc file, say), with its end marked by 0. */
+/* When the kernel began this life of the process, in its ticks. */
+static inline unsigned long guest_life(void)
+{
+    char text[1024];
+    int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (n <= 0)
+        FAIL("/proc/self/stat: errno %d", errno);
+    close(fd);
+    text[n] = 0;
+    char *word = strrchr(text, ')') + 2;
+    for (int field = 3; field < 22; field++)
+        word = strchr(word, ' ') + 1;
+    return strtoul(word, NULL, 10);
+}
+
+/* A whole small file (a /proc file, say), with its end marked by 0. With a restart between two reads
+ * the file of another process would be read on from there: then again from the start. */
 static inline long guest_slurp(const char *path, char *into, size_t room)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return -1;
-    size_t have = 0;
-    for (;;) {
-        ssize_t n = read(fd, into + have, room - 1 - have);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            break;
-        have += n;
-    }
-    into[have] = 0;
-    close(fd);
+    size_t have;
+    unsigned long life;
+    do {
+        life = guest_life();
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd < 0)
+            return -1;
+        have = 0;
+        for (;;) {
+            ssize_t n = read(fd, into + have, room - 1 - have);
+            if (n < 0 && errno == EINTR)
+                continue;
+            if (n <= 0)
+                break;
+            have += n;
+        }
+        into[have] = 0;
+        close(fd);
+    } while (guest_life() != life);
     return (long)have;
 }
 

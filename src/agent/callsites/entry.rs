@@ -120,12 +120,17 @@ pub fn cpu_clock(nr: i64, args: &[u64; 6]) -> i32 {
     }
 }
 
+/// The kernel's name, in this life, for a clock as the program named it in the record.
+pub fn named(clock: i32) -> i32 {
+    timers::translated(clock, hooks::ids::to_real)
+}
+
 /// What a call's record counts by now.
 pub fn now_by(clock: i32) -> u64 {
     if clock == 0 {
         return now_ns();
     }
-    let clock = timers::translated(clock, hooks::ids::to_real);
+    let clock = named(clock);
     let mut time = [0_u64; 2];
     // SAFETY: the kernel fills both words.
     unsafe { syscall!(SYS_clock_gettime, clock, &raw mut time) };

@@ -206,6 +206,10 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, clock: Cloc
     unsafe {
         let block = thread_block();
         let record = &mut *interrupted.record.get();
+        if clock != Clock::Runs && has_connected(uc, record, interrupted.what) {
+            (*block).call_after = 0;
+            return;
+        }
         if interrupted.what == What::Nothing {
             // The thread may be on its way from the entry record to the call: its
             // timeout begins with the call. Not so in the stub, on its way to the call's
@@ -284,6 +288,11 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, clock: Cloc
             _ => {
                 record.mode = RestartMode::Plain as u32;
                 hooks::signal::made_again(record.nr, &mut args);
+                if record.nr == SYS_clock_nanosleep && (*block).call_clock != 0 {
+                    // In this life it may be another id's.
+                    let named = entry::named((*block).call_clock);
+                    args[0] = i64::from(named) as u64;
+                }
                 recompute(block, record, &mut args, spent);
                 prepare_remainder(&*block, record);
                 if let Clock::StoodStill { stopped_ns } = clock {
@@ -321,6 +330,37 @@ pub unsafe fn finish(uc: *mut ucontext_t, interrupted: &Interrupted, clock: Cloc
         regs[REG_RSP as usize] = at as i64;
         regs[REG_RIP as usize] = callsite::restart() as i64;
     }
+}
+
+/// After a restore: a `connect` that was interrupted, or that the kernel was about to begin anew, and
+/// whose connection is there. The frame then goes on behind it.
+///
+/// # Safety
+/// As for [`finish`].
+unsafe fn has_connected(uc: *mut ucontext_t, record: &RestartRecord, what: What) -> bool {
+    // SAFETY: the handler's own frame (the caller's promise).
+    let regs = unsafe { &mut (*uc).uc_mcontext.gregs };
+    let (rip, nr) = (regs[REG_RIP as usize] as u64, regs[REG_RAX as usize]);
+    let begins = what == What::Nothing && nr == SYS_connect;
+    if begins && site_after(rip as usize + 2).is_some() {
+        if !sockets::is_connected(regs[REG_RDI as usize] as i32) {
+            return false;
+        }
+        regs[REG_RIP as usize] += 2;
+    } else if what == What::Call && record.nr == SYS_connect {
+        if !sockets::is_connected(record.args[0] as i32) {
+            return false;
+        }
+        regs[REG_RIP as usize] = record.back as i64;
+        regs[REG_RSP as usize] = record.rsp as i64;
+        for (reg, value) in ARGS.iter().zip(record.args) {
+            regs[*reg as usize] = value as i64;
+        }
+    } else {
+        return false;
+    }
+    regs[REG_RAX as usize] = 0;
+    true
 }
 
 /// In the stub, with the call still to be made?
@@ -392,4 +432,39 @@ unsafe fn program_signal_waits(uc: *mut ucontext_t, record: &RestartRecord) -> b
         }
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
+
+    /// The stop had interrupted `connect`, the connection was made meanwhile and restored as one:
+    /// the call was made again and failed with EISCONN.
+    #[test]
+    fn a_connect_that_has_succeeded_is_not_made_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let connected = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut found = Interrupted::nothing();
+        let record = found.record.get_mut();
+        (record.nr, record.back, record.rsp) = (SYS_connect, 0x1234, 0x5678);
+        for (fd, done) in [(connected.as_raw_fd(), true), (listener.as_raw_fd(), false)] {
+            record.args = [fd as u64, 7, 16, 0, 0, 0];
+            // SAFETY: all-zero is a valid frame; nobody goes back to it.
+            unsafe {
+                let mut uc: ucontext_t = std::mem::zeroed();
+                uc.uc_mcontext.gregs[REG_RAX as usize] = FAILED_EINTR;
+                assert_eq!(has_connected(&raw mut uc, record, What::Call), done);
+                let regs = uc.uc_mcontext.gregs;
+                let seen = [REG_RAX, REG_RIP, REG_RSP, REG_RSI].map(|reg| regs[reg as usize]);
+                let expected = match done {
+                    true => [0, 0x1234, 0x5678, 7],
+                    false => [FAILED_EINTR, 0, 0, 0],
+                };
+                assert_eq!(seen, expected);
+                assert!(!has_connected(&raw mut uc, record, What::Transfer));
+            }
+        }
+    }
 }

@@ -273,14 +273,26 @@ unsafe fn socket_value(fd: i32, option: i32) -> Option<i32> {
     (done == 0).then_some(value)
 }
 
-/// Is the socket being connected, so that a further `connect` waits for the first one's end?
-pub fn is_connecting(fd: i32) -> bool {
-    const TCP_SYN_SENT: u8 = 2;
+fn tcp_state(fd: i32) -> Option<u8> {
     let (mut state, mut len) = (0_u8, 1_u32);
     let at = (&raw mut state, &raw mut len);
     // SAFETY: the kernel writes into the locals given: the first byte of a tcp_info.
     let done = unsafe { syscall!(SYS_getsockopt, fd, IPPROTO_TCP, TCP_INFO, at.0, at.1) };
-    done == 0 && state == TCP_SYN_SENT
+    (done == 0).then_some(state)
+}
+
+/// Is the socket being connected, so that a further `connect` waits for the first one's end?
+pub fn is_connecting(fd: i32) -> bool {
+    const TCP_SYN_SENT: u8 = 2;
+    tcp_state(fd) == Some(TCP_SYN_SENT)
+}
+
+/// Is it a TCP connection? A `connect` that the stop interrupted has succeeded then. In its own
+/// process the kernel says so when the call is made again; of a restored socket it says EISCONN.
+pub fn is_connected(fd: i32) -> bool {
+    const TCP_ESTABLISHED: u8 = 1;
+    const TCP_CLOSE_WAIT: u8 = 8;
+    matches!(tcp_state(fd), Some(TCP_ESTABLISHED | TCP_CLOSE_WAIT))
 }
 
 fn waits_for_all(nr: i64, args: &[u64; 6]) -> bool {

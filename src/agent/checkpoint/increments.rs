@@ -26,7 +26,7 @@ use crate::agent::{callsites, hooks, log, procfs, refusal};
 use crate::config::{SnapshotChoice, TrackerChoice};
 use crate::image::state::Base;
 use crate::image::writer::ImageSink;
-use crate::store::generation::{GenerationKind, GenerationRecord};
+use crate::store::generation::{GenerationRecord, chain_length};
 use ahead::{Ahead, Futile};
 use std::sync::atomic::Ordering;
 
@@ -74,21 +74,6 @@ pub fn with_own<R>(store_root: &[u8], f: impl FnOnce(&memory::Own<'_>) -> R) -> 
         store: &store,
         is_cache: callsites::cache::is_cache_path,
     })
-}
-
-/// How many increments a generation consists of.
-pub(super) fn chain_length(records: &[&GenerationRecord], generation: u64) -> Option<u32> {
-    let mut at = generation;
-    let mut length = 0;
-    loop {
-        let record = records.iter().find(|r| r.generation == at)?;
-        match (record.kind_now(), record.needs()) {
-            (GenerationKind::Full, _) => return Some(length),
-            (GenerationKind::Increment, Some(parent)) if parent < at => at = parent,
-            _ => return None,
-        }
-        length += 1;
-    }
 }
 
 impl Increments {
@@ -259,35 +244,5 @@ impl Increments {
     pub fn shrink(&mut self, room: &Room) {
         self.buffer
             .shrink((8 << 20) + room.resident * memory::PAGE / 64);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_length_of_a_chain() {
-        let record = |generation, parent, kind| GenerationRecord {
-            generation,
-            parent,
-            kind,
-            ..Default::default()
-        };
-        use GenerationKind::{Full, Increment};
-        let all = [
-            record(3, None, Full),
-            record(4, Some(3), Increment),
-            record(6, Some(4), Increment),
-            record(7, Some(6), Full),
-            record(8, Some(5), Increment),
-            record(9, Some(9), Increment),
-        ];
-        let all: Vec<_> = all.iter().collect();
-        let lengths: Vec<_> = (3..=10).map(|g| chain_length(&all, g)).collect();
-        assert_eq!(
-            lengths,
-            [Some(0), Some(1), None, Some(2), Some(0), None, None, None]
-        );
     }
 }

@@ -1,14 +1,14 @@
 //! What others are told: the log, the job's history, the answers and the report that the
 //! `ckpt` command reads.
 
-use super::{Trigger, Worker, increments, interval_ns};
+use super::{Trigger, Worker, interval_ns};
 use crate::agent::collect::identity;
 use crate::agent::state::AGENT;
 use crate::agent::{exit, interface, log, refusal};
 use crate::config::Resume;
 use crate::persist::table;
 use crate::store::Owner;
-use crate::store::generation::GenerationRecord;
+use crate::store::generation::{GenerationRecord, chain_length};
 use crate::store::report::ASLEEP;
 use crate::store::start::Claimed;
 use crate::store::{RawFs, history, report};
@@ -96,7 +96,7 @@ impl Worker {
         let Some(claimed) = self.claimed.as_ref().filter(|_| exit::enter_store()) else {
             return;
         };
-        let chain = increments::chain_length(&claimed.job.generations(), record.generation);
+        let chain = chain_length(&claimed.job.generations(), record.generation);
         let p = &record.phases;
         let entry = history::Entry {
             generation: record.generation,

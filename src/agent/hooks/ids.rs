@@ -32,7 +32,7 @@ pub mod locks;
 pub mod paths;
 
 use crate::agent::place;
-use crate::agent::state::{AGENT, InHook};
+use crate::agent::state::{AGENT, InHook, process};
 use ckpt_sys::{syscall, tls::thread_block};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicUsize, Ordering::*};
 
@@ -216,13 +216,6 @@ fn forget_groups(session_too: bool) {
         SESSION[1].store(0, Relaxed);
         SESSION[0].store(0, Relaxed);
     }
-}
-
-/// The kernel's pid of the calling process, and whether it is the restored one.
-fn process() -> (i32, bool) {
-    // SAFETY: no arguments.
-    let pid = unsafe { syscall!(libc::SYS_getpid) as i32 };
-    (pid, pid == AGENT.real_pid.load(Relaxed))
 }
 
 /// What getpid returns to the program.

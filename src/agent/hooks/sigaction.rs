@@ -14,7 +14,7 @@
 
 use super::frame::{CallFrame, Verdict};
 use super::{senders, user};
-use crate::agent::state::{AGENT, RESERVED_BIT, RESERVED_SIGNAL, awake};
+use crate::agent::state::{AGENT, InHook, RESERVED_BIT, RESERVED_SIGNAL, awake, process};
 use crate::agent::track::fault;
 use crate::image::state::KernelSigaction;
 use ckpt_sys::{callsite, syscall};
@@ -55,8 +55,7 @@ fn is_glibcs(sig: i32) -> bool {
 
 /// Does this thread belong to a child that shares our memory but is not us?
 pub(super) fn in_shared_child() -> bool {
-    // SAFETY: no arguments.
-    awake() && unsafe { syscall!(libc::SYS_getpid) } as i32 != AGENT.real_pid.load(Relaxed)
+    awake() && !process().1
 }
 
 /// The program's action for the reserved signal.
@@ -193,6 +192,9 @@ pub fn rt_sigaction(frame: &mut CallFrame) -> Verdict {
     if size != 8 || !(1..=64).contains(&sig) || (act == 0 && old == 0) {
         return Verdict::Forward;
     }
+    // What the helper does to all actions at a stop (the first one that protects pages takes SIGSEGV
+    // over and opens the masks) comes before this one or behind it.
+    let _guard = InHook::enter();
     if is_glibcs(sig) {
         if !AGENT.ids_translated.load(Relaxed) {
             return Verdict::Forward;

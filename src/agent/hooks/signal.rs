@@ -14,7 +14,9 @@ use super::sigaction::in_shared_child;
 use super::user;
 use crate::agent::state::{RESERVED_BIT, RESERVED_SIGNAL};
 use crate::agent::track::{blocked, fault};
+use ckpt_sys::callsite::LifeCall;
 use ckpt_sys::{syscall, tls::thread_block};
+use std::sync::atomic::Ordering::SeqCst;
 
 user::plain!([u64; 16]);
 
@@ -79,15 +81,11 @@ pub fn adopt() {
 /// rt_sigprocmask(how, set, old, 8).
 pub fn rt_sigprocmask(frame: &mut CallFrame) -> Verdict {
     let [how, set, old, size, ..] = frame.args;
-    let was = reserved_blocked();
-    let never = fault::never_blocked();
-    let was_fault = blocked::is_blocked();
+    let (was, was_fault) = (reserved_blocked(), blocked::is_blocked());
     if size != 8 || (set == 0 && !was && !was_fault) {
         return Verdict::Forward;
     }
-    let mut local = 0u64;
-    let mut now = was;
-    let mut now_fault = was_fault;
+    let mut given = 0u64;
     if set != 0 {
         if !(4096..1 << 47).contains(&set) {
             return Verdict::Forward; // EFAULT is the kernel's to say
@@ -95,61 +93,81 @@ pub fn rt_sigprocmask(frame: &mut CallFrame) -> Verdict {
         // Read directly: this call is hot, and libc's own sigprocmask reads the set
         // itself before the call.
         // SAFETY: a pointer that libc has read already.
-        local = unsafe { std::ptr::read_unaligned(set as *const u64) };
-        let named = local & RESERVED_BIT != 0;
-        let named_fault = local & never != 0;
-        let after = |was: bool, named: bool| match how as i32 {
-            libc::SIG_BLOCK => Some(was || named),
-            libc::SIG_UNBLOCK => Some(was && !named),
-            libc::SIG_SETMASK => Some(named),
-            _ => None,
-        };
-        let (Some(next), Some(next_fault)) = (after(was, named), after(was_fault, named_fault))
-        else {
+        given = unsafe { std::ptr::read_unaligned(set as *const u64) };
+        let named = given & (RESERVED_BIT | fault::FAULT_BIT) != 0;
+        let known = matches!(
+            how as i32,
+            libc::SIG_BLOCK | libc::SIG_UNBLOCK | libc::SIG_SETMASK
+        );
+        if !known || (!was && !was_fault && !named) {
             return Verdict::Forward;
-        };
-        (now, now_fault) = (next, next_fault);
-        if !was && !named && !was_fault && !named_fault {
-            return Verdict::Forward;
-        }
-        if how as i32 != libc::SIG_UNBLOCK {
-            local &= !(RESERVED_BIT | never);
         }
     }
-    let at = if set == 0 { 0 } else { &raw const local as u64 };
     if old != 0 {
         fault::touch(old, 8);
     }
-    // SAFETY: our own copy of the set; the kernel checks the place of the old mask.
-    let ret = unsafe { syscall!(libc::SYS_rt_sigprocmask, how, at, old, 8) };
-    frame.rax = ret as i64;
+    let (ret, before, now) = loop {
+        // The first stop that protects pages may come before the call, which would then block
+        // SIGSEGV for good.
+        let word = fault::word();
+        let expected = word.load(SeqCst);
+        let never = fault::never_blocked_if(expected);
+        let before = [reserved_blocked(), blocked::is_blocked()];
+        let mut local = given;
+        if how as i32 != libc::SIG_UNBLOCK {
+            local &= !(RESERVED_BIT | never);
+        }
+        let at = if set == 0 { 0 } else { &raw const local as u64 };
+        let call = LifeCall {
+            nr: libc::SYS_rt_sigprocmask,
+            args: [how, at, old, 8, 0, 0],
+            word,
+            expected,
+        };
+        // SAFETY: our own copy of the set; the kernel checks the place of the old mask.
+        let Some(ret) = (unsafe { call.make() }) else {
+            continue;
+        };
+        let mut now = before;
+        for (view, bit) in now.iter_mut().zip([RESERVED_BIT, never]) {
+            let named = given & bit != 0;
+            *view = match how as i32 {
+                _ if set == 0 => *view,
+                libc::SIG_BLOCK => *view || named,
+                libc::SIG_UNBLOCK => *view && !named,
+                _ => named,
+            };
+        }
+        break (ret, before, now);
+    };
+    frame.rax = ret;
     if ret == 0 && old != 0 {
         let place = old as *mut u64;
         // SAFETY: where the kernel has just written.
         unsafe {
             let found = place.read_unaligned();
-            let mut before = found & !RESERVED_BIT;
-            if was {
-                before |= RESERVED_BIT;
+            let mut shown = found & !RESERVED_BIT;
+            if before[0] {
+                shown |= RESERVED_BIT;
             }
-            if was_fault {
-                before |= fault::FAULT_BIT;
+            if before[1] {
+                shown |= fault::FAULT_BIT;
             }
-            if before != found {
-                place.write_unaligned(before);
+            if shown != found {
+                place.write_unaligned(shown);
             }
         }
     }
     // Of a place that cannot be written the kernel speaks when the mask is in force.
-    if ret < 0 && ret != -(libc::EFAULT as isize) {
+    if ret < 0 && ret != -i64::from(libc::EFAULT) {
         return Verdict::Done;
     }
-    match now_fault {
+    match now[1] {
         true => blocked::block(std::ptr::from_ref(frame) as u64),
-        false if was_fault => blocked::open(),
+        false if before[1] => blocked::open(),
         false => {}
     }
-    set_view(now);
+    set_view(now[0]);
     Verdict::Done
 }
 

@@ -8,7 +8,7 @@
 //! complete generation in between, another vdso) there is no [`Stay`], and all memory is
 //! mapped anew; the same goes for single areas.
 
-use crate::agent::checkpoint::increments::lives::{Knowledge, own_data};
+use crate::agent::checkpoint::increments::lives::Knowledge;
 use crate::agent::checkpoint::increments::with_own;
 use crate::agent::collect::memory::{self, How, PAGE, Piece, Plan};
 use crate::agent::hooks::{self, maps::Maps};
@@ -16,7 +16,7 @@ use crate::agent::log;
 use crate::agent::resume::ImageFile;
 use crate::agent::track::blank::{push, without};
 use crate::agent::track::pagemap::PageMap;
-use crate::agent::track::{Change, Dirty, Kept, Open, fault, full};
+use crate::agent::track::{Change, Dirty, Kept, Open, fault, full, own};
 use crate::image::chain::Sourced;
 use crate::image::state::{Manifest, MemoryState, VmaKind, VmaState, vma_flag};
 use crate::store::generation::GenerationRecord;
@@ -228,7 +228,7 @@ fn guards_differ(then: &MemoryState, plan: &Plan) -> bool {
 
 /// What the caller (and the kernel for it) may still write to.
 fn written_by_the_leader(plan: &Plan, rseq: u64) -> Vec<Range> {
-    let mut ranges = own_data(&plan.pieces);
+    let mut ranges = own::data(&plan.pieces);
     let mut behind = None;
     for piece in &plan.pieces {
         let vma = &piece.vma;

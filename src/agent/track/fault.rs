@@ -22,19 +22,19 @@ use crate::agent::state::{InHook, RESERVED_BIT};
 use crate::image::state::KernelSigaction;
 use ckpt_sys::raw::check;
 use ckpt_sys::{syscall, tls::thread_block};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 
 /// SIGSEGV in a 64-bit kernel signal set.
 pub const FAULT_BIT: u64 = 1 << (libc::SIGSEGV - 1);
 
-/// Our handler is the kernel's action for SIGSEGV. Sticky, also over a restore: the action
+/// 1: our handler is the kernel's action for SIGSEGV. Sticky, also over a restore: the action
 /// is in the image.
-static INSTALLED: AtomicBool = AtomicBool::new(false);
+static INSTALLED: AtomicU32 = AtomicU32::new(0);
 
 /// Is the program's SIGSEGV kept in a table of ours?
 #[inline]
 pub fn installed() -> bool {
-    INSTALLED.load(Relaxed)
+    INSTALLED.load(Relaxed) != 0
 }
 
 /// Are there pages that may be protected by us?
@@ -46,7 +46,18 @@ pub fn active() -> bool {
 /// The signals that a mask must not hold.
 #[inline]
 pub fn never_blocked() -> u64 {
-    if installed() { FAULT_BIT } else { 0 }
+    never_blocked_if(INSTALLED.load(Relaxed))
+}
+
+/// The word on which that depends.
+pub fn word() -> &'static AtomicU32 {
+    &INSTALLED
+}
+
+/// The signals that a mask must not hold, by what stands in [`word`].
+#[inline]
+pub fn never_blocked_if(word: u32) -> u64 {
+    if word != 0 { FAULT_BIT } else { 0 }
 }
 
 /// The code that a frame belongs to goes on with SIGSEGV open (law 4).
@@ -417,10 +428,10 @@ pub fn install() -> Result<(), i32> {
             8
         ))?;
     }
-    if !INSTALLED.load(SeqCst) {
+    if INSTALLED.load(SeqCst) == 0 {
         sigaction::program_view(sig, &mut before);
         sigaction::set_fault_action(&before);
-        INSTALLED.store(true, SeqCst);
+        INSTALLED.store(1, SeqCst);
     }
     sigaction::open_masks();
     Ok(())

@@ -30,6 +30,7 @@ pub mod model;
 pub mod moving;
 pub mod mprotect;
 pub mod open;
+pub mod own;
 pub mod pagemap;
 pub mod probe;
 pub mod softdirty;

@@ -14,13 +14,13 @@ use super::blank::{
 };
 use super::pagemap::{PageMap, is};
 use super::table::{self, EXEC, OPEN, SETTLED, WATCHED};
-use super::{Change, Dirty, TrackError, Tracker, fault, touch};
+use super::{Change, Dirty, TrackError, Tracker, fault, own, touch};
 use crate::agent::callsites::HOOKED;
 use crate::agent::collect::memory::{How, PAGE, Piece};
 use crate::agent::hooks::{altstack, files};
 use crate::agent::procfs::{self, OwnFd};
 use crate::agent::refusal;
-use crate::agent::state::{self, AGENT};
+use crate::agent::state;
 use crate::agent::stop;
 use crate::image::state::VmaKind;
 use ckpt_sys::callsite::hook_byte;
@@ -358,7 +358,7 @@ pub fn windows(pieces: &[Piece]) -> Vec<Range> {
     let (threads, scratch) = unsafe { &*RESUMING.0.get() };
     threads.iter().for_each(|&thread| around(thread));
     windows.push(*scratch);
-    windows.extend(own_data(pieces));
+    windows.extend(own::data(pieces));
     let awake = state::awake_page();
     if awake != 0 {
         windows.push((awake, awake + PAGE));
@@ -374,37 +374,6 @@ pub fn windows(pieces: &[Piece]) -> Vec<Range> {
         push(&mut joined, window);
     }
     joined
-}
-
-/// The library's own data: what is writable side by side around the agent's block.
-fn own_data(pieces: &[Piece]) -> Vec<Range> {
-    // The kernel may have joined large neighbours to it.
-    const REACH: u64 = 4 << 20;
-    let own = &raw const AGENT as u64;
-    let Some(middle) = pieces
-        .iter()
-        .position(|p| p.vma.start <= own && own < p.vma.end)
-    else {
-        return Vec::new();
-    };
-    let joined = |a: &Piece, b: &Piece| a.vma.end == b.vma.start && b.vma.prot & RW == RW;
-    let (mut first, mut last) = (middle, middle);
-    while first > 0
-        && joined(&pieces[first - 1], &pieces[first])
-        && own - pieces[first].vma.start < REACH
-    {
-        first -= 1;
-    }
-    while last + 1 < pieces.len()
-        && joined(&pieces[last], &pieces[last + 1])
-        && pieces[last].vma.end - own < REACH
-    {
-        last += 1;
-    }
-    let low = own.saturating_sub(REACH);
-    let all = pieces[first..=last].iter();
-    all.map(|p| (p.vma.start.max(low), p.vma.end.min(own + REACH)))
-        .collect()
 }
 
 /// The map as the program believes it to be: what we have protected is writable. Splits

@@ -11,7 +11,7 @@ use crate::agent::procfs::OwnFd;
 use crate::agent::settings::Settings;
 use crate::agent::snapshot::precopy::Live;
 use crate::agent::state::AGENT;
-use crate::agent::track::{Change, Dirty, Kept, TrackError, Tracker, blank, full};
+use crate::agent::track::{Change, Dirty, Kept, TrackError, Tracker, blank, full, own};
 use crate::agent::{hooks, log};
 use crate::image::state::VmaState;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -45,39 +45,6 @@ impl Knowledge {
     }
 }
 
-/// The library's writable data: the mappings side by side around the agent's block.
-pub fn own_data(pieces: &[Piece]) -> Vec<(u64, u64)> {
-    let here = &raw const AGENT as u64;
-    let Some(middle) = pieces
-        .iter()
-        .position(|p| p.vma.start <= here && here < p.vma.end)
-    else {
-        return Vec::new();
-    };
-    let writable = |p: &Piece| p.vma.prot & libc::PROT_WRITE as u32 != 0;
-    let joined = |a: &Piece, b: &Piece| a.vma.end == b.vma.start && writable(a) && writable(b);
-    let (mut first, mut last) = (middle, middle);
-    while first > 0 && joined(&pieces[first - 1], &pieces[first]) {
-        first -= 1;
-    }
-    while last + 1 < pieces.len() && joined(&pieces[last], &pieces[last + 1]) {
-        last += 1;
-    }
-    // The kernel may have joined large neighbours to it.
-    const REACH: u64 = 4 << 20;
-    let all = pieces[first..=last].iter();
-    all.map(|p| {
-        (
-            p.vma
-                .start
-                .max(here.saturating_sub(REACH) & !(memory::PAGE - 1)),
-            p.vma.end.min((here + REACH) & !(memory::PAGE - 1)),
-        )
-    })
-    .filter(|(start, end)| start < end)
-    .collect()
-}
-
 impl Increments {
     /// The present contents are those of `generation`, as far as the tracker can tell later.
     fn stand_on(&mut self, store_root: &[u8], generation: u64, kept: Option<&Kept>) {
@@ -98,7 +65,7 @@ impl Increments {
             Err(error) => log::line(format_args!("tracker: {error}")),
         }
         // The restored helper has changed a few words of the library's data already.
-        for range in own_data(&plan.pieces) {
+        for range in own::data(&plan.pieces) {
             self.dirty.insert(range.0, range.1, Change::Present);
         }
     }

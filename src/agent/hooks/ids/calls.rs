@@ -163,11 +163,16 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
 
 /// Sends a signal, in the life that the ids of the call are those of.
 fn send(f: &CallFrame) -> i64 {
+    let mut info = [0; 16];
+    in_life(|| addressed(f, &mut info))
+}
+
+/// Makes a call, which may wait, in the life that `prepare` has prepared it in.
+pub(super) fn in_life(mut prepare: impl FnMut() -> (i64, [u64; 6])) -> i64 {
     loop {
-        let mut info = [0; 16];
         let guard = InHook::enter();
         let expected = EPOCH.load(SeqCst);
-        let (nr, args) = addressed(f, &mut info);
+        let (nr, args) = prepare();
         drop(guard);
         let word = &EPOCH;
         let call = LifeCall {
@@ -426,12 +431,15 @@ fn ioctl(f: &mut CallFrame) -> Verdict {
             let Ok(id) = user::read::<i32>(f.args[2]) else {
                 return Verdict::Forward;
             };
-            let real = match request {
-                libc::TIOCSPGRP => group_to_real(id),
-                _ => signed(id),
-            };
-            f.args[2] = &raw const real as u64;
-            let value = execute(f);
+            let mut real = id;
+            let value = in_life(|| {
+                real = match request {
+                    libc::TIOCSPGRP => group_to_real(id),
+                    _ => signed(id),
+                };
+                let [a, b, ..] = f.args;
+                (f.rax, [a, b, &raw const real as u64, 0, 0, 0])
+            });
             result(f, value)
         }
         libc::TIOCGPGRP | libc::TIOCGSID | FIOGETOWN | SIOCGPGRP => {

@@ -1,10 +1,9 @@
 //! Old ids in paths below /proc: `/proc/<pid>/...` and `/proc/<any>/task/<tid>/...`.
-//! None of these calls waits, so the hook makes the call itself with a path on its
-//! own stack. Any thread; active only while ids are translated.
+//! The hook makes the call itself with a path on its own stack. Any thread; active only while ids are translated.
 
 use super::super::frame::{CallFrame, Verdict};
 use super::super::user;
-use super::calls::execute;
+use super::calls::{execute, in_life};
 use super::{own_pid, to_real};
 
 /// The calls and which argument holds their path.
@@ -103,9 +102,15 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
     if path == b"/proc/self" && at + 2 < 6 {
         return proc_self(f, at);
     }
-    let text = rewrite(path)?;
-    f.args[at] = text.bytes.as_ptr() as u64;
-    f.rax = execute(f);
+    let mut text = Some(rewrite(path)?);
+    f.rax = in_life(|| {
+        let mut args = f.args;
+        text = rewrite(path);
+        if let Some(text) = &text {
+            args[at] = text.bytes.as_ptr() as u64;
+        }
+        (f.rax, args)
+    });
     Some(Verdict::Done)
 }
 
