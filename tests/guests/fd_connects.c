@@ -15,7 +15,7 @@ static void *connections(void *argument)
     int listening = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     CHECK(listening >= 0 && bind(listening, (struct sockaddr *)&at, len) == 0 && listen(listening, 8) == 0);
     CHECK(getsockname(listening, (struct sockaddr *)&at, &len) == 0);
-    for (long turn = 0, turns = guest_rounds() * 30; turn < turns; turn++) {
+    for (long turn = 0, turns = guest_rounds() * 120; turn < turns; turn++) {
         int from = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
         CHECK(from >= 0 && setsockopt(from, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once) == 0);
         if (turn % 2) {
