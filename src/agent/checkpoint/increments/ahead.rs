@@ -242,8 +242,12 @@ impl Increments {
         }
         if first && ahead.base.is_none() {
             self.everything(plan)?;
-            let seen = blank::existing(&plan.pieces, &self.dirty);
-            self.tracker.exist(&seen);
+            let existing = blank::existing(&plan.pieces, &self.dirty);
+            self.tracker.exist(&existing);
+            // What has grown since the look at the map is no part of it, was protected by the sweep,
+            // and will not be reported again.
+            seen.unite(&self.dirty);
+            self.dirty = seen;
             ahead.pending = self.dirty.clone();
         } else if first {
             self.dirty.unite(&seen);
