@@ -106,11 +106,11 @@ mod grown {
     use super::*;
 
     fn survives(tracker: &str, snapshot: &'static str, restore: &'static str) {
-        let program = Program::guest("mem_grows").seconds(4.0);
+        let program = Program::guest("mem_grows").seconds(2.0);
         let trial = Trial::new(program, Setting { restore, snapshot });
         let trial = trial.ckpt("CKPT_TRACKER", tracker);
         let trial = trial.ckpt("CKPT_CHAIN", "2");
-        trial.ckpt("CKPT_INTERVAL", "20ms").survives(6);
+        trial.ckpt("CKPT_INTERVAL", "20ms").survives(3);
     }
 
     #[test]

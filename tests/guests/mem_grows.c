@@ -6,7 +6,7 @@
  * that reallocates large blocks). */
 #include "guest.h"
 
-#define PLACES 1500
+#define PLACES 600
 #define K 4096ul
 #define MOST 4
 
