@@ -232,21 +232,21 @@ pub fn set_hook_byte(nr: usize, bits: u8) {
     }
 }
 
-/// A system call that a hook makes with arguments that hold for one life only; the offsets are
-/// known to the assembly.
+/// A system call that a hook makes with arguments that hold only as long as a word keeps its value:
+/// the number of this life, or whether pages are protected. The offsets are known to the assembly.
 #[derive(Debug)]
 #[repr(C)]
 pub struct LifeCall<'a> {
     pub nr: i64,
     pub args: [u64; 6],
-    /// Changes from life to life.
+    /// Changes at a stop or from life to life, while no thread runs.
     pub word: &'a AtomicU32,
     /// What it must still be.
     pub expected: u32,
 }
 
 impl LifeCall<'_> {
-    /// Makes the call; `None`, and no call, if another life has begun. A stop between the two is no
+    /// Makes the call; `None`, and no call, if the word has changed. A stop between the two is no
     /// hindrance, and handlers of the program run when it is over as behind any call.
     ///
     /// # Safety

@@ -102,7 +102,8 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
     if path == b"/proc/self" && at + 2 < 6 {
         return proc_self(f, at);
     }
-    let mut text = Some(rewrite(path)?);
+    rewrite(path)?;
+    let mut text = None;
     f.rax = in_life(|| {
         let mut args = f.args;
         text = rewrite(path);
