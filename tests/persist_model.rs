@@ -640,3 +640,8 @@ fn somebody_else_removes_what_was_only_moved() {
 fn making_again_is_killed_at_each_step() {
     vandals::killed_at_each_step();
 }
+
+#[test]
+fn files_vanish_while_they_go_back() {
+    vandals::removed_at_each_step();
+}

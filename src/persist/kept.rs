@@ -25,13 +25,18 @@ pub fn link_name(path: &mut CPath, id: &Id) -> Sys<()> {
     sys::add_id(path, id)
 }
 
-/// Is there a link to an inode of this number in a `kept-` directory?
-pub fn has_link(dir: &CPath, ino: u64) -> Sys<bool> {
+/// The link to an inode of this number in a `kept-` directory.
+pub fn link_to(dir: &CPath, ino: u64) -> Sys<Option<CPath>> {
     let mut end = CPath::new(&[b"-"])?;
     end.number(ino, 16);
     // Copies have a serial number behind it.
-    let names = sys::list(dir)?;
-    Ok(names.iter().any(|name| name.ends_with(end.bytes())))
+    let names = match sys::list(dir) {
+        // Nothing needs it any more: it was removed since it was listed.
+        Err(libc::ENOENT) => return Ok(None),
+        names => names?,
+    };
+    let name = names.iter().find(|name| name.ends_with(end.bytes()));
+    name.map(|name| CPath::join(dir.bytes(), name)).transpose()
 }
 
 /// How many of the inode's links are ones that the job's tables keep. Helper thread.

@@ -20,7 +20,7 @@ use super::exclude;
 use super::format::{self, Encoder, TAG_INCOMPLETE, TAG_RETURNED};
 use super::index::{self, Index, Map, Node};
 use super::lock::Lock;
-use super::sys::{self, CPath};
+use super::sys::{self, CPath, Sys};
 use super::writer::Writer;
 use super::{FileRef, Id, Stat};
 pub use room::with_room;
@@ -289,9 +289,10 @@ impl Session {
         self.inner.index.row(id).is_some() || self.inner.strays.contains_key(id)
     }
 
-    /// Does the job keep an inode of this number that has lost a name?
-    pub fn keeps(&self, ino: u64) -> bool {
-        with_room(|| self.inner.writer.keeps(ino))
+    /// The link by which the job keeps an inode of this number that has lost a name. An error: it
+    /// is not known whether there is one.
+    pub fn kept_link(&self, ino: u64) -> Sys<Option<CPath>> {
+        with_room(|| self.inner.writer.kept_link(ino))
     }
 
     /// Does whatever is made under this name need no record: because one leads the name

@@ -261,18 +261,18 @@ impl Writer {
         numbered(dir, prefix, seq)
     }
 
-    /// Do the job's tables keep an inode of this number? In doubt yes.
-    pub fn keeps(&self, ino: u64) -> bool {
+    /// The link by which the job's tables keep an inode of this number. An error: it is not known
+    /// whether there is one.
+    pub fn kept_link(&self, ino: u64) -> Sys<Option<CPath>> {
         let dir = self.dir.get(..self.dir_len).unwrap_or_default();
-        let keeps = || -> Sys<bool> {
-            for name in sys::list(&CPath::new(&[dir])?)? {
-                if name.starts_with(b"kept-") && kept::has_link(&CPath::join(dir, &name)?, ino)? {
-                    return Ok(true);
-                }
+        for name in sys::list(&CPath::new(&[dir])?)? {
+            if name.starts_with(b"kept-")
+                && let Some(link) = kept::link_to(&CPath::join(dir, &name)?, ino)?
+            {
+                return Ok(Some(link));
             }
-            Ok(false)
-        };
-        keeps().unwrap_or(true)
+        }
+        Ok(None)
     }
 
     /// Is this a path in the job's directory?

@@ -278,3 +278,61 @@ pub fn killed_at_each_step() {
         }
     }
 }
+
+/// A JVM removes the files in /tmp/hsperfdata_USER of processes that do not run, at any time. One
+/// that went after the undo had looked for such changes ended it, and every one after it.
+pub fn removed_at_each_step() {
+    let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
+    let tmp = std::env::temp_dir();
+    let (mut again, mut late) = (0, 0);
+    for step in 0.. {
+        assert!(step < 100);
+        let root = Place::new(&tmp, "vanished-files");
+        let job = Place::new(&tmp, "vanished-job");
+        let (game, stat) = mapped(&root.0, &job.0);
+        let path = root.0.join("dir/whole");
+        let mut left = Some(step);
+        let mut fault = || {
+            let last = left == Some(0);
+            left = left.and_then(|left: u32| left.checked_sub(1));
+            if last {
+                let dir = path.parent().unwrap();
+                let before = stat_of(dir);
+                std::fs::remove_file(&path).unwrap();
+                sys::set_times(&c_path(dir), before.atime_ns, before.mtime_ns).unwrap();
+            }
+            Ok(())
+        };
+        let mut options = Options {
+            fault: Some(&mut fault),
+            ..Options::default()
+        };
+        let report = undo::undo(&game.job, 1, &mut options);
+        let report = report.unwrap_or_else(|error| panic!("step {step}: {error}"));
+        let is_gone = left.is_none();
+        if !is_gone {
+            println!("{step} steps, {again} times made again, {late} times too late");
+            assert!(again > 2 && late > 0);
+            break;
+        }
+        if report.foreign.is_empty() {
+            // It had gone back already: as if it were removed after the recovery.
+            late += 1;
+            assert!(!path.exists());
+            continue;
+        }
+        again += 1;
+        assert_eq!(late, 0, "step {step}");
+        let what: Vec<_> = report.foreign.iter().map(|f| (&f.path, &f.fate)).collect();
+        assert_eq!(what, [(&path, &Fate::Again)], "step {step}");
+        assert_eq!(std::fs::read(&path).unwrap(), vec![7; 10_000]);
+        let now = stat_of(&path);
+        assert_eq!((now.mode, now.mtime_ns), (stat.mode, stat.mtime_ns));
+        assert_eq!(report.replaced.get(&stat.id), Some(&now.id));
+        let left = std::fs::read_dir(&job.0).unwrap();
+        let left = left.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let left: Vec<String> = left.collect();
+        let of_undo = |name: &&String| name.starts_with("remade") || name.starts_with("undo-");
+        assert!(left.iter().find(of_undo).is_none(), "step {step}: {left:?}");
+    }
+}

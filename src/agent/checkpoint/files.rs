@@ -2,7 +2,7 @@
 //! the program's outputs. Helper thread; [`Beginning::install`] while the program is stopped, [`resume`] before
 //! the threads of a restored program run.
 
-use super::mapped::{self, Mapping};
+use super::mapped::{self, Held, Mapping};
 use crate::agent::outputs::keep::{Output, Streams};
 use crate::agent::{hooks, log};
 use crate::config::{Config, Sync};
@@ -67,7 +67,7 @@ impl Beginning {
 
     /// During the stop, once there is a snapshot: from here on the table counts, whatever
     /// becomes of the snapshot.
-    pub fn install(&mut self, mapped: &[Mapping]) {
+    pub fn install(&mut self, mapped: &[Held]) {
         if let Some(prepared) = self.prepared.take() {
             table::install(prepared);
             hooks::files::arm();
@@ -135,7 +135,7 @@ pub fn resume(
     table::install(prepared);
     hooks::files::arm();
     hooks::files::turns::expect_several();
-    mapped::record(mapped);
+    mapped::record(&mapped::hold(mapped.to_vec()));
     Ok(())
 }
 

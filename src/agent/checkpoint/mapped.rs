@@ -2,10 +2,11 @@
 //! so what they hold is recorded in the new table at once, while the program is stopped
 //! (a mapping made later: by the hook of mmap). Helper thread.
 
+use crate::agent::procfs::{OwnFd, read_file};
 use crate::agent::{heap, hooks};
 use crate::image::state::{VmaKind, VmaState};
 use crate::persist::sys::{self, CPath};
-use crate::persist::{FileRef, recorder};
+use crate::persist::{FileRef, Stat, recorder};
 use serde::{Deserialize, Serialize};
 
 /// A part of a file that is mapped so.
@@ -14,6 +15,14 @@ pub struct Mapping {
     path: Vec<u8>,
     start: u64,
     end: u64,
+}
+
+/// The same with its file, which somebody else may remove at any time: until it is recorded it is
+/// held by a descriptor.
+#[derive(Debug)]
+pub struct Held {
+    mapping: Mapping,
+    file: Option<(OwnFd, Stat)>,
 }
 
 /// What a stop may take the time to copy. Beyond, the files cannot go back.
@@ -37,8 +46,44 @@ pub fn of<'a>(vmas: impl Iterator<Item = &'a VmaState>) -> Vec<Mapping> {
     vmas.filter_map(mapping).collect()
 }
 
+/// Opens the files, as far as they may be read.
+pub fn hold(mappings: Vec<Mapping>) -> Vec<Held> {
+    let hold = |mapping: Mapping| Held {
+        file: open(&mapping.path).ok(),
+        mapping,
+    };
+    mappings.into_iter().map(hold).collect()
+}
+
+/// Was one of the files removed since the map was read? Another process did it, and the map says
+/// so now: the image would not.
+pub fn any_removed(files: &[Held]) -> bool {
+    let mut lost = files.iter().filter(|held| held.file.is_none());
+    lost.any(|held| is_removed(&held.mapping.path))
+}
+
+fn open(path: &[u8]) -> Result<(OwnFd, Stat), i32> {
+    let flags = libc::O_RDONLY | libc::O_NONBLOCK;
+    let fd = OwnFd::open_with(path, flags | libc::O_NOATIME)
+        .or_else(|_| OwnFd::open_with(path, flags))?;
+    let stat = sys::fstat(fd.raw())?;
+    Ok((fd, stat))
+}
+
+/// Does the map call this file removed?
+fn is_removed(path: &[u8]) -> bool {
+    let Ok(maps) = read_file(b"/proc/self/maps") else {
+        return false;
+    };
+    let mut lines = maps.split(|&byte| byte == b'\n');
+    lines.any(|line| {
+        let name = line.strip_suffix(b" (deleted)");
+        name.is_some_and(|line| line.ends_with(path))
+    })
+}
+
 /// Records the contents of the mapped parts in the table that has just been installed.
-pub fn record(mappings: &[Mapping]) {
+pub fn record(mappings: &[Held]) {
     if mappings.is_empty() {
         return;
     }
@@ -47,13 +92,16 @@ pub fn record(mappings: &[Mapping]) {
     unsafe { heap::in_agent_heap(|| record_all(mappings)) }
 }
 
-fn record_all(mappings: &[Mapping]) {
+fn record_all(mappings: &[Held]) {
     let Some(mut session) = recorder::enter() else {
         return;
     };
     let mut total = 0u64;
-    for mapping in mappings {
-        let stat = CPath::new(&[&mapping.path]).and_then(|path| sys::stat(&path));
+    for Held { mapping, file } in mappings {
+        let stat = match file {
+            Some((_, stat)) => Ok(*stat),
+            None => CPath::new(&[&mapping.path]).and_then(|path| sys::stat(&path)),
+        };
         let Ok(stat) = stat else {
             session.incomplete(b"a file that is mapped shared cannot be found by its path");
             continue;
@@ -64,8 +112,8 @@ fn record_all(mappings: &[Mapping]) {
         let file = FileRef {
             stat: &stat,
             path: &mapping.path,
-            fd: None,
-            any_fd: None,
+            fd: file.as_ref().map(|(fd, _)| fd.raw()),
+            any_fd: file.as_ref().map(|(fd, _)| fd.raw()),
         };
         let end = mapping.end.min(stat.size);
         total = total.saturating_add(end.saturating_sub(mapping.start));

@@ -103,6 +103,13 @@ pub(super) fn take<S: ImageSink>(
             "direct input or output, or writing to /proc/self/mem, has begun".into(),
         ));
     }
+    let mapped = mapped::hold(mapped::of(plan.pieces.iter().map(|piece| &piece.vma)));
+    if mapped::any_removed(&mapped) {
+        stop::release(stopped);
+        return Err(CheckpointError::Postponed(
+            "a file that the program has mapped was removed just now".into(),
+        ));
+    }
     let residue = increments.residue(&mut ahead, &mut plan);
     if based && ahead.base.is_none() {
         // The tracker has failed: the image is to be complete, and contents were left out.
@@ -140,7 +147,6 @@ pub(super) fn take<S: ImageSink>(
         increment: ahead.base.is_some(),
         outputs,
     };
-    let mapped = mapped::of(plan.pieces.iter().map(|piece| &piece.vma));
     let mut shot = Shot {
         ahead,
         manifest,

@@ -30,6 +30,8 @@ pub struct Undoer<'o, 'a> {
     pub findings: Findings,
     /// An undo to another generation, which was killed, has looked for changes of others.
     pub other_goal: bool,
+    /// This one has looked, and somebody else has removed a file since.
+    pub look_again: bool,
     /// Directories as they were when a table began, and that table: by path.
     pub directories: BTreeMap<Vec<u8>, (Stat, u64)>,
     /// All inodes that the program had to do with.
@@ -105,6 +107,7 @@ impl<'o, 'a> Undoer<'o, 'a> {
             replaced,
             findings,
             other_goal: !current,
+            look_again: false,
             directories: directories(tables),
             known,
             begun_ns: {
@@ -196,14 +199,16 @@ impl<'o, 'a> Undoer<'o, 'a> {
         let mut undone = 0;
         for (k, (offset, record)) in table.records.iter().enumerate().rev() {
             if *offset < current.marked {
-                self.record(&mut current, k, *offset, record)?;
+                let done = self.record(&mut current, k, *offset, record);
+                done.map_err(|error| self.or_vanished(&current, error))?;
                 undone += 1;
             }
             current.rows.back(record);
         }
         self.open = None;
         self.mark(&mut current, format::RECORDS)?;
-        self.last_of_all(&current)?;
+        let done = self.last_of_all(&current);
+        done.map_err(|error| self.or_vanished(&current, error))?;
         Ok(undone)
     }
 
@@ -262,6 +267,20 @@ impl<'o, 'a> Undoer<'o, 'a> {
         }
     }
 
+    /// Is the error that somebody else has removed an inode since it was located?
+    fn or_vanished(&self, current: &Current, error: UndoError) -> UndoError {
+        let at = match &error {
+            UndoError::Failed { errno, path, .. } if errno.0 == libc::ENOENT => path,
+            _ => return error,
+        };
+        let at = at.as_os_str().as_bytes();
+        let mut rows = current.rows.rows.values();
+        match rows.find(|info| info.path.as_deref() == Some(at)) {
+            Some(info) if self.find(info).is_none() => UndoError::Vanished(removed(at)),
+            _ => error,
+        }
+    }
+
     /// Where a row's inode can be reached now; `None`: leave it alone.
     pub fn locate(&mut self, current: &Current, row: u32) -> Result<Option<Vec<u8>>, UndoError> {
         let Some(info) = current.rows.rows.get(&row) else {
@@ -290,17 +309,11 @@ impl<'o, 'a> Undoer<'o, 'a> {
 
     /// An inode that should be there is not. Leaving it is the user's decision.
     pub fn lost<T>(&mut self, path: &[u8], id: Id) -> Result<Option<T>, UndoError> {
-        let file = ForeignFile {
-            path: as_path(path),
-            aside: None,
-            what: "removed",
-            fate: Fate::Plain,
-        };
         if self.options.foreign != Foreign::Keep {
-            return Err(UndoError::Lost(vec![file], false));
+            return Err(UndoError::Vanished(removed(path)));
         }
         self.findings.keep.insert(id);
-        self.findings.add(file);
+        self.findings.add(removed(path));
         self.save_findings()?;
         Ok(None)
     }
@@ -344,6 +357,15 @@ impl<'o, 'a> Undoer<'o, 'a> {
             let same = there.identity().is(inode);
             same.then(|| path.bytes().to_vec())
         })
+    }
+}
+
+fn removed(path: &[u8]) -> ForeignFile {
+    ForeignFile {
+        path: as_path(path),
+        aside: None,
+        what: "removed",
+        fate: Fate::Plain,
     }
 }
 

@@ -49,13 +49,16 @@ impl Found {
 impl Undoer<'_, '_> {
     pub fn look_for_foreign(&mut self, tables: &[Table]) -> Result<(), UndoError> {
         let checked = tables.iter().all(|t| t.checked || t.records.is_empty());
-        if checked && !self.other_goal {
+        if checked && !self.other_goal && !self.look_again {
             return Ok(());
         }
         let mut found = self.refused(tables)?;
         if checked {
             // What that undo has done to contents is not somebody else's.
             found.retain(|found| found.lost.is_some());
+        }
+        if self.look_again {
+            found.retain(|found| !self.is_decided(found));
         }
         for found in found {
             self.decide(tables, found)?;
@@ -77,6 +80,13 @@ impl Undoer<'_, '_> {
             mark().map_err(|e| failed("write", &table.file.path, e))?;
         }
         Ok(())
+    }
+
+    /// Was it found when this undo looked first?
+    fn is_decided(&self, found: &Found) -> bool {
+        let placed = |lost: &Lost| self.is_placed(&lost.inode);
+        let lost = found.lost.as_ref().and_then(Option::as_ref);
+        lost.is_some_and(placed) || self.findings.keep.contains(&found.stat.id)
     }
 
     /// What is to become of a file; nothing is done to it yet.

@@ -142,6 +142,9 @@ fn lost_text(files: &[ForeignFile], needed: bool) -> &'static str {
     }
 }
 
+/// So often an undo begins, when files vanish under it.
+const VANISHED: u32 = 4;
+
 /// Why the files cannot go back.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UndoError {
@@ -153,6 +156,9 @@ pub enum UndoError {
     /// The same, of files whose contents at the generation are not known.
     #[error("{}{}", foreign_text(.0), lost_text(.0, *.1))]
     Lost(Vec<ForeignFile>, bool),
+    /// The undo has begun, and this was there then. Callers get [`UndoError::Lost`].
+    #[error("{}", foreign_text(std::slice::from_ref(.0)))]
+    Vanished(ForeignFile),
     #[error("cannot {verb} {}: {errno}", path.display())]
     Failed {
         verb: &'static str,
@@ -304,11 +310,20 @@ pub fn undo(
     to_generation: u64,
     options: &mut Options,
 ) -> Result<Report, UndoError> {
-    let list = table::remove_leftovers(job_dir)?;
+    let mut list = table::remove_leftovers(job_dir)?;
     let (exclude, by_rules) = (options.restore_exclude, options.by_rules);
-    let tables = tables_of(&list, to_generation, exclude, by_rules)?;
-    let undoer = apply::Undoer::new(job_dir, options, &tables, (&list, to_generation))?;
-    undoer.all(&tables, to_generation)
+    for again in (0..VANISHED).rev() {
+        let tables = tables_of(&list, to_generation, exclude, by_rules)?;
+        let mut undoer = apply::Undoer::new(job_dir, options, &tables, (&list, to_generation))?;
+        undoer.look_again = again + 1 < VANISHED;
+        match undoer.all(&tables, to_generation) {
+            // Somebody else has removed it just now: it may be put together of what is kept.
+            Err(UndoError::Vanished(_)) if again > 0 => list = table::list(job_dir)?,
+            Err(UndoError::Vanished(file)) => return Err(UndoError::Lost(vec![file], false)),
+            done => return done,
+        }
+    }
+    unreachable!("the last turn returns")
 }
 
 /// Saves what somebody else has put at a path, before that is overwritten; `None`: there is
@@ -354,7 +369,10 @@ pub fn go_back_recorded(
         report.unrecorded = table::incomplete_reason();
     }
     table::end_return();
-    report
+    match report {
+        Err(UndoError::Vanished(file)) => Err(UndoError::Lost(vec![file], false)),
+        report => report,
+    }
 }
 
 /// All inodes that the program is known to have had to do with.

@@ -67,15 +67,25 @@ fn save_file(session: &mut Session, mapping: &Mapping, path: &[u8]) {
     let is_it = |(_, stat): &(OwnFd, Stat)| stat.id.ino == mapping.ino;
     let named = open(path).filter(is_it);
     // (There are files called so.)
-    let bare = path.strip_suffix(b" (deleted)");
-    let (name, known_as) = match named {
-        Some(_) => (path, path),
-        None => (bare.unwrap_or(path), &b""[..]),
+    let bare = path.strip_suffix(b" (deleted)").filter(|_| named.is_none());
+    let name = bare.unwrap_or(path);
+    // The recorder knows one without a name by its link, and the kernel names what is behind an
+    // escape.
+    let known_as = match named.is_some() || bare.is_some() {
+        true => path,
+        false => b"",
     };
-    let Some((fd, stat)) = named.or_else(|| open_mapped(mapping).filter(is_it)) else {
+    let kept = match named {
+        Some(_) => Ok(None),
+        None => session.kept_link(mapping.ino),
+    };
+    let is_kept = !matches!(kept, Ok(None));
+    let found = named
+        .or_else(|| open(kept.ok()??.bytes()).filter(is_it))
+        .or_else(|| open_mapped(mapping).filter(is_it));
+    let Some((fd, stat)) = found else {
         // Without a name or a link in the store nothing of it can come back.
-        let matters = bare.is_none() || session.keeps(mapping.ino);
-        if matters && !session.is_excluded(name) {
+        if (bare.is_none() || is_kept) && !session.is_excluded(name) {
             let mut reason = name.to_vec();
             reason.extend_from_slice(b": mapped for writing and cannot be read by its path");
             session.incomplete(&reason);
