@@ -25,9 +25,12 @@ fn run(command: &mut Command) {
     );
 }
 
-/// Builds netlib once per process; cargo's own lock serialises processes.
+/// `CKPT_TEST_NETLIB`, or built once per process; cargo's own lock serialises processes.
 fn netlib() -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(built) = std::env::var_os("CKPT_TEST_NETLIB") {
+        return built.into();
+    }
     BUILT
         .get_or_init(|| {
             let target = root().join("target/netlib");
