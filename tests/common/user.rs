@@ -46,7 +46,8 @@ pub fn fresh_dir(name: &str) -> PathBuf {
     dir
 }
 
-fn make_own(dir: PathBuf) {
+/// A directory that belongs to them.
+pub fn make_own(dir: PathBuf) {
     std::fs::create_dir_all(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
     if let Some(user) = ordinary() {
         let path = CString::new(dir.to_str().expect("UTF-8")).expect("no zero byte");

@@ -1,8 +1,9 @@
 //! Ways to a file that are not its plain path (`guests/files_ways.c`).
 
+use super::common::user;
 use super::{Entry, build, tree};
 use std::collections::BTreeMap;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
@@ -26,22 +27,26 @@ impl Case {
             exclude,
             resume: "auto",
         };
-        for dir in ["model", "work"] {
-            std::fs::create_dir_all(case.root.join(dir)).expect("a directory");
+        for dir in ["", "model", "work"] {
+            user::make_own(case.root.join(dir));
         }
-        let setup = Command::new(build::guest("files_ways"))
-            .arg("setup")
-            .current_dir(case.root.join("model"))
-            .status();
+        let setup = case.guest("setup", "model").status();
         assert!(setup.expect("the guest starts").success());
         case
     }
 
+    /// The guest, as the tests' user.
+    fn guest(&self, what: &str, dir: &str) -> Command {
+        let mut command = Command::new(build::guest("files_ways"));
+        command.arg(what).current_dir(self.root.join(dir));
+        if let Some(user) = user::ordinary() {
+            command.uid(user.uid).gid(user.gid);
+        }
+        command
+    }
+
     fn go(&self) -> ExitStatus {
-        let work = self.root.join("work");
-        Command::new(build::guest("files_ways"))
-            .arg(self.name)
-            .current_dir(&work)
+        self.guest(self.name, "work")
             .env("LD_PRELOAD", build::library())
             .env("CKPT_DIR", self.root.join("store"))
             .env("CKPT_LOG", self.root.join("log"))

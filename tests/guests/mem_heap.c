@@ -18,8 +18,16 @@ int main(void)
     CHECK(own != (void *)-1);
     guest_fill(own, 64 * 1024, 7);
     unsigned char *last_end = sbrk(0);
+    unsigned long life = guest_life();
     ROUNDS(round)
     {
+        /* After a restart all of it, before anything is written over. */
+        if (guest_life() != life) {
+            life = guest_life();
+            for (int i = 0; i < BLOCKS; i++)
+                if (block[i] && !guest_holds(block[i], size[i], seed[i]))
+                    FAIL("round %ld: block %d at %p, %zu bytes", round, i, block[i], size[i]);
+        }
         for (int n = 0; n < 16; n++) {
             int i = guest_mix(round * 16 + n) % BLOCKS;
             if (block[i])
