@@ -125,9 +125,23 @@ pub fn hide_writer(frame: &mut CallFrame) -> bool {
         frame.args = args;
         return false;
     }
-    let [a, b, c, d, e, _] = args;
+    let waits = args[at] & libc::WNOHANG as u64 == 0;
+    let mut now = args;
+    if waits {
+        // A child that another thread has now is not waited for in here.
+        now[at] |= libc::WNOHANG as u64;
+        if frame.rax == libc::SYS_waitid {
+            now[at] |= libc::WNOWAIT as u64;
+        }
+    }
+    let [a, b, c, d, e, _] = now;
     // SAFETY: the program's own call, which does not wait.
-    frame.rax = unsafe { syscall!(frame.rax, a, b, c, d, e) as i64 };
+    let answer = unsafe { syscall!(frame.rax, a, b, c, d, e) as i64 };
+    if waits && answer == 0 {
+        frame.args = args;
+        return false;
+    }
+    frame.rax = answer;
     true
 }
 
