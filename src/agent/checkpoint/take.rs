@@ -161,6 +161,7 @@ pub(super) fn take<S: ImageSink>(
     if frozen.is_ok() {
         table.install(&mapped);
     }
+    drop(mapped);
     let t4 = now_ns();
     let t5 = stop::release(stopped);
     increments.keep(&shot.ahead.pending);
