@@ -19,7 +19,7 @@ use crate::agent::collect::process;
 use crate::agent::helper::Life;
 use crate::agent::hooks::files::outside;
 use crate::agent::merge::Merger;
-use crate::agent::outputs::keep::Streams;
+use crate::agent::outputs::{self, keep::Streams};
 use crate::agent::prefetch::{self, Prefetch};
 use crate::agent::settings::{self, Settings};
 use crate::agent::state::AGENT;
@@ -101,6 +101,8 @@ pub struct Worker {
     pace: Pace,
     /// A postponed request is tried again at this time.
     retry_ns: Option<u64>,
+    /// Who had asked for it.
+    retried: Trigger,
     /// How often in a row it was postponed.
     postponed: u32,
     /// When to look whether the program has ended by itself.
@@ -159,6 +161,7 @@ impl Worker {
             due_ns: interval_ns(settings, &pace).map(|ns| now_ns() + ns),
             pace,
             retry_ns: None,
+            retried: Trigger::Clock,
             postponed: 0,
             look_ns: now_ns(),
             last_generation: None,
@@ -328,12 +331,17 @@ impl Worker {
             return Err(ending());
         }
         let going_to = self.going_to;
+        self.looked.look();
+        let unseen = self.looked.writes();
         let claimed = self.job()?;
+        if unseen {
+            let told = outputs::expect_unseen(&claimed.job.dir);
+            told.unwrap_or_else(|problem| log::line(format_args!("{problem}")));
+        }
         let published = claimed.job.publish(pending, &record).map_err(store_error);
         let (keep, now) = (settings.config.keep, taken.realtime_ns);
         let pruned = claimed.job.prune_but(keep, Some(generation), going_to, now);
         files::prune(&claimed.job);
-        self.looked.look();
         exit::leave_store();
         published?;
         self.increments.published(generation);

@@ -196,3 +196,13 @@ fn the_beginning_is_there_at_once() {
         trial.fail("a killed program's output is not a beginning of the whole");
     }
 }
+
+/// A Go program writes by `syscall` instructions of its own. With `>>` what it had printed since
+/// the checkpoint stayed, and came once more.
+#[test]
+fn written_by_calls_that_nobody_sees() {
+    for (redirection, setting) in [(">> out", LAZY_FORK), ("> out", EAGER_COPY)] {
+        let program = Program::guest("out_own").seconds(super::seconds());
+        output_of(program, setting, &[redirection], "out");
+    }
+}

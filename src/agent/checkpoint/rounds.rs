@@ -48,10 +48,12 @@ impl Worker {
         if call || wanted & request::CHECKPOINT != 0 || clock || retry {
             let trigger = if call {
                 Trigger::Call
-            } else if wanted & request::CHECKPOINT != 0 || (retry && !clock) {
+            } else if wanted & request::CHECKPOINT != 0 {
                 Trigger::Command
-            } else {
+            } else if clock {
                 Trigger::Clock
+            } else {
+                self.retried
             };
             self.checkpoint(trigger);
         }
@@ -126,6 +128,7 @@ impl Worker {
                 request::answer(-libc::EAGAIN);
                 if trigger != Trigger::Call {
                     self.retry_ns = Some(now + retry_delay(self.postponed));
+                    self.retried = trigger;
                     self.postponed = self.postponed.saturating_add(1);
                 }
                 // Noted once: the child that is meant may be another one each time.

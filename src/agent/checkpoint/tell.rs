@@ -45,7 +45,10 @@ impl Worker {
 
     /// `lasts`: it will not pass in a moment.
     pub(super) fn refuse(&mut self, reason: String, trigger: Trigger, lasts: bool) {
-        if self.told.as_ref() != Some(&reason) {
+        // The child that is named in what passes may be another one each time.
+        let kind = reason.split(" (").next().unwrap_or_default();
+        let same = |told: &String| *told == reason || !lasts && told.starts_with(kind);
+        if !self.told.as_ref().is_some_and(same) {
             self.told = Some(reason.clone());
             log::line(format_args!(
                 "checkpoint refused ({}): {reason}",

@@ -33,6 +33,23 @@ fn problem(what: &str, path: &Path, errno: rustix::io::Errno) -> Problem {
     format!("{what} {}: {error}", path.display())
 }
 
+/// The program makes system calls that nobody sees and that may write to its outputs: what is behind
+/// the end that an output had at the checkpoint is taken for its own then.
+pub fn expect_unseen(job: &Path) -> Result<(), Problem> {
+    let path = job.join(UNSEEN);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
+    let made = rustix::fs::open(&path, flags, Mode::from(0o600));
+    made.map(drop).map_err(|e| problem("create", &path, e))
+}
+
+/// Was that told in any life of the job?
+fn are_unseen(job: &Path) -> bool {
+    rustix::fs::lstat(&job.join(UNSEEN)).is_ok()
+}
+
+/// An empty file in the job's directory.
+const UNSEEN: &str = "unseen-writes";
+
 /// Which inode a stream stands for in which table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ids(Vec<(u32, Id)>);

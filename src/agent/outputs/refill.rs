@@ -6,7 +6,7 @@
 //! May be killed at any point and run again: the streams only get blocks of the tables,
 //! always in the same order, and a file is filled from them again.
 
-use super::{Ids, Problem, copy, given, open, problem, rows};
+use super::{Ids, Problem, are_unseen, copy, given, open, problem, rows};
 use crate::agent::{log, settings};
 use crate::persist::Id;
 use crate::persist::table::TableFile;
@@ -43,6 +43,7 @@ pub fn refill(
 ) -> Result<Refilled, Problem> {
     let mut out = Refilled::default();
     let tables = all_tables(job, streams)?;
+    let unseen = are_unseen(job);
     for record in streams {
         let ids = Ids::read(job, record.number);
         let stream = open(job, record.number, false)?;
@@ -77,8 +78,10 @@ pub fn refill(
             if out.filled.contains(&id) || (copy_of.is_some() && id != latest) {
                 continue;
             }
-            // One that is as long as it was is the undo's business, if that can reach it.
-            if id != latest || size < record.size || !is_at(&record.path, id) {
+            // One that is as long as it was is the undo's business, if that can reach it and
+            // the tables know what was written.
+            let untold = unseen && size > record.size;
+            if id != latest || size < record.size || untold || !is_at(&record.path, id) {
                 fill(job, record, &stream, own, id == latest, size)?;
             }
             if id != latest {

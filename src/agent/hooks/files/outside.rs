@@ -68,7 +68,26 @@ pub struct Looked {
     pub found: Vec<UnseenCalls>,
 }
 
+/// Calls that write to a descriptor.
+const WRITING: [i64; 9] = [
+    libc::SYS_write,
+    libc::SYS_pwrite64,
+    libc::SYS_writev,
+    libc::SYS_pwritev,
+    libc::SYS_pwritev2,
+    libc::SYS_sendfile,
+    libc::SYS_splice,
+    libc::SYS_tee,
+    libc::SYS_copy_file_range,
+];
+
 impl Looked {
+    /// May the program write to its outputs unseen?
+    pub fn writes(&self) -> bool {
+        let mut calls = self.found.iter().flat_map(|found| &found.calls);
+        calls.any(|call| WRITING.contains(call))
+    }
+
     /// Looks at what is mapped executable since the last time.
     pub fn look(&mut self) {
         look(&mut self.seen, |path, calls| {
