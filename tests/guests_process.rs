@@ -15,6 +15,7 @@ guest_tests! {
     py_threads = "py_threads.py", 1.5 s;
     perl_guest = "perl_guest.pl", 1.5 s;
     sh_builtins = "sh_builtins.sh", 2.0 s;
+    sh_children = "sh_children.sh", 3.0 s;
 }
 
 mod refusals {

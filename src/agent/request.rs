@@ -21,6 +21,9 @@ pub const REPORT: u32 = 2;
 /// A bit of its own, as it is the number of the command's request.
 pub const ROLLBACK: u32 = 4;
 
+/// No child is alive now: what was put off for one is to be tried at once.
+pub const CHILDLESS: u32 = 8;
+
 /// Requests of the command at a time.
 const ASKED: usize = 64;
 
@@ -35,6 +38,8 @@ pub struct Mailbox {
     pub inserted: AtomicPtr<InsertedCall>,
     /// Depth of `ckpt_hold`.
     pub holds: AtomicU32,
+    /// Futex: 1 while a checkpoint is put off because of a child.
+    childless: AtomicU32,
 }
 
 pub static MAILBOX: Mailbox = Mailbox {
@@ -43,6 +48,7 @@ pub static MAILBOX: Mailbox = Mailbox {
     asked: [const { AtomicU64::new(0) }; ASKED],
     inserted: AtomicPtr::new(std::ptr::null_mut()),
     holds: AtomicU32::new(0),
+    childless: AtomicU32::new(0),
 };
 
 const FUTEX_WAIT_PRIVATE: i32 = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
@@ -95,6 +101,34 @@ pub fn wait(timeout_ns: Option<u64>) -> u32 {
         )
     };
     MAILBOX.wanted.swap(0, Ordering::SeqCst)
+}
+
+/// The helper: is a moment without children waited for? Whoever waits in [`before_a_child`] goes on.
+pub fn want_childless(wanted: bool) {
+    let word = &MAILBOX.childless;
+    if word.swap(u32::from(wanted), Ordering::SeqCst) == 0 {
+        return;
+    }
+    // SAFETY: a futex word of ours.
+    unsafe { syscall!(libc::SYS_futex, word, FUTEX_WAKE_PRIVATE, i32::MAX, 0, 0, 0) };
+}
+
+/// Is a moment without children waited for?
+pub fn is_childless_wanted() -> bool {
+    MAILBOX.childless.load(Ordering::Relaxed) != 0
+}
+
+/// A thread of the program is about to make a child. A script that runs one command after the other
+/// has next to no time without one, so the helper is let in here. The thread can be stopped as it
+/// waits, and goes on after the stop, or when the helper has said no.
+pub fn before_a_child() {
+    const MOST: [u64; 2] = [0, 200_000_000];
+    post(CHILDLESS);
+    // SAFETY: a futex word of ours, a valid timespec.
+    unsafe {
+        let word = &MAILBOX.childless;
+        syscall!(libc::SYS_futex, word, FUTEX_WAIT_PRIVATE, 1, &MOST, 0, 0)
+    };
 }
 
 /// A request of the `ckpt` command arrived by signal.
@@ -405,6 +439,7 @@ pub fn reset_after_restore() {
     // A caller that comes back runs the handlers itself.
     events::owe(caller.is_null());
     MAILBOX.wanted.store(0, Ordering::SeqCst);
+    MAILBOX.childless.store(0, Ordering::SeqCst);
 }
 
 /// `ckpt_hold` / `ckpt_release`: no checkpoint in between; they nest.

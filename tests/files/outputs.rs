@@ -206,3 +206,13 @@ fn written_by_calls_that_nobody_sees() {
         output_of(program, setting, &[redirection], "out");
     }
 }
+
+/// The same of what its children print.
+#[test]
+fn written_by_children() {
+    for (redirection, setting) in [(">> out", LAZY_FORK), ("> out", EAGER_COPY)] {
+        let script = Program::guest("sh_children.sh").arg("print");
+        let program = script.seconds(super::seconds());
+        output_of(program, setting, &[redirection], "out");
+    }
+}

@@ -5,7 +5,7 @@ use super::{CheckpointError, Trigger, Worker, interval_ns};
 use crate::agent::collect::identity;
 use crate::agent::prefetch::Prefetch;
 use crate::agent::stop::now_ns;
-use crate::agent::{ballast, ending, exit, interface, log, refusal, request};
+use crate::agent::{ballast, children, ending, exit, interface, log, refusal, request};
 use crate::persist::table;
 use std::sync::atomic::Ordering;
 
@@ -42,7 +42,8 @@ impl Worker {
         }
         self.rollbacks();
         let clock = self.due_ns.is_some_and(|due| now >= due);
-        let retry = self.retry_ns.is_some_and(|due| now >= due);
+        let childless = wanted & request::CHILDLESS != 0;
+        let retry = self.retry_ns.is_some_and(|due| now >= due || childless);
         let call = request::inserted_call().is_some();
         self.asked.extend(request::take_asked(request::CHECKPOINT));
         if call || wanted & request::CHECKPOINT != 0 || clock || retry {
@@ -56,6 +57,9 @@ impl Worker {
                 self.retried
             };
             self.checkpoint(trigger);
+            // A thread that would have a child has waited for this; others follow at the next try.
+            let child = self.retry_ns.is_some() && children::none_alive().is_err();
+            request::want_childless(child && !childless);
         }
         if wanted & request::REPORT != 0 {
             for nonce in request::take_asked(request::REPORT) {

@@ -4,11 +4,11 @@
 
 use super::files::cache;
 use super::frame::{CallFrame, Verdict};
-use super::sigaction;
+use super::{sigaction, user};
 use crate::agent::refusal::{self, Kind};
 use crate::agent::state::{InHook, RESERVED_BIT, RESERVED_SIGNAL, is_agents_process};
 use crate::agent::track::uffd;
-use crate::agent::{ending, exit, starter, stop};
+use crate::agent::{ending, exit, request, starter, stop};
 use crate::image::state::KernelSigaction;
 use ckpt_sys::{syscall, tls::thread_block};
 
@@ -37,6 +37,10 @@ pub const NUMBERS: &[libc::c_long] = &[
     libc::SYS_memfd_secret,
     libc::SYS_wait4,
     libc::SYS_waitid,
+    libc::SYS_fork,
+    libc::SYS_vfork,
+    libc::SYS_clone,
+    libc::SYS_clone3,
 ];
 
 const SANDBOX: &str = "the program entered a system-call sandbox (seccomp)";
@@ -72,6 +76,11 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
         libc::SYS_setns => {
             let all = (libc::CLONE_NEWUSER | libc::CLONE_NEWNS) as u64;
             return namespaces(frame, if b == 0 { all } else { b });
+        }
+        libc::SYS_fork | libc::SYS_vfork | libc::SYS_clone | libc::SYS_clone3
+            if request::is_childless_wanted() && is_agents_process() && makes_a_child(frame) =>
+        {
+            request::before_a_child();
         }
         libc::SYS_io_uring_setup => refusal::note(Kind::IoUring),
         libc::SYS_perf_event_open => refusal::note(Kind::PerfEvent),
@@ -167,6 +176,16 @@ fn sandbox() {
     refusal::disable(SANDBOX);
     refusal::retire_and_wait();
     refusal::set_sandboxed();
+}
+
+/// A process, and no thread?
+fn makes_a_child(frame: &CallFrame) -> bool {
+    let flags = match frame.rax {
+        libc::SYS_clone => frame.args[0],
+        libc::SYS_clone3 => user::read::<u64>(frame.args[0]).unwrap_or(0),
+        _ => 0,
+    };
+    flags & libc::CLONE_THREAD as u64 == 0
 }
 
 /// Is the calling thread the program's only one? Where that cannot be told it is not.

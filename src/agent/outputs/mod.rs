@@ -33,8 +33,8 @@ fn problem(what: &str, path: &Path, errno: rustix::io::Errno) -> Problem {
     format!("{what} {}: {error}", path.display())
 }
 
-/// The program makes system calls that nobody sees and that may write to its outputs: what is behind
-/// the end that an output had at the checkpoint is taken for its own then.
+/// The program makes system calls that nobody sees and that may write to its outputs, or has
+/// children: what is behind the end that an output had at the checkpoint is taken for its own then.
 pub fn expect_unseen(job: &Path) -> Result<(), Problem> {
     let path = job.join(UNSEEN);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;

@@ -160,6 +160,11 @@ pub fn child() {
     forget_positions();
 }
 
+/// Has the program had children since its first table? What they write nobody sees.
+pub fn has_had_children() -> bool {
+    SHARED.load(Relaxed)
+}
+
 /// A thread gets a descriptor table of its own: a number means different things.
 pub fn tables_differ() {
     SEPARATE.store(true, Relaxed);
