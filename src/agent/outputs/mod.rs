@@ -44,7 +44,7 @@ pub fn expect_unseen(job: &Path) -> Result<(), Problem> {
 
 /// Was that told in any life of the job?
 fn are_unseen(job: &Path) -> bool {
-    rustix::fs::lstat(&job.join(UNSEEN)).is_ok()
+    rustix::fs::lstat(job.join(UNSEEN)).is_ok()
 }
 
 /// An empty file in the job's directory.
