@@ -124,11 +124,13 @@ pub fn is_childless_wanted() -> bool {
 pub fn before_a_child() {
     const MOST: [u64; 2] = [0, 200_000_000];
     post(CHILDLESS);
+    let word = &MAILBOX.childless;
     // SAFETY: a futex word of ours, a valid timespec.
-    unsafe {
-        let word = &MAILBOX.childless;
-        syscall!(libc::SYS_futex, word, FUTEX_WAIT_PRIVATE, 1, &MOST, 0, 0)
-    };
+    let ret = unsafe { syscall!(libc::SYS_futex, word, FUTEX_WAIT_PRIVATE, 1, &MOST, 0, 0) };
+    if ret == -(libc::ETIMEDOUT as isize) {
+        // Is there a helper still? It says so when it wants more.
+        want_childless(false);
+    }
 }
 
 /// A request of the `ckpt` command arrived by signal.

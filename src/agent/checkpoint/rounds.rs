@@ -29,6 +29,7 @@ impl Worker {
         let next = next.fold(self.look_ns, u64::min);
         let wanted = request::wait(Some(next.saturating_sub(now)));
         if refusal::RETIRE.load(Ordering::SeqCst) {
+            request::want_childless(false);
             self.last_words();
             return false;
         }

@@ -164,6 +164,8 @@ pub(super) fn take<S: ImageSink>(
     drop(mapped);
     let t4 = now_ns();
     let t5 = stop::release(stopped);
+    // Whoever has come too late for the stop has nothing to wait for.
+    request::want_childless(false);
     increments.keep(&shot.ahead.pending);
     phases.copy_us = (t4 - t3) / 1000;
     phases.release_us = (t5 - t4) / 1000;
