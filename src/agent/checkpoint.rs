@@ -17,7 +17,7 @@ use crate::agent::collect::descriptors::Known;
 use crate::agent::collect::memory::PAGE;
 use crate::agent::collect::process;
 use crate::agent::helper::Life;
-use crate::agent::hooks::files::{cache, outside};
+use crate::agent::hooks::files::outside;
 use crate::agent::merge::Merger;
 use crate::agent::outputs::{self, keep::Streams};
 use crate::agent::prefetch::{self, Prefetch};
@@ -332,7 +332,7 @@ impl Worker {
         }
         let going_to = self.going_to;
         self.looked.look();
-        let unseen = self.looked.writes() || cache::has_had_children();
+        let unseen = self.looked.writes();
         let claimed = self.job()?;
         if unseen {
             let told = outputs::expect_unseen(&claimed.job.dir);

@@ -188,10 +188,11 @@ impl State {
                 for unseen in &report.unseen {
                     let calls: Vec<String> = unseen.calls.iter().map(i64::to_string).collect();
                     let (path, calls) = (&unseen.path, calls.join(", "));
-                    line(
-                        "not seen",
-                        format!("{path}: system calls {calls} of its own"),
-                    );
+                    let what = match calls.is_empty() {
+                        true => format!("{path}: what they do to files"),
+                        false => format!("{path}: system calls {calls} of its own"),
+                    };
+                    line("not seen", what);
                 }
                 let net = &report.net;
                 line(

@@ -72,7 +72,8 @@ pub struct Report {
     /// Wall clock at `ckpt_ready`; 0 = not called.
     #[serde(default)]
     pub ready_ns: u64,
-    /// Mapped files with modifying system calls of their own, which the net does not see.
+    /// Mapped files with modifying system calls of their own, which the net does not see;
+    /// `children` without calls: the program has had some.
     #[serde(default)]
     pub unseen: Vec<UnseenCalls>,
 }

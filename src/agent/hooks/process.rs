@@ -1,4 +1,4 @@
-//! The end of the process, exec, sandboxes, namespaces, and the facilities whose
+//! The end of the process, its children, exec, sandboxes, namespaces, and the facilities whose
 //! state nobody can save. Acts for the agent's own process only (not for forked,
 //! vforked or other CLONE_VM children); everything is forwarded.
 

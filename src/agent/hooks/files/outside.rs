@@ -5,7 +5,7 @@
 //! Found are calls with their number beside them (`mov $number, %eax` in the sixteen bytes
 //! before, as compilers and hand-written wrappers have it); a number from elsewhere is not.
 
-use super::MODIFYING;
+use super::{MODIFYING, cache};
 use crate::agent::hooks::ranges;
 use crate::agent::{log, own_memory, procfs};
 use crate::store::report::UnseenCalls;
@@ -68,6 +68,9 @@ pub struct Looked {
     pub found: Vec<UnseenCalls>,
 }
 
+/// In the place of a path: the program has had children, in which the library is asleep.
+pub const CHILDREN: &str = "children";
+
 /// Calls that write to a descriptor.
 const WRITING: [i64; 9] = [
     libc::SYS_write,
@@ -82,14 +85,24 @@ const WRITING: [i64; 9] = [
 ];
 
 impl Looked {
-    /// May the program write to its outputs unseen?
+    /// May the program write to its outputs unseen, or its children?
     pub fn writes(&self) -> bool {
-        let mut calls = self.found.iter().flat_map(|found| &found.calls);
-        calls.any(|call| WRITING.contains(call))
+        let is_writing = |call: &i64| WRITING.contains(call);
+        let mut found = self.found.iter();
+        found.any(|found| found.path == CHILDREN || found.calls.iter().any(is_writing))
     }
 
-    /// Looks at what is mapped executable since the last time.
+    /// Looks at what is mapped executable since the last time, and whether there were children.
     pub fn look(&mut self) {
+        if cache::has_had_children() && !self.found.iter().any(|found| found.path == CHILDREN) {
+            log::line(format_args!(
+                "the program has children: what they do to files is not seen"
+            ));
+            self.found.push(UnseenCalls {
+                path: CHILDREN.to_owned(),
+                calls: Vec::new(),
+            });
+        }
         look(&mut self.seen, |path, calls| {
             tell(path, &calls);
             if !calls.is_empty() && self.found.len() < MOST {
