@@ -22,7 +22,7 @@ pub struct Mapping {
 #[derive(Debug)]
 pub struct Held {
     mapping: Mapping,
-    file: Option<(OwnFd, Stat)>,
+    file: Result<(OwnFd, Stat), i32>,
 }
 
 /// What a stop may take the time to copy. Beyond, the files cannot go back.
@@ -49,7 +49,7 @@ pub fn of<'a>(vmas: impl Iterator<Item = &'a VmaState>) -> Vec<Mapping> {
 /// Opens the files, as far as they may be read.
 pub fn hold(mappings: Vec<Mapping>) -> Vec<Held> {
     let hold = |mapping: Mapping| Held {
-        file: open(&mapping.path).ok(),
+        file: hooks::files::shared::open(&mapping.path),
         mapping,
     };
     mappings.into_iter().map(hold).collect()
@@ -58,16 +58,9 @@ pub fn hold(mappings: Vec<Mapping>) -> Vec<Held> {
 /// Was one of the files removed since the map was read? Another process did it, and the map says
 /// so now: the image would not.
 pub fn any_removed(files: &[Held]) -> bool {
-    let mut lost = files.iter().filter(|held| held.file.is_none());
-    lost.any(|held| is_removed(&held.mapping.path))
-}
-
-fn open(path: &[u8]) -> Result<(OwnFd, Stat), i32> {
-    let flags = libc::O_RDONLY | libc::O_NONBLOCK;
-    let fd = OwnFd::open_with(path, flags | libc::O_NOATIME)
-        .or_else(|_| OwnFd::open_with(path, flags))?;
-    let stat = sys::fstat(fd.raw())?;
-    Ok((fd, stat))
+    let is_gone = |held: &&Held| matches!(held.file, Err(libc::ENOENT));
+    let mut gone = files.iter().filter(is_gone);
+    gone.any(|held| is_removed(&held.mapping.path))
 }
 
 /// Does the map call this file removed?
@@ -78,7 +71,9 @@ fn is_removed(path: &[u8]) -> bool {
     let mut lines = maps.split(|&byte| byte == b'\n');
     lines.any(|line| {
         let name = line.strip_suffix(b" (deleted)");
-        name.is_some_and(|line| line.ends_with(path))
+        // A path begins behind a space, and no other path ends in this one then.
+        let before = name.and_then(|line| line.strip_suffix(path));
+        before.is_some_and(|line| line.ends_with(b" "))
     })
 }
 
@@ -99,8 +94,8 @@ fn record_all(mappings: &[Held]) {
     let mut total = 0u64;
     for Held { mapping, file } in mappings {
         let stat = match file {
-            Some((_, stat)) => Ok(*stat),
-            None => CPath::new(&[&mapping.path]).and_then(|path| sys::stat(&path)),
+            Ok((_, stat)) => Ok(*stat),
+            Err(_) => CPath::new(&[&mapping.path]).and_then(|path| sys::stat(&path)),
         };
         let Ok(stat) = stat else {
             session.incomplete(b"a file that is mapped shared cannot be found by its path");
@@ -109,11 +104,12 @@ fn record_all(mappings: &[Held]) {
         if session.is_excluded(&mapping.path) && !session.is_known(&stat.id) {
             continue;
         }
+        let fd = file.as_ref().map(|(fd, _)| fd.raw()).ok();
         let file = FileRef {
             stat: &stat,
             path: &mapping.path,
-            fd: file.as_ref().map(|(fd, _)| fd.raw()),
-            any_fd: file.as_ref().map(|(fd, _)| fd.raw()),
+            fd,
+            any_fd: fd,
         };
         let end = mapping.end.min(stat.size);
         total = total.saturating_add(end.saturating_sub(mapping.start));

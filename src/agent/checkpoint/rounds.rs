@@ -59,8 +59,8 @@ impl Worker {
             };
             self.checkpoint(trigger);
             // A thread that would have a child has waited for this; others follow at the next try.
-            let child = self.retry_ns.is_some() && children::none_alive().is_err();
-            request::want_childless(child && !childless);
+            let waits = !childless && self.retry_ns.is_some();
+            request::want_childless(waits && children::none_alive().is_err());
         }
         if wanted & request::REPORT != 0 {
             for nonce in request::take_asked(request::REPORT) {

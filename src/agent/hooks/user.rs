@@ -1,8 +1,8 @@
 //! The program's memory as a system call sees it: a bad pointer is EFAULT, not a
 //! crash. Any thread, any context; no locks, no allocation.
 //!
-//! The kernel does the checking (`process_vm_readv` on ourselves). Where it may not
-//! be asked (a sandbox was entered, an old container profile forbids the call) the
+//! The kernel does the checking (`process_vm_readv` on ourselves, of strings
+//! `rt_sigprocmask`). Where it may not be asked (a sandbox was entered, an old container profile forbids the call) the
 //! memory is touched directly.
 
 use crate::agent::refusal;
@@ -54,18 +54,14 @@ pub fn read_bytes(addr: u64, buf: &mut [u8]) -> Result<usize, i32> {
     }
 }
 
-/// Can the eight bytes at `addr`, which is a multiple of eight, be read? An error: cannot be told.
-/// The cheapest call that looks at memory and does nothing: rt_sigprocmask(2) reads the set before it
-/// finds that there is no such way to use it.
-fn is_readable(addr: u64) -> Result<bool, i32> {
+/// Would the eight bytes at `addr`, which is a multiple of eight, be EFAULT? The cheapest call that
+/// looks at memory and does nothing: rt_sigprocmask(2) reads the set before it finds that there is no
+/// such way to use it.
+fn is_out_of_reach(addr: u64) -> bool {
     const NO_SUCH: i32 = -1;
     // SAFETY: changes nothing.
     let ret = unsafe { syscall!(libc::SYS_rt_sigprocmask, NO_SUCH, addr, 0, 8) };
-    match -ret as i32 {
-        libc::EINVAL => Ok(true),
-        libc::EFAULT => Ok(false),
-        other => Err(other),
-    }
+    ret == -(libc::EFAULT as isize)
 }
 
 /// Reads the string at `addr`, its NUL included, or as much of it as `buf` holds. What lies behind a
@@ -76,23 +72,16 @@ pub fn read_string(addr: u64, buf: &mut [u8]) -> Result<usize, i32> {
     let mut done = 0;
     while done < buf.len() {
         let at = addr.checked_add(done as u64).ok_or(libc::EFAULT)?;
-        let readable = match refusal::sandboxed() {
-            // The program passed this string to be read to its end.
-            true => Ok(true),
-            false => is_readable(at & !7),
-        };
-        match readable {
-            Ok(true) => {}
-            Ok(false) if done == 0 => return Err(libc::EFAULT),
-            Ok(false) => break,
-            Err(_) => {
-                let local = buf.as_mut_ptr() as u64;
-                return transfer(libc::SYS_process_vm_readv, addr, local, buf.len());
+        if !refusal::sandboxed() && is_out_of_reach(at & !7) {
+            match done {
+                0 => return Err(libc::EFAULT),
+                _ => break,
             }
         }
         let room = (buf.len() - done).min((PAGE - at % PAGE) as usize);
         let part = &mut buf[done..done + room];
-        // SAFETY: within a page that can be read, and no byte behind a NUL is looked at.
+        // SAFETY: within a page that can be read, or the program passed this string to be read to
+        // its end; no byte behind a NUL is looked at.
         let got = unsafe { copy_string(at as *const u8, part) };
         done += got;
         if part[got - 1] == 0 {

@@ -78,11 +78,12 @@ pub fn refill(
             if out.filled.contains(&id) || (copy_of.is_some() && id != latest) {
                 continue;
             }
-            // One that is as long as it was is the undo's business, if that can reach it and
-            // the tables know what was written.
-            let untold = unseen && size > record.size;
-            if id != latest || size < record.size || untold || !is_at(&record.path, id) {
+            // One that is as long as it was is the undo's business, if that can reach it.
+            if id != latest || size < record.size || !is_at(&record.path, id) {
                 fill(job, record, &stream, own, id == latest, size)?;
+            } else if unseen && size > record.size {
+                // The tables may not know of what was appended.
+                cut_off(own, record.size)?;
             }
             if id != latest {
                 Ids::add(job, record.number, next_table, id)?;
@@ -179,6 +180,13 @@ fn fill(
         record.size
     ));
     Ok(())
+}
+
+/// Takes back what is behind `end` in the file that is open at `fd`.
+fn cut_off(fd: i32, end: u64) -> Result<(), Problem> {
+    let link = format!("/proc/thread-self/fd/{fd}");
+    let done = open_given(fd).and_then(|(file, _)| rustix::fs::ftruncate(&file, end));
+    done.map_err(|e| problem("truncate", Path::new(&link), e))
 }
 
 /// A description that can be written at any place, or a duplicate of the given one (`true`), which

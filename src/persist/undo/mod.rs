@@ -179,6 +179,16 @@ pub enum UndoError {
     },
 }
 
+impl UndoError {
+    /// As callers get it, when it is not tried again.
+    fn in_the_end(self) -> UndoError {
+        match self {
+            UndoError::Vanished(file) => UndoError::Lost(vec![file], false),
+            other => other,
+        }
+    }
+}
+
 pub(super) fn failed(verb: &'static str, path: &Path, errno: i32) -> UndoError {
     UndoError::Failed {
         verb,
@@ -312,18 +322,18 @@ pub fn undo(
 ) -> Result<Report, UndoError> {
     let mut list = table::remove_leftovers(job_dir)?;
     let (exclude, by_rules) = (options.restore_exclude, options.by_rules);
-    for again in (0..VANISHED).rev() {
+    let mut tries = VANISHED;
+    loop {
         let tables = tables_of(&list, to_generation, exclude, by_rules)?;
         let mut undoer = apply::Undoer::new(job_dir, options, &tables, (&list, to_generation))?;
-        undoer.look_again = again + 1 < VANISHED;
+        undoer.look_again = tries < VANISHED;
+        tries -= 1;
         match undoer.all(&tables, to_generation) {
             // Somebody else has removed it just now: it may be put together of what is kept.
-            Err(UndoError::Vanished(_)) if again > 0 => list = table::list(job_dir)?,
-            Err(UndoError::Vanished(file)) => return Err(UndoError::Lost(vec![file], false)),
-            done => return done,
+            Err(UndoError::Vanished(_)) if tries > 0 => list = table::list(job_dir)?,
+            done => return done.map_err(UndoError::in_the_end),
         }
     }
-    unreachable!("the last turn returns")
 }
 
 /// Saves what somebody else has put at a path, before that is overwritten; `None`: there is
@@ -369,10 +379,7 @@ pub fn go_back_recorded(
         report.unrecorded = table::incomplete_reason();
     }
     table::end_return();
-    match report {
-        Err(UndoError::Vanished(file)) => Err(UndoError::Lost(vec![file], false)),
-        report => report,
-    }
+    report.map_err(UndoError::in_the_end)
 }
 
 /// All inodes that the program is known to have had to do with.

@@ -1,5 +1,5 @@
 //! Modifying calls that the call-site net cannot see: `syscall` instructions of programs and
-//! libraries other than libc. They are looked for once per mapped file and told in the log and
+//! libraries other than libc, and all that its children do. They are looked for once per mapped file and told in the log and
 //! by `ckpt status`; what they do to files is not taken back. Helper thread, while the program runs.
 //!
 //! Found are calls with their number beside them (`mov $number, %eax` in the sixteen bytes
@@ -69,7 +69,7 @@ pub struct Looked {
 }
 
 /// In the place of a path: the program has had children, in which the library is asleep.
-pub const CHILDREN: &str = "children";
+const CHILDREN: &str = "children";
 
 /// Calls that write to a descriptor.
 const WRITING: [i64; 9] = [

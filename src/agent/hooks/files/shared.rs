@@ -65,7 +65,7 @@ fn save_file(session: &mut Session, mapping: &Mapping, path: &[u8]) {
         return;
     }
     let is_it = |(_, stat): &(OwnFd, Stat)| stat.id.ino == mapping.ino;
-    let named = open(path).filter(is_it);
+    let named = open(path).ok().filter(is_it);
     // (There are files called so.)
     let bare = path.strip_suffix(b" (deleted)").filter(|_| named.is_none());
     let name = bare.unwrap_or(path);
@@ -80,8 +80,12 @@ fn save_file(session: &mut Session, mapping: &Mapping, path: &[u8]) {
         None => session.kept_link(mapping.ino),
     };
     let is_kept = !matches!(kept, Ok(None));
+    // Links are found by the number alone: another file system may have it as well. (On btrfs maps
+    // name another device than stat, and the link is of no use.)
+    let device = libc::makedev((mapping.dev >> 32) as u32, mapping.dev as u32);
+    let is_linked = |found: &(OwnFd, Stat)| is_it(found) && found.1.id.dev == device;
     let found = named
-        .or_else(|| open(kept.ok()??.bytes()).filter(is_it))
+        .or_else(|| open(kept.ok()??.bytes()).ok().filter(is_linked))
         .or_else(|| open_mapped(mapping).filter(is_it));
     let Some((fd, stat)) = found else {
         // Without a name or a link in the store nothing of it can come back.
@@ -106,19 +110,20 @@ fn save_file(session: &mut Session, mapping: &Mapping, path: &[u8]) {
     session.mapped(&stat.id);
 }
 
-fn open(path: &[u8]) -> Option<(OwnFd, Stat)> {
-    let fd = OwnFd::open_with(path, libc::O_RDONLY | libc::O_NOATIME | libc::O_NONBLOCK)
-        .or_else(|_| OwnFd::open_with(path, libc::O_RDONLY | libc::O_NONBLOCK))
-        .ok()?;
-    let stat = paths::stat_fd(fd.raw()).ok()?;
-    Some((fd, stat))
+/// A mapped file, to be read. Also for the helper thread.
+pub fn open(path: &[u8]) -> Result<(OwnFd, Stat), i32> {
+    let flags = libc::O_RDONLY | libc::O_NONBLOCK;
+    let fd = OwnFd::open_with(path, flags | libc::O_NOATIME)
+        .or_else(|_| OwnFd::open_with(path, flags))?;
+    let stat = paths::stat_fd(fd.raw())?;
+    Ok((fd, stat))
 }
 
 /// The file behind a mapping whatever its names, where the program may ask for that
 /// (CAP_CHECKPOINT_RESTORE).
 fn open_mapped(mapping: &Mapping) -> Option<(OwnFd, Stat)> {
     let Mapping { start, end, .. } = mapping;
-    open(format!("/proc/self/map_files/{start:x}-{end:x}").as_bytes())
+    open(format!("/proc/self/map_files/{start:x}-{end:x}").as_bytes()).ok()
 }
 
 /// The other memory hooks still get what is forwarded.
