@@ -4,6 +4,8 @@
 //!
 //! `CKPT_TEST_SEED` repeats a trace, `CKPT_TEST_OPERATIONS` makes it longer.
 
+#[path = "persist/ends.rs"]
+mod ends;
 #[path = "persist/player.rs"]
 mod player;
 #[path = "persist/stories.rs"]
@@ -639,6 +641,12 @@ fn somebody_else_removes_what_was_only_moved() {
 #[test]
 fn making_again_is_killed_at_each_step() {
     vandals::killed_at_each_step();
+}
+
+#[test]
+fn outputs_with_lines_of_others() {
+    ends::cut_off();
+    ends::cut_off_and_put_back();
 }
 
 #[test]

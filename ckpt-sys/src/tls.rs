@@ -80,6 +80,19 @@ pub struct ThreadBlock {
     /// The program asked to have SIGSEGV blocked while that is not done (its view): where on
     /// the stack; 0 when it has not (`agent::track::blocked`).
     pub faults_blocked_at: u64,
+    /// May a process run on this block that this thread has made (vfork, clone with CLONE_VM)? One
+    /// of [`lent`]'s values.
+    pub lent: u32,
+}
+
+/// Values of [`ThreadBlock::lent`].
+pub mod lent {
+    /// Only this thread runs on its block.
+    pub const NO: u32 = 0;
+    /// Until the child of a vfork has gone, and this thread goes on.
+    pub const UNTIL_BACK: u32 = 1;
+    /// The two run side by side.
+    pub const FOR_GOOD: u32 = 2;
 }
 
 /// Signal handlers may wait in the midst of a wait: so many calls of a thread keep their times.

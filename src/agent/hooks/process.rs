@@ -10,7 +10,8 @@ use crate::agent::state::{InHook, RESERVED_BIT, RESERVED_SIGNAL, is_agents_proce
 use crate::agent::track::uffd;
 use crate::agent::{ending, exit, request, starter, stop};
 use crate::image::state::KernelSigaction;
-use ckpt_sys::{syscall, tls::thread_block};
+use ckpt_sys::syscall;
+use ckpt_sys::tls::{lent, thread_block};
 
 /// The numbers this file acts on.
 pub const NUMBERS: &[libc::c_long] = &[
@@ -77,11 +78,7 @@ pub fn dispatch(frame: &mut CallFrame) -> Verdict {
             let all = (libc::CLONE_NEWUSER | libc::CLONE_NEWNS) as u64;
             return namespaces(frame, if b == 0 { all } else { b });
         }
-        libc::SYS_fork | libc::SYS_vfork | libc::SYS_clone | libc::SYS_clone3
-            if request::is_childless_wanted() && is_agents_process() && makes_a_child(frame) =>
-        {
-            request::before_a_child();
-        }
+        libc::SYS_fork | libc::SYS_vfork | libc::SYS_clone | libc::SYS_clone3 => birth(frame),
         libc::SYS_io_uring_setup => refusal::note(Kind::IoUring),
         libc::SYS_perf_event_open => refusal::note(Kind::PerfEvent),
         libc::SYS_userfaultfd => {
@@ -178,14 +175,29 @@ fn sandbox() {
     refusal::set_sandboxed();
 }
 
-/// A process, and no thread?
-fn makes_a_child(frame: &CallFrame) -> bool {
+/// A thread or a process is about to be made.
+fn birth(frame: &CallFrame) {
     let flags = match frame.rax {
+        libc::SYS_vfork => (libc::CLONE_VM | libc::CLONE_VFORK) as u64,
         libc::SYS_clone => frame.args[0],
-        libc::SYS_clone3 => user::read::<u64>(frame.args[0]).unwrap_or(0),
+        libc::SYS_clone3 => user::read_near(frame, frame.args[0]).unwrap_or(0),
         _ => 0,
     };
-    flags & libc::CLONE_THREAD as u64 == 0
+    let has = |flag: i32| flags & flag as u64 != 0;
+    if has(libc::CLONE_THREAD) {
+        return;
+    }
+    if has(libc::CLONE_VM) {
+        // SAFETY: the block is this thread's own, or of the parent that waits for this child.
+        let lent = unsafe { &mut (*thread_block()).lent };
+        *lent = match has(libc::CLONE_VFORK) {
+            true => lent::UNTIL_BACK.max(*lent),
+            false => lent::FOR_GOOD,
+        };
+    }
+    if request::is_childless_wanted() && is_agents_process() {
+        request::before_a_child();
+    }
 }
 
 /// Is the calling thread the program's only one? Where that cannot be told it is not.

@@ -10,7 +10,7 @@
 use super::foreign::{self, CALL_BLOCKS, CALL_OPENS, CALL_PLAIN, CALL_WAITS};
 use super::frame::{CallFrame, Verdict};
 use super::masks::{Interned, intern};
-use super::sigaction::in_shared_child;
+use super::sigaction::is_on_lent_block;
 use super::user;
 use crate::agent::state::{RESERVED_BIT, RESERVED_SIGNAL};
 use crate::agent::track::{blocked, fault};
@@ -39,7 +39,7 @@ fn reserved_blocked() -> bool {
 
 /// Records the program's view of this thread's mask and delivers what it let in.
 fn set_view(blocked: bool) {
-    if blocked == reserved_blocked() || in_shared_child() {
+    if blocked == reserved_blocked() || is_on_lent_block() {
         return;
     }
     // SAFETY: the thread's own block.

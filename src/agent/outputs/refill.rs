@@ -10,6 +10,7 @@ use super::{Ids, Problem, are_unseen, copy, given, open, problem, rows};
 use crate::agent::{log, settings};
 use crate::persist::Id;
 use crate::persist::table::TableFile;
+use crate::persist::undo::OutputEnd;
 use crate::store::generation::StreamRecord;
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -43,7 +44,6 @@ pub fn refill(
 ) -> Result<Refilled, Problem> {
     let mut out = Refilled::default();
     let tables = all_tables(job, streams)?;
-    let unseen = are_unseen(job);
     for record in streams {
         let ids = Ids::read(job, record.number);
         let stream = open(job, record.number, false)?;
@@ -81,9 +81,6 @@ pub fn refill(
             // One that is as long as it was is the undo's business, if that can reach it.
             if id != latest || size < record.size || !is_at(&record.path, id) {
                 fill(job, record, &stream, own, id == latest, size)?;
-            } else if unseen && size > record.size {
-                // The tables may not know of what was appended.
-                cut_off(own, record.size)?;
             }
             if id != latest {
                 Ids::add(job, record.number, next_table, id)?;
@@ -92,6 +89,24 @@ pub fn refill(
         }
     }
     Ok(out)
+}
+
+/// Where outputs ended at the generation, for the undo to cut them off there: none where the tables
+/// know of all that was written since. After [`refill`].
+pub fn ends(job: &Path, streams: &[StreamRecord]) -> Vec<OutputEnd> {
+    if !are_unseen(job) {
+        return Vec::new();
+    }
+    let open = streams.iter().filter(|record| !record.fds.is_empty());
+    let end = |record: &StreamRecord| OutputEnd {
+        id: Ids::read(job, record.number).last().unwrap_or(Id {
+            dev: record.dev,
+            ino: record.ino,
+        }),
+        path: record.path.clone(),
+        size: record.size,
+    };
+    open.map(end).collect()
 }
 
 /// Makes the streams what they were at the generation, and leaves the files alone.
@@ -180,13 +195,6 @@ fn fill(
         record.size
     ));
     Ok(())
-}
-
-/// Takes back what is behind `end` in the file that is open at `fd`.
-fn cut_off(fd: i32, end: u64) -> Result<(), Problem> {
-    let link = format!("/proc/thread-self/fd/{fd}");
-    let done = open_given(fd).and_then(|(file, _)| rustix::fs::ftruncate(&file, end));
-    done.map_err(|e| problem("truncate", Path::new(&link), e))
 }
 
 /// A description that can be written at any place, or a duplicate of the given one (`true`), which

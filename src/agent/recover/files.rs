@@ -15,6 +15,7 @@ use crate::agent::recover::needs::{Needs, Strays};
 use crate::agent::rollback::redirect;
 use crate::agent::{log, settings};
 use crate::config::{Config, Resume, Sync};
+use crate::persist::undo::OutputEnd;
 use crate::persist::{Id, exclude, table, undo};
 use crate::store::generation::{GenerationRecord, StreamRecord};
 use crate::store::{Found, Job, RawFs};
@@ -131,7 +132,7 @@ pub fn go_back(
         number: next_number(&job.dir)?,
     };
     if left.is_some() {
-        let mut options = way.options(&[]);
+        let mut options = way.options(&[], &[]);
         let checked = undo::check_foreign(&job.dir, record.generation, &mut options);
         checked.map_err(|error| error.to_string())?;
     }
@@ -142,7 +143,8 @@ pub fn go_back(
     let dropped = job.drop_newer(first.generation, identity::realtime_ns());
     dropped.map_err(|error| error.to_string())?;
     way.refill(job, first, &[], &mut inodes, &mut restored)?;
-    let undone = undo::undo(&job.dir, first.generation, &mut way.options(&inodes));
+    let ends = way.ends(job, first);
+    let undone = undo::undo(&job.dir, first.generation, &mut way.options(&inodes, &ends));
     let mut report = undone.map_err(|error| error.to_string())?;
     told(&report);
     if let Some(left) = left {
@@ -178,7 +180,7 @@ struct Way<'a> {
 }
 
 impl Way<'_> {
-    fn options<'o>(&'o self, inherited: &'o [Id]) -> undo::Options<'o> {
+    fn options<'o>(&'o self, inherited: &'o [Id], ends: &'o [OutputEnd]) -> undo::Options<'o> {
         undo::Options {
             foreign: self.config.foreign,
             restore_exclude: &self.config.restore_exclude,
@@ -188,6 +190,7 @@ impl Way<'_> {
             needed: self.needed,
             inside: self.by_rules,
             inherited,
+            ends,
             lend: Some(self.lend),
             ..undo::Options::default()
         }
@@ -222,6 +225,10 @@ impl Way<'_> {
         Ok(())
     }
 
+    fn ends(&self, job: &Job<RawFs>, record: &GenerationRecord) -> Vec<OutputEnd> {
+        refill::ends(&job.dir, &self.streams(record))
+    }
+
     /// From the state of `left`, where the files are, to that of `record`, so that it can be
     /// taken back: killed before its end the job is at `left` still, and no table is lost.
     fn go_on_recorded(
@@ -238,7 +245,8 @@ impl Way<'_> {
         let number = next_number(&job.dir)?;
         let table = (number, self.config.sync == Sync::Power);
         let ends = (left.generation, to);
-        let mut options = self.options(inodes);
+        let output_ends = self.ends(job, record);
+        let mut options = self.options(inodes, &output_ends);
         let report = undo::go_back_recorded(&job.dir, ends, table, alive_ns, &mut options);
         let report = report.map_err(|error| error.to_string())?;
         if let Some(reason) = &report.unrecorded {
@@ -381,7 +389,8 @@ pub fn go_back_inside(
     };
     let left = match left {
         Some(left) => {
-            let checked = undo::check_foreign(&job.dir, record.generation, &mut way.options(&[]));
+            let checked =
+                undo::check_foreign(&job.dir, record.generation, &mut way.options(&[], &[]));
             checked.map_err(|error| unchanged(&error))?;
             let records = job.generations();
             let found = records.iter().find(|r| r.generation == left);
@@ -398,7 +407,8 @@ pub fn go_back_inside(
     dropped.map_err(|error| unchanged(&error))?;
     let refilled = way.refill(job, first, &[], &mut inodes, &mut restored);
     refilled.map_err(NotBack::Broken)?;
-    let undone = undo::undo(&job.dir, first.generation, &mut way.options(&inodes));
+    let ends = way.ends(job, first);
+    let undone = undo::undo(&job.dir, first.generation, &mut way.options(&inodes, &ends));
     let mut report = undone.map_err(|error| match error {
         undo::UndoError::Failed { .. } => NotBack::Broken(error.to_string()),
         _ => unchanged(&error),

@@ -69,6 +69,43 @@ impl Undoer<'_, '_> {
         Ok(())
     }
 
+    /// When all tables are undone: outputs end where they ended at the generation.
+    pub fn cut_outputs(&mut self) -> Result<(), UndoError> {
+        for end in self.options.ends {
+            let at = c(&end.path)?;
+            let named = sys::lstat(&at).ok().filter(|now| now.id == end.id);
+            let fd = match &named {
+                Some(now) if now.size <= end.size => continue,
+                Some(_) => on(self.open_for_writing(&at, end.id), "open", &end.path)?,
+                // By a descriptor that the process was given. (A return that is recorded cannot be
+                // told of a file without its name.)
+                None => {
+                    let lend = self.options.lend.filter(|_| !self.recorded);
+                    match lend.and_then(|lend| lend(end.id)) {
+                        Some(fd) => Fd(fd),
+                        None => continue,
+                    }
+                }
+            };
+            let now = on(sys::fstat(fd.0), "look at", &end.path)?;
+            if !now.is_regular() || now.size <= end.size || self.findings.keep.contains(&end.id) {
+                continue;
+            }
+            self.step("truncate", &as_path(&end.path))?;
+            if named.is_some() {
+                self.tell_file(&end.path, |session, file| {
+                    session.before_truncate(file, end.size);
+                })?;
+            }
+            on(sys::ftruncate(fd.0, end.size), "truncate", &end.path)?;
+            if named.is_some() {
+                // As far as that is permitted.
+                let _ = sys::set_times(&at, now.atime_ns, now.mtime_ns);
+            }
+        }
+        Ok(())
+    }
+
     pub fn blocks(
         &mut self,
         current: &Current,

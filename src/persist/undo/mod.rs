@@ -63,11 +63,22 @@ pub struct Options<'a> {
     pub inside: bool,
     /// Files that the new start's shell has opened: not foreign even if truncated.
     pub inherited: &'a [Id],
+    /// Outputs that were appended to by others than the recorder's process.
+    pub ends: &'a [OutputEnd],
     /// A descriptor for writing to a file that the process was given, where it may not open that
     /// itself; for the caller to close.
     pub lend: Option<&'a dyn Fn(Id) -> Option<i32>>,
     /// Tests: called before each step; an error ends the undo there.
     pub fault: Option<&'a mut dyn FnMut() -> Result<(), i32>>,
+}
+
+/// Where a file ended at the generation that is gone back to: what is behind that goes, whoever has
+/// written it. (The size in a table is that at the first modification which its process made.)
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutputEnd {
+    pub id: Id,
+    pub path: Vec<u8>,
+    pub size: u64,
 }
 
 /// A file that somebody else changed.

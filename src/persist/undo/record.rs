@@ -57,6 +57,7 @@ impl<'o, 'a> Undoer<'o, 'a> {
                 }
             }
         }
+        self.cut_outputs()?;
         self.findings.remove(self.job_dir);
         report.replaced = self.replaced.all(to_generation);
         report.alive_ns = self.alive_ns;
