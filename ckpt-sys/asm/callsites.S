@@ -266,80 +266,21 @@ ckpt_stage2:
     push %rax                           # CallFrame::rax
     cld                                 # the ABI's state for the callee
     mov %rsp, %rdi
-    mov ckpt_vector_way(%rip), %ecx     # VectorWay in callsite.rs
-    cmp $1, %ecx
-    ja 13f
-    jb 12f
-
-    # Way 1: when neither AVX nor AVX-512 state is in use (the common case: compilers end AVX code by
-    # vzeroupper), the upper halves are all zero and sixteen stores save the rest.
-    mov $1, %ecx
-    xgetbv
-    test $0xe4, %al
-    jnz 12f
+    # Hooks use the lower halves of these and leave the rest of the vector state alone, mask registers
+    # and what others call upper halves: neither this library's code nor the memory functions of
+    # memory.S have such an instruction (scripts/check looks).
     sub $256, %rsp
-    and $-64, %rsp
+    and $-16, %rsp
     .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
     movaps %xmm\n, 16*\n(%rsp)
     .endr
     call *ckpt_dispatch_pointer(%rip)
-    mov %rax, %rsi
-    mov $1, %ecx
-    xgetbv
-    test $0xe4, %al
-    jz 11f
-    mov $0xe4, %eax                     # the hook left upper halves: back to zero
-    xor %edx, %edx
-    xrstor64 ckpt_initial_state(%rip)
-11: .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    mov %rax, %rsi                      # the verdict
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
     movaps 16*\n(%rsp), %xmm\n
     .endr
-    jmp 20f
-
-    # Way 0: xsavec of x87, SSE, AVX and AVX-512 state.
-12: sub ckpt_vector_size(%rip), %rsp
-    and $-64, %rsp
-    .irp n, 0, 8, 16, 24, 32, 40, 48, 56
-    movq $0, 512+\n(%rsp)               # xrstor insists on a clean header
-    .endr
-    mov $0xe7, %eax
-    xor %edx, %edx
-    xsavec64 (%rsp)
-    call *ckpt_dispatch_pointer(%rip)
-    mov %rax, %rsi
-    mov $0xe7, %eax
-    xor %edx, %edx
-    xrstor64 (%rsp)
-    jmp 20f
-
-13: cmp $2, %ecx
-    ja 14f
-    # Way 2: the same by xsave (no compaction on this processor).
-    sub ckpt_vector_size(%rip), %rsp
-    and $-64, %rsp
-    .irp n, 0, 8, 16, 24, 32, 40, 48, 56
-    movq $0, 512+\n(%rsp)
-    .endr
-    mov $0xe7, %eax
-    xor %edx, %edx
-    xsave64 (%rsp)
-    call *ckpt_dispatch_pointer(%rip)
-    mov %rax, %rsi
-    mov $0xe7, %eax
-    xor %edx, %edx
-    xrstor64 (%rsp)
-    jmp 20f
-
-    # Way 3: no xsave: x87 and SSE only.
-14: sub $512, %rsp
-    and $-64, %rsp
-    fxsave64 (%rsp)
-    call *ckpt_dispatch_pointer(%rip)
-    mov %rax, %rsi
-    fxrstor64 (%rsp)
-
-20: lea -56(%rbp), %rsp
-    test %rsi, %rsi                     # the verdict
+    lea -56(%rbp), %rsp
+    test %rsi, %rsi
     jnz 21f
     pop %rax
     # Verdict::Forward of a call that may change files: there must not have been a new table
@@ -625,20 +566,11 @@ ckpt_callsites_text_end:
 
 # ------------------------------------------------------------------------------------------
     .data
-    .globl ckpt_dispatch_pointer, ckpt_rewind_pointer, ckpt_vector_size, ckpt_vector_way
-    .hidden ckpt_dispatch_pointer, ckpt_rewind_pointer, ckpt_vector_size, ckpt_vector_way
+    .globl ckpt_dispatch_pointer, ckpt_rewind_pointer
+    .hidden ckpt_dispatch_pointer, ckpt_rewind_pointer
     .p2align 3
 ckpt_rewind_pointer: .quad 0
 ckpt_dispatch_pointer: .quad 0
-ckpt_vector_size: .quad 0
-ckpt_vector_way: .quad 0
-
-    .section .rodata
-    .p2align 6
-ckpt_initial_state:                             # xstate image "all in initial state", compacted form
-    .zero 520
-    .quad 1 << 63
-    .zero 48
 
     .bss
     .globl ckpt_hook_table

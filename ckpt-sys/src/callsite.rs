@@ -1,9 +1,9 @@
 //! The call-site net's assembly (`asm/callsites.S`) as seen from Rust.
 //!
-//! Owns the declarations of its symbols, the layout of the restart record and the
-//! choice of how vector registers are saved. `agent::callsites` is the only user.
+//! Owns the declarations of its symbols and the layout of the restart record. `agent::callsites` is
+//! the only user.
 
-use std::arch::{global_asm, x86_64::__cpuid_count};
+use std::arch::global_asm;
 use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, Ordering};
 
 global_asm!(include_str!("../asm/callsites.S"), options(att_syntax));
@@ -45,8 +45,6 @@ unsafe extern "C" {
     static ckpt_program_sigreturn: u8;
     static ckpt_hook_table: [AtomicU8; 512];
     static mut ckpt_dispatch_pointer: usize;
-    static mut ckpt_vector_size: usize;
-    static mut ckpt_vector_way: usize;
 }
 
 macro_rules! address_of {
@@ -211,18 +209,14 @@ pub unsafe fn set_rewind(rewind: unsafe extern "C" fn(*mut u8)) {
     unsafe { ckpt_rewind_pointer = rewind as usize };
 }
 
-/// Sets what stage 2 calls and how it saves vector registers.
+/// Sets what stage 2 calls: a function that uses the lower halves of `xmm0` to `xmm15` and nothing else
+/// of the vector state.
 ///
 /// # Safety
 /// Before the first site is patched, or with all other threads held.
 pub unsafe fn set_dispatch(dispatch: unsafe extern "C" fn(*mut u8) -> u64) {
-    let (way, size) = vector_way();
     // SAFETY: nobody executes stage 2 yet (the caller's promise).
-    unsafe {
-        ckpt_vector_way = way as usize;
-        ckpt_vector_size = size;
-        ckpt_dispatch_pointer = dispatch as usize;
-    }
+    unsafe { ckpt_dispatch_pointer = dispatch as usize };
 }
 
 /// Marks call number `nr` (bits of the caller's choice; 0 = not hooked).
@@ -257,60 +251,6 @@ impl LifeCall<'_> {
         let value = unsafe { ckpt_life_call(self) };
         (value != i64::MIN).then_some(value)
     }
-}
-
-/// How stage 2 saves vector registers; the numbers are those of the assembly.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(usize)]
-pub enum VectorWay {
-    /// Always `xsavec`.
-    Compact = 0,
-    /// Sixteen stores when the upper halves are not in use, else `xsavec`.
-    InUse = 1,
-    /// Always `xsave`.
-    Standard = 2,
-    /// `fxsave`.
-    Legacy = 3,
-}
-
-/// x87, SSE, AVX, and the three AVX-512 components.
-const VECTOR_COMPONENTS: u64 = 0xe7;
-
-/// The way for this processor, and the size of the save area.
-fn vector_way() -> (VectorWay, usize) {
-    const OSXSAVE: u32 = 1 << 27;
-    if __cpuid_count(1, 0).ecx & OSXSAVE == 0 {
-        return (VectorWay::Legacy, 512);
-    }
-    let enabled = {
-        let leaf = __cpuid_count(0xd, 0);
-        (u64::from(leaf.edx) << 32 | u64::from(leaf.eax)) & VECTOR_COMPONENTS
-    };
-    let features = __cpuid_count(0xd, 1).eax;
-    let (compact, in_use) = (features & 2 != 0, features & 4 != 0);
-    // The legacy area and the header; then each extended component, packed or at its
-    // standard offset.
-    let mut size = 576;
-    for component in 2..8 {
-        if enabled & (1 << component) == 0 {
-            continue;
-        }
-        let leaf = __cpuid_count(0xd, component);
-        if compact {
-            if leaf.ecx & 2 != 0 {
-                size = (size + 63) & !63;
-            }
-            size += leaf.eax as usize;
-        } else {
-            size = size.max(leaf.ebx as usize + leaf.eax as usize);
-        }
-    }
-    let way = match (compact, in_use) {
-        (true, true) => VectorWay::InUse,
-        (true, false) => VectorWay::Compact,
-        (false, _) => VectorWay::Standard,
-    };
-    (way, size)
 }
 
 /// What the restart stub needs; `%rsp` points at it while the stub runs. The offsets

@@ -6,6 +6,7 @@
 //!   so that a signal handler may touch it.
 //! * [`callsite`]: the call-site net's slots, stages and restart stub.
 //! * [`clock`]: clock_gettime with an offset, for the entry points of a vdso.
+//! * `memory`: memcpy and its kin, for hooks.
 //! * [`stack`]: calls on another stack.
 //! * [`context`], [`thread`]: context capture, threads without glibc, sigreturn.
 //! * [`blob`]: the restorer that replaces a process's memory.
@@ -17,6 +18,7 @@ pub mod blob;
 pub mod callsite;
 pub mod clock;
 pub mod context;
+mod memory;
 pub mod raw;
 pub mod stack;
 pub mod thread;

@@ -4,7 +4,7 @@
 //! | word | effect |
 //! |---|---|
 //! | `slow` | every call goes through stage 2 |
-//! | `clobber` | the hook destroys all vector registers |
+//! | `clobber` | the hook destroys what it may use of the vector registers |
 //! | `around` | plain calls are made by the hook itself |
 //! | `stop` | signal 64 stops the thread for `NETLIB_HOLD_US`, then its call is restarted |
 //! | `report` | what was patched goes to stderr |
@@ -119,47 +119,14 @@ fn plain(nr: i64) -> bool {
     .contains(&nr)
 }
 
-/// Destroys every vector register that this processor has.
+/// Destroys what hooks may use of the vector registers, and leaves the upper halves alone.
 fn clobber() {
-    if std::is_x86_feature_detected!("avx512f") {
-        // SAFETY: the processor has the instructions; stage 2 has saved the registers.
-        unsafe { clobber_avx512() }
-    } else if std::is_x86_feature_detected!("avx") {
-        // SAFETY: as above.
-        unsafe { clobber_avx() }
-    }
-}
-
-macro_rules! for_all_vectors {
-    ($template:literal) => {
-        concat!(
-            ".irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15\n",
-            $template,
-            "\n.endr"
-        )
-    };
-}
-
-unsafe fn clobber_avx() {
-    // SAFETY: vector registers only; leaves the upper halves in use on purpose.
+    // SAFETY: stage 2 has saved the registers.
     unsafe {
         std::arch::asm!(
-            "vpcmpeqd xmm0, xmm0, xmm0",
-            "vinsertf128 ymm0, ymm0, xmm0, 1",
-            for_all_vectors!("vmovaps ymm\\n, ymm0"),
-            options(nostack)
-        );
-    }
-}
-
-unsafe fn clobber_avx512() {
-    // SAFETY: vector and mask registers only.
-    unsafe {
-        std::arch::asm!(
-            "vpternlogd zmm31, zmm31, zmm31, 255",
-            for_all_vectors!("vmovdqa64 zmm\\n, zmm31"),
-            ".irp n, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30\n vmovdqa64 zmm\\n, zmm31\n.endr",
-            ".irp n, 1, 2, 3, 4, 5, 6, 7\n kxnorw k\\n, k\\n, k\\n\n.endr",
+            ".irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+            "pcmpeqd xmm\\n, xmm\\n",
+            ".endr",
             options(nostack)
         );
     }
