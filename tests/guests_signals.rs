@@ -7,6 +7,7 @@ guest_tests! {
     sig_masks = "sig_masks";
     sig_pending = "sig_pending";
     sig_last = "sig_last";
+    sig_lent = "sig_lent";
     sig_inhandler = "sig_inhandler";
     sig_nested = "sig_nested", 2.0 s;
     sig_segv = "sig_segv";

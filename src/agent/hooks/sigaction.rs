@@ -235,14 +235,15 @@ fn replace(sig: i32, act: u64, old: u64) -> Result<(), i32> {
     } else {
         None
     };
+    // A child that shares our memory changes its own actions only. (posix_spawn's sets all to the
+    // default, and the program lost its handler.)
     let before = if sig == RESERVED_SIGNAL {
         match new {
-            Some(new) => set_reserved_action(&new),
-            None => reserved_action(),
+            Some(new) if !in_shared_child() => set_reserved_action(&new),
+            _ => reserved_action(),
         }
     } else if is_kept(sig) {
         match new {
-            // A child that shares our memory changes its own actions only.
             Some(_) if in_shared_child() => fault_action(),
             Some(new) => set_fault_action(&new),
             None => fault_action(),
