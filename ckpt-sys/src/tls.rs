@@ -83,6 +83,8 @@ pub struct ThreadBlock {
     /// May a process run on this block that this thread has made (vfork, clone with CLONE_VM)? One
     /// of [`lent`]'s values.
     pub lent: u32,
+    /// `reserved_blocked` in such a process, plus one; 0: as here.
+    pub lent_blocked: u32,
 }
 
 /// Values of [`ThreadBlock::lent`].

@@ -18,8 +18,13 @@ static int is_blocked(void)
     return sigismember(&now, SIGRTMAX);
 }
 
-/* The child: the other way round than here. (What it is told of its own mask is the kernel's view.) */
-static void turn(int blocked) { CHECK_EQ(sigprocmask(blocked ? SIG_UNBLOCK : SIG_BLOCK, &highest, NULL), 0); }
+/* The child: the other way round than here. */
+static void turn(int blocked)
+{
+    CHECK_EQ(is_blocked(), blocked);
+    CHECK_EQ(sigprocmask(blocked ? SIG_UNBLOCK : SIG_BLOCK, &highest, NULL), 0);
+    CHECK_EQ(is_blocked(), !blocked);
+}
 static int cloned(void *blocked)
 {
     turn(*(int *)blocked);
@@ -50,18 +55,20 @@ static void child(int way, int blocked)
         int flags = CLONE_VM | SIGCHLD | (way == 1 ? CLONE_VFORK : 0);
         pid = clone(cloned, stack + sizeof stack, flags, &blocked);
     } else {
+        /* What a command begins with: what it is given, or what we have. */
+        int given = way == 3;
         posix_spawnattr_t attributes;
         sigset_t mask;
         sigemptyset(&mask);
         if (!blocked)
             sigaddset(&mask, SIGRTMAX);
-        char *command[] = {"false", NULL};
+        char *command[] = {"awk", "/^SigBlk:/ { exit substr($2, 1, 1) == \"8\" ? 10 : 11 }", "/proc/self/status", NULL};
         CHECK_EQ(posix_spawnattr_init(&attributes), 0);
-        CHECK_EQ(posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK), 0);
+        CHECK_EQ(posix_spawnattr_setflags(&attributes, given ? POSIX_SPAWN_SETSIGMASK : 0), 0);
         CHECK_EQ(posix_spawnattr_setsigmask(&attributes, &mask), 0);
-        CHECK_EQ(posix_spawnp(&pid, "false", NULL, &attributes, command, environ), 0);
+        CHECK_EQ(posix_spawnp(&pid, "awk", NULL, &attributes, command, environ), 0);
         posix_spawnattr_destroy(&attributes);
-        ends_with(pid, 1);
+        ends_with(pid, (given ? !blocked : blocked) ? 10 : 11);
         return;
     }
     ends_with(pid, 7);
@@ -71,7 +78,7 @@ static void *work(void *argument)
 {
     ROUNDS(round)
     {
-        int blocked = round & 1, way = round / 2 % 4;
+        int blocked = round & 1, way = round / 2 % 5;
         CHECK_EQ(pthread_sigmask(blocked ? SIG_BLOCK : SIG_UNBLOCK, &highest, NULL), 0);
         child(way, blocked);
         CHECK_EQ(is_blocked(), blocked);

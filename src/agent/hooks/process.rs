@@ -4,7 +4,7 @@
 
 use super::files::cache;
 use super::frame::{CallFrame, Verdict};
-use super::{sigaction, user};
+use super::{sigaction, signal, user};
 use crate::agent::refusal::{self, Kind};
 use crate::agent::state::{InHook, RESERVED_BIT, RESERVED_SIGNAL, is_agents_process};
 use crate::agent::track::uffd;
@@ -188,12 +188,16 @@ fn birth(frame: &CallFrame) {
         return;
     }
     if has(libc::CLONE_VM) {
+        let nested = sigaction::is_on_lent_block();
         // SAFETY: the block is this thread's own, or of the parent that waits for this child.
-        let lent = unsafe { &mut (*thread_block()).lent };
-        *lent = match has(libc::CLONE_VFORK) {
-            true => lent::UNTIL_BACK.max(*lent),
+        let block = unsafe { &mut *thread_block() };
+        block.lent = match has(libc::CLONE_VFORK) {
+            true => lent::UNTIL_BACK.max(block.lent),
             false => lent::FOR_GOOD,
         };
+        if !nested {
+            block.lent_blocked = 0;
+        }
     }
     if request::is_childless_wanted() && is_agents_process() {
         request::before_a_child();
@@ -245,8 +249,7 @@ fn namespaces(frame: &mut CallFrame, flags: u64) -> Verdict {
 /// reserved signal is put in force, and what failed is put back. Only children forward it.
 fn execve(frame: &mut CallFrame) -> Verdict {
     let ignored = sigaction::reserved_action().handler == 1;
-    // SAFETY: the thread's own block.
-    let blocked = unsafe { (*thread_block()).reserved_blocked != 0 };
+    let blocked = signal::reserved_blocked();
     let own = is_agents_process();
     let tied = own && starter::hand_over();
     // In a sandbox there is no helper any more.

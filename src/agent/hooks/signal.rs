@@ -15,7 +15,8 @@ use super::user;
 use crate::agent::state::{RESERVED_BIT, RESERVED_SIGNAL};
 use crate::agent::track::{blocked, fault};
 use ckpt_sys::callsite::LifeCall;
-use ckpt_sys::{syscall, tls::thread_block};
+use ckpt_sys::syscall;
+use ckpt_sys::tls::{lent, thread_block};
 use std::sync::atomic::Ordering::SeqCst;
 
 user::plain!([u64; 16]);
@@ -32,14 +33,25 @@ pub fn restore_view(state: &mut crate::image::state::SignalState) {
         .retain(|signal| signal.signo != RESERVED_SIGNAL);
 }
 
-fn reserved_blocked() -> bool {
-    // SAFETY: the thread's own block.
-    unsafe { (*thread_block()).reserved_blocked != 0 }
+/// Does the program believe that the reserved signal is blocked in this thread? Also in a child that
+/// runs on the thread's block.
+pub(super) fn reserved_blocked() -> bool {
+    // SAFETY: the block is this thread's own, or of the parent that waits for this child.
+    let block = unsafe { &*thread_block() };
+    if block.lent != lent::NO && is_on_lent_block() && block.lent_blocked != 0 {
+        return block.lent_blocked == 2;
+    }
+    block.reserved_blocked != 0
 }
 
 /// Records the program's view of this thread's mask and delivers what it let in.
 fn set_view(blocked: bool) {
-    if blocked == reserved_blocked() || is_on_lent_block() {
+    if blocked == reserved_blocked() {
+        return;
+    }
+    if is_on_lent_block() {
+        // SAFETY: the parent does not look at this.
+        unsafe { (*thread_block()).lent_blocked = 1 + u32::from(blocked) };
         return;
     }
     // SAFETY: the thread's own block.
