@@ -7,11 +7,12 @@ use super::{PAGE, anonymous, discard, done, is_image, page_end};
 use crate::agent::hooks::frame::{CallFrame, Verdict};
 use crate::agent::hooks::maps::{Mapping, Maps};
 use crate::agent::hooks::ranges;
-use crate::agent::state::{InHook, is_agents_process};
+use crate::agent::state::{AGENT, InHook, is_agents_process};
 use crate::agent::track::fault;
 use crate::agent::track::moving::Moving;
 use crate::agent::track::uffd;
 use ckpt_sys::{raw::check, syscall};
+use std::sync::atomic::Ordering::Relaxed;
 
 /// mremap(old, old_len, new_len, flags, new).
 pub fn mremap(frame: &mut CallFrame) -> Verdict {
@@ -23,8 +24,9 @@ pub fn mremap(frame: &mut CallFrame) -> Verdict {
     };
     let moves = flags & (libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP) != 0;
     // A tracker may have registered part of a mapping, or have protected it for a while: for the
-    // kernel these are two then.
-    let in_parts = ranges::active() || uffd::in_use() || fault::active();
+    // kernel these are two then. They still are after a restore, whatever tracks in this life.
+    let split = ranges::active() || uffd::in_use() || fault::active();
+    let in_parts = split || AGENT.has_store.load(Relaxed);
     if !in_parts || flags & !known != 0 || (new_end <= old_end && !moves) {
         return Verdict::Forward;
     }

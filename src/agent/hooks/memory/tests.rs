@@ -257,3 +257,33 @@ fn several_mappings_are_moved_at_once() {
         assert!(mapping(at).start > at);
     });
 }
+
+/// What a tracker had split when the checkpoint was taken is split after the restore, in whose life
+/// nothing may be tracked yet: EFAULT for a mapping of 22 pages that was made one of 5 elsewhere.
+#[test]
+fn what_is_in_parts_since_a_restore_is_moved_whole() {
+    use crate::agent::state::AGENT;
+    in_child(|| {
+        AGENT.has_store.store(true, Relaxed);
+        let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+        for len in [5, 22, 30] {
+            let whole = anonymous(0, 22 * PAGE, 0, libc::MAP_NORESERVE).unwrap();
+            let to = anonymous(0, 30 * PAGE, 0, libc::MAP_NORESERVE).unwrap();
+            // Touched before they are neighbours they stay two.
+            for (first, pages) in [(0, 4), (5, 17), (4, 1)] {
+                let at = whole + first * PAGE;
+                assert_eq!(anonymous(at, pages * PAGE, 3, libc::MAP_FIXED), Ok(at));
+                for page in 0..pages {
+                    poke(at + page * PAGE, 7);
+                }
+            }
+            assert!(mapping(whole).end < whole + 22 * PAGE);
+            let args = [whole, 22 * PAGE, len * PAGE, flags, to];
+            assert_eq!(call(libc::SYS_mremap, &args), Some(to as i64), "{len}");
+            for page in 0..len {
+                let want = if page < 22 { 7 } else { 0 };
+                assert_eq!(byte(to + page * PAGE), want, "{len} {page}");
+            }
+        }
+    });
+}
