@@ -11,7 +11,7 @@ program numbers
       b(i, j) = cos(real(i + j, 8))
     end do
   end do
-  do round = 1, 120
+  do round = 1, 500
     c = matmul(a, b)
     a = c/maxval(abs(c))
     write (*, '(i5, 3es24.15)') round, a(1, 1), a(n/2, n/3), sum(a)
