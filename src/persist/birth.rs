@@ -177,8 +177,8 @@ fn is_of_upper(kind: i32, bytes: &[u8]) -> bool {
     let stable = match inner {
         // ext4, tmpfs, XFS of old, btrfs
         1 | 2 | 0x4d..=0x4f => true,
-        // XFS, the lower half of the number first; FUSE, the upper half first. No number of an
-        // inode has more than 48 bits on the one, and no identity more on the other.
+        // XFS has the lower half of the number first, and its upper half is small. FUSE has the upper
+        // half first: that is 0 for small numbers, and behind it is much of an address.
         0x81 | 0x82 => {
             word(0).is_some_and(|low| low != 0) && word(4).is_some_and(|high| high < 1 << 16)
         }

@@ -1,11 +1,12 @@
 //! Outputs that others than the recorder's process have appended to: they end where they ended at
 //! the generation.
 
+use crate::vandals::{recorded, stat_of};
 use crate::{Game, ONE, Place};
-use ckpt::persist::sys::{self, CPath};
+use ckpt::persist::exclude;
+use ckpt::persist::sys;
 use ckpt::persist::table;
 use ckpt::persist::undo::{self, Options, OutputEnd, UndoError};
-use ckpt::persist::{FileRef, exclude, recorder};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -20,25 +21,16 @@ fn append(path: &Path, text: &[u8]) {
 /// A child prints, the program itself, and a child again.
 fn print_all(path: &Path) {
     append(path, b"a child\n");
-    let stat = sys::lstat(&CPath::new(&[path.as_os_str().as_bytes()]).unwrap()).unwrap();
-    let file = FileRef {
-        stat: &stat,
-        path: path.as_os_str().as_bytes(),
-        fd: None,
-        any_fd: None,
-    };
-    {
-        let _hook = ckpt::agent::state::InHook::enter();
-        let mut session = recorder::enter().unwrap();
-        session.before_write(&file, stat.size, stat.size + 4);
-    }
-    append(path, b"own\n");
+    let stat = stat_of(path);
+    recorded(path, &stat, stat.size..stat.size + 4, || {
+        append(path, b"own\n")
+    });
     append(path, b"another child\n");
     table::alive(sys::realtime_ns());
 }
 
 fn end_of(path: &Path) -> OutputEnd {
-    let stat = sys::lstat(&CPath::new(&[path.as_os_str().as_bytes()]).unwrap()).unwrap();
+    let stat = stat_of(path);
     OutputEnd {
         id: stat.id,
         path: path.as_os_str().as_bytes().to_vec(),

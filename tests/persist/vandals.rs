@@ -10,6 +10,7 @@ use ckpt::persist::table::{self, Record};
 use ckpt::persist::undo::{self, Fate, Options, Report, UndoError};
 use ckpt::persist::{FileRef, Stat, exclude, recorder};
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ fn c_path(path: &Path) -> CPath {
     CPath::new(&[path.as_os_str().as_bytes()]).unwrap()
 }
 
-fn stat_of(path: &Path) -> Stat {
+pub fn stat_of(path: &Path) -> Stat {
     sys::lstat(&c_path(path)).unwrap()
 }
 
@@ -189,6 +190,20 @@ pub fn play(files: &Path, store: &Path, traces: u64) {
     }
 }
 
+/// The recorder is told of a write to these bytes, and it is made.
+pub fn recorded(path: &Path, stat: &Stat, bytes: Range<u64>, write: impl FnOnce()) {
+    let file = FileRef {
+        stat,
+        path: path.as_os_str().as_bytes(),
+        fd: None,
+        any_fd: None,
+    };
+    let _hook = ckpt::agent::state::InHook::enter();
+    let mut session = recorder::enter().unwrap();
+    session.before_write(&file, bytes.start, bytes.end);
+    write();
+}
+
 /// A game with `dir/whole`, which was mapped and written after the checkpoint.
 fn mapped(root: &Path, job: &Path) -> (Game, Stat) {
     let dir = root.join("dir");
@@ -200,18 +215,10 @@ fn mapped(root: &Path, job: &Path) -> (Game, Stat) {
     let mut game = Game::new(root, job, 1);
     game.checkpoint();
     let stat = stat_of(&path);
-    let file = FileRef {
-        stat: &stat,
-        path: path.as_os_str().as_bytes(),
-        fd: None,
-        any_fd: None,
-    };
-    let _hook = ckpt::agent::state::InHook::enter();
-    let mut session = recorder::enter().unwrap();
-    session.before_write(&file, 0, 10_000);
-    let open = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-    open.write_all_at(b"after", 5000).unwrap();
-    drop(session);
+    recorded(&path, &stat, 0..10_000, || {
+        let open = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        open.write_all_at(b"after", 5000).unwrap();
+    });
     table::alive(sys::realtime_ns());
     (game, stat)
 }
