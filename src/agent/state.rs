@@ -4,7 +4,10 @@
 //! Everything is an atomic or written once in the constructor (before any other
 //! thread exists) or by `resume` (while all threads are held).
 
-use ckpt_sys::{syscall, tls::thread_block};
+use ckpt_sys::{
+    syscall,
+    tls::{lent, thread_block},
+};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, Ordering};
 
 /// The reserved signal: the highest real-time signal, which the kernel dequeues last.
@@ -28,6 +31,8 @@ pub struct Agent {
     pub ids_translated: AtomicBool,
     /// The call-site net is installed.
     pub net_installed: AtomicBool,
+    /// The program has made a process that shares its memory for longer than a vfork does.
+    pub memory_shared: AtomicBool,
     /// At least one checkpoint was committed or restored in this process's life, so
     /// that the clean-up at exit has something to remove.
     pub has_store: AtomicBool,
@@ -55,6 +60,7 @@ pub static AGENT: Agent = Agent {
     starter: AtomicI32::new(0),
     ids_translated: AtomicBool::new(false),
     net_installed: AtomicBool::new(false),
+    memory_shared: AtomicBool::new(false),
     has_store: AtomicBool::new(false),
     rseq_offset: AtomicI64::new(0),
     rseq_size: AtomicU32::new(0),
@@ -92,6 +98,34 @@ pub fn process() -> (i32, bool) {
             return (pid, pid == known);
         }
     }
+}
+
+/// Does this thread belong to a child that shares our memory but is not us?
+pub fn in_shared_child() -> bool {
+    awake() && !process().1
+}
+
+/// Does the calling thread's block belong to another thread, whose child this is? A thread that was
+/// never lent out need not ask the kernel.
+pub fn is_on_lent_block() -> bool {
+    // SAFETY: the block is this thread's own, or of the parent that waits for this child.
+    let lent = unsafe { &mut (*thread_block()).lent };
+    // (Where the net could not be laid nobody sees children being made.)
+    let all_seen =
+        AGENT.net_installed.load(Ordering::Relaxed) && !AGENT.memory_shared.load(Ordering::Relaxed);
+    if *lent == lent::NO && all_seen {
+        return false;
+    }
+    let is_child = in_shared_child();
+    if !is_child && *lent == lent::UNTIL_BACK {
+        *lent = lent::NO;
+    }
+    is_child
+}
+
+/// [`is_agents_process`] for hooks, which are called too often to ask the kernel each time.
+pub fn is_agents_thread() -> bool {
+    awake() && !is_on_lent_block()
 }
 
 /// Maps the wipe-on-fork page and wakes the agent.

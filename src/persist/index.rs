@@ -4,8 +4,11 @@
 //! changes. Growth can fail, never abort: what cannot be remembered is recorded again
 //! or marks the table.
 
+mod born;
+
 use super::birth::Births;
 use super::{Id, Which};
+use born::Born;
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 
@@ -63,7 +66,7 @@ pub const fn empty<K, V>() -> Map<K, V> {
 
 /// What is known of one inode.
 #[derive(Debug)]
-pub enum Node {
+pub enum Node<'a> {
     /// Made since the table began: nothing of it matters.
     Born {
         /// A directory has had this number since.
@@ -72,6 +75,13 @@ pub enum Node {
     /// Its first modification was under an excluded path.
     Excluded,
     /// It existed.
+    Row(&'a Row),
+}
+
+/// The same of those that were not made since.
+#[derive(Debug)]
+enum Old {
+    Excluded,
     Row(Row),
 }
 
@@ -193,7 +203,8 @@ fn boxed(bytes: &[u8]) -> Option<Box<[u8]>> {
 /// The whole index.
 #[derive(Debug)]
 pub struct Index {
-    pub nodes: Map<Id, Node>,
+    old: Map<Id, Old>,
+    born: Born,
     /// Names that a record leads back to, by directory.
     names: Map<Id, Set<Box<[u8]>>>,
     pub births: Births,
@@ -204,36 +215,63 @@ pub struct Index {
 impl Index {
     pub const fn new() -> Index {
         Index {
-            nodes: Map::with_hasher(State::new()),
+            old: Map::with_hasher(State::new()),
+            born: Born::new(),
             names: Map::with_hasher(State::new()),
             births: Births::new(),
             holds_old: false,
         }
     }
 
+    pub fn node(&self, id: &Id) -> Option<Node<'_>> {
+        if let Some(was_dir) = self.born.get(id) {
+            return Some(Node::Born { was_dir });
+        }
+        Some(match self.old.get(id)? {
+            Old::Excluded => Node::Excluded,
+            Old::Row(row) => Node::Row(row),
+        })
+    }
+
     pub fn is_born(&self, id: &Id) -> bool {
-        matches!(self.nodes.get(id), Some(Node::Born { .. }))
+        self.born.get(id).is_some()
     }
 
     pub fn row(&self, id: &Id) -> Option<&Row> {
-        match self.nodes.get(id) {
-            Some(Node::Row(row)) => Some(row),
+        match self.old.get(id) {
+            Some(Old::Row(row)) => Some(row),
             _ => None,
         }
     }
 
     pub fn row_mut(&mut self, id: &Id) -> Option<&mut Row> {
-        match self.nodes.get_mut(id) {
-            Some(Node::Row(row)) => Some(row),
+        match self.old.get_mut(id) {
+            Some(Old::Row(row)) => Some(row),
             _ => None,
         }
     }
 
+    /// Made since; `was_dir`: a directory has had this number since. Without memory for it, the
+    /// worst is a record too many.
+    pub fn set_born(&mut self, id: &Id, was_dir: bool) {
+        self.old.remove(id);
+        self.born.add(id, was_dir);
+    }
+
+    pub fn set_excluded(&mut self, id: Id) {
+        self.set_old(id, Old::Excluded);
+    }
+
     /// False: no memory.
-    pub fn set(&mut self, id: Id, node: Node) -> bool {
-        let room = self.nodes.try_reserve(1).is_ok();
+    pub fn set_row(&mut self, id: Id, row: Row) -> bool {
+        self.set_old(id, Old::Row(row))
+    }
+
+    fn set_old(&mut self, id: Id, old: Old) -> bool {
+        let room = self.old.try_reserve(1).is_ok();
         if room {
-            self.nodes.insert(id, node);
+            self.born.remove(&id);
+            self.old.insert(id, old);
         }
         room
     }

@@ -161,8 +161,8 @@ fn begin(mask: Option<u64>) -> Option<Session> {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if std::mem::take(&mut self.inner.is_making) {
-            self.inner.writer.making(0);
+        if self.inner.is_making {
+            self.made_nothing();
         }
         release(self.mask);
     }
@@ -277,7 +277,7 @@ impl Session {
     /// Does this inode have a row, or was it made since: is it one that is not left alone? One that
     /// existed stays so whatever rules were made since: half of its modifications cannot be undone.
     pub fn is_known(&self, id: &Id) -> bool {
-        match self.inner.index.nodes.get(id) {
+        match self.inner.index.node(id) {
             Some(Node::Row(_)) => true,
             Some(Node::Born { .. }) => self.same_rules(),
             Some(Node::Excluded) | None => self.inner.strays.contains_key(id),
@@ -322,6 +322,12 @@ impl Session {
     pub fn making(&mut self, dir: &Id, name: &[u8]) {
         self.inner.is_making = true;
         self.inner.writer.making(format::making(dir, name));
+    }
+
+    /// What was about to be made was there.
+    pub fn made_nothing(&mut self) {
+        self.inner.is_making = false;
+        self.inner.writer.making(0);
     }
 
     /// Stores that nobody sees modify this inode from here on: what is noted of it is not to be

@@ -211,6 +211,7 @@ fn handle(frame: &mut CallFrame) -> Verdict {
     if let Some(verdict) = files::dispatch(frame) {
         return verdict;
     }
+    pinned::look_at_path(frame);
     if process::hide_writer(frame) {
         return Verdict::Done;
     }

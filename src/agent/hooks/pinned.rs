@@ -11,7 +11,7 @@
 //! stopped and no longer before (every thread is out of the kernel then), and what relies on
 //! faults takes all memory for written.
 //!
-//! Called by `hooks::handle`, in any thread and context; from the program's start, long before
+//! Called by `hooks::handle` (paths after `files` has had its look), in any thread and context; from the program's start, long before
 //! a table of files is open.
 
 use super::frame::CallFrame;
@@ -46,17 +46,26 @@ pub fn look(f: &CallFrame) {
         }
         libc::SYS_process_vm_writev if is_own(a as i32) => refusal::note(Kind::DirectIo),
         libc::SYS_open | libc::SYS_openat | libc::SYS_openat2 => {
-            let Some((_, path, flags, _)) = super::files::open::arguments(f) else {
+            let Some((_, _, flags, _)) = super::files::open::arguments(f) else {
                 return;
             };
             if flags & libc::O_DIRECT != 0 {
                 refusal::note(Kind::DirectIo);
             }
-            if flags & libc::O_ACCMODE != libc::O_RDONLY && names_memory(path) {
-                refusal::note(Kind::MemoryFile);
-            }
         }
         _ => {}
+    }
+}
+
+/// Looks at the path of an open that is about to be made, and was not made by [`super::files`]: what
+/// is cut off there or made, is no such file.
+pub fn look_at_path(f: &CallFrame) {
+    if let libc::SYS_open | libc::SYS_openat | libc::SYS_openat2 = f.rax
+        && let Some((_, path, flags, _)) = super::files::open::arguments(f)
+        && flags & libc::O_ACCMODE != libc::O_RDONLY
+        && names_memory(path)
+    {
+        refusal::note(Kind::MemoryFile);
     }
 }
 
@@ -92,7 +101,8 @@ fn names_memory(at: u64) -> bool {
     }
 }
 
-fn is_memory(path: &[u8]) -> bool {
+/// Is this the path of a process's memory?
+pub fn is_memory(path: &[u8]) -> bool {
     path == b"mem" || (path.ends_with(b"/mem") && !path.starts_with(b"/dev/"))
 }
 
@@ -130,7 +140,7 @@ mod tests {
         in_child(|| {
             let open = |path: &std::ffi::CStr, flags: i32| {
                 let at = path.as_ptr() as u64;
-                look(&frame(libc::SYS_openat, &[0, at, flags as u64, 0]));
+                look_at_path(&frame(libc::SYS_openat, &[0, at, flags as u64, 0]));
                 refusal::was_noted(Kind::MemoryFile)
             };
             assert!(!open(c"/proc/self/mem", libc::O_RDONLY));

@@ -6,12 +6,15 @@ use super::files::cache;
 use super::frame::{CallFrame, Verdict};
 use super::{sigaction, signal, user};
 use crate::agent::refusal::{self, Kind};
-use crate::agent::state::{InHook, RESERVED_BIT, RESERVED_SIGNAL, is_agents_process};
+use crate::agent::state::{
+    AGENT, InHook, RESERVED_BIT, RESERVED_SIGNAL, is_agents_process, is_on_lent_block,
+};
 use crate::agent::track::uffd;
 use crate::agent::{ending, exit, request, starter, stop};
 use crate::image::state::KernelSigaction;
 use ckpt_sys::syscall;
 use ckpt_sys::tls::{lent, thread_block};
+use std::sync::atomic::Ordering::Relaxed;
 
 /// The numbers this file acts on.
 pub const NUMBERS: &[libc::c_long] = &[
@@ -188,13 +191,18 @@ fn birth(frame: &CallFrame) {
         return;
     }
     if has(libc::CLONE_VM) {
-        let nested = sigaction::is_on_lent_block();
+        let nested = is_on_lent_block();
         // SAFETY: the block is this thread's own, or of the parent that waits for this child.
         let block = unsafe { &mut *thread_block() };
         block.lent = match has(libc::CLONE_VFORK) {
             true => lent::UNTIL_BACK.max(block.lent),
             false => lent::FOR_GOOD,
         };
+        // A child with a block of its own, which nobody has marked, or one that may still run when
+        // this thread has gone.
+        if has(libc::CLONE_SETTLS) || !has(libc::CLONE_VFORK) {
+            AGENT.memory_shared.store(true, Relaxed);
+        }
         if !nested {
             block.lent_blocked = 0;
         }
@@ -211,7 +219,7 @@ fn is_alone() -> bool {
     let tasks = Path::of(&[b"/proc/self/task"])
         .and_then(|path| stat_at(CWD, &path, 0).ok())
         .map_or(u64::MAX, |stat| u64::from(stat.nlink).saturating_sub(2));
-    let helper = refusal::HELPER_ALIVE.load(std::sync::atomic::Ordering::Relaxed) != 0;
+    let helper = refusal::HELPER_ALIVE.load(Relaxed) != 0;
     tasks <= u64::from(helper) + 1
 }
 

@@ -14,10 +14,9 @@
 
 use super::frame::{CallFrame, Verdict};
 use super::{senders, user};
-use crate::agent::state::{AGENT, InHook, RESERVED_BIT, RESERVED_SIGNAL, awake, process};
+use crate::agent::state::{AGENT, InHook, RESERVED_BIT, RESERVED_SIGNAL, in_shared_child};
 use crate::agent::track::fault;
 use crate::image::state::KernelSigaction;
-use ckpt_sys::tls::{lent, thread_block};
 use ckpt_sys::{callsite, syscall};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
 
@@ -52,27 +51,6 @@ static OWN_AT: AtomicUsize = AtomicUsize::new(0);
 /// glibc's internal signals.
 fn is_glibcs(sig: i32) -> bool {
     sig == 32 || sig == 33
-}
-
-/// Does this thread belong to a child that shares our memory but is not us?
-pub(super) fn in_shared_child() -> bool {
-    awake() && !process().1
-}
-
-/// Does the calling thread's block belong to another thread, whose child this is? A thread that was
-/// never lent out need not ask the kernel.
-pub(super) fn is_on_lent_block() -> bool {
-    // SAFETY: the block is this thread's own, or of the parent that waits for this child.
-    let lent = unsafe { &mut (*thread_block()).lent };
-    // (Where the net could not be laid nobody sees children being made.)
-    if *lent == lent::NO && AGENT.net_installed.load(Relaxed) {
-        return false;
-    }
-    let is_child = in_shared_child();
-    if !is_child && *lent == lent::UNTIL_BACK {
-        *lent = lent::NO;
-    }
-    is_child
 }
 
 /// The program's action for the reserved signal.

@@ -9,10 +9,9 @@
 
 use super::foreign::{self, CALL_BLOCKS, CALL_OPENS, CALL_PLAIN, CALL_WAITS};
 use super::frame::{CallFrame, Verdict};
-use super::masks::{Interned, intern};
-use super::sigaction::is_on_lent_block;
+use super::masks::{self, Interned, intern};
 use super::user;
-use crate::agent::state::{RESERVED_BIT, RESERVED_SIGNAL};
+use crate::agent::state::{RESERVED_BIT, RESERVED_SIGNAL, is_on_lent_block};
 use crate::agent::track::{blocked, fault};
 use ckpt_sys::callsite::LifeCall;
 use ckpt_sys::syscall;
@@ -235,6 +234,11 @@ fn leave_plain() -> Verdict {
     Verdict::Forward
 }
 
+/// The mask that the program wants, at this address or where the address was before.
+fn wanted(address: u64) -> Result<u64, i32> {
+    masks::wanted(address).map_or_else(|| user::read(address), Ok)
+}
+
 /// A call whose argument `at` points to a mask (size in `args[size]`):
 /// rt_sigsuspend, ppoll, epoll_pwait, epoll_pwait2.
 pub fn masked(frame: &mut CallFrame, at: usize, size: usize) -> Verdict {
@@ -242,7 +246,7 @@ pub fn masked(frame: &mut CallFrame, at: usize, size: usize) -> Verdict {
     if pointer == 0 || frame.args[size] != 8 {
         return leave_plain();
     }
-    let Ok(mask) = user::read::<u64>(pointer) else {
+    let Ok(mask) = wanted(pointer) else {
         return leave_plain();
     };
     if let Some(verdict) = enter_masked(frame, mask) {
@@ -257,7 +261,9 @@ pub fn masked(frame: &mut CallFrame, at: usize, size: usize) -> Verdict {
 /// A copy of a call's mask without what is never blocked, where it has any of that.
 fn without_ours(mask: u64) -> Option<&'static Interned> {
     let never = RESERVED_BIT | fault::never_blocked();
-    (mask & never != 0).then(|| intern(mask & !never)).flatten()
+    (mask & never != 0)
+        .then(|| intern(mask, mask & !never))
+        .flatten()
 }
 
 /// A call that the stop has interrupted is about to be made again, not through the hook. It may
@@ -278,12 +284,12 @@ pub fn made_again(nr: i64, args: &mut [u64; 6]) {
         let pair = user::read::<[u64; 2]>(args[at]);
         if let Ok([pointer, 8]) = pair
             && pointer != 0
-            && let Ok(mask) = user::read::<u64>(pointer)
+            && let Ok(mask) = wanted(pointer)
             && let Some(copy) = without_ours(mask)
         {
             args[at] = Interned::pair_address(copy);
         }
-    } else if let Ok(mask) = user::read::<u64>(args[at])
+    } else if let Ok(mask) = wanted(args[at])
         && let Some(copy) = without_ours(mask)
     {
         args[at] = copy.mask_address();
@@ -302,7 +308,7 @@ pub fn masked_pair(frame: &mut CallFrame) -> Verdict {
     if pointer == 0 {
         return leave_plain();
     }
-    let Ok(mask) = user::read::<u64>(pointer) else {
+    let Ok(mask) = wanted(pointer) else {
         return leave_plain();
     };
     if let Some(verdict) = enter_masked(frame, mask) {
@@ -317,7 +323,7 @@ pub fn masked_pair(frame: &mut CallFrame) -> Verdict {
 /// rt_sigtimedwait(set, info, timeout, 8).
 pub fn rt_sigtimedwait(frame: &mut CallFrame) -> Verdict {
     let [set, out, _, size, ..] = frame.args;
-    let Ok(mask) = user::read::<u64>(set) else {
+    let Ok(mask) = wanted(set) else {
         return leave_plain();
     };
     if size != 8 || mask & RESERVED_BIT == 0 {
@@ -341,7 +347,7 @@ pub fn rt_sigtimedwait(frame: &mut CallFrame) -> Verdict {
     }
     // SAFETY: the thread's own block.
     unsafe { (*thread_block()).masked_call = CALL_WAITS };
-    if let Some(copy) = intern(mask & !RESERVED_BIT) {
+    if let Some(copy) = intern(mask, mask & !RESERVED_BIT) {
         frame.args[0] = copy.mask_address();
     }
     Verdict::Forward
@@ -352,7 +358,7 @@ pub fn signalfd(frame: &mut CallFrame) -> Verdict {
     if frame.args[2] == 8
         && let Ok(mask) = user::read::<u64>(frame.args[1])
         && mask & RESERVED_BIT != 0
-        && let Some(copy) = intern(mask & !RESERVED_BIT)
+        && let Some(copy) = intern(mask, mask & !RESERVED_BIT)
     {
         frame.args[1] = copy.mask_address();
     }
@@ -428,6 +434,40 @@ mod tests {
             assert_eq!(crate::agent::hooks::dispatch(&mut f), Verdict::Forward);
             assert_eq!(word(word(f.args[5])), want);
             assert_eq!(word(f.args[5] + 8), 8);
+        });
+    }
+
+    /// A stop came between the hook of a ppoll and its call, which then went through the hook once
+    /// more with the copy of its mask: in that wait the program's view had the reserved signal open.
+    #[test]
+    fn the_view_is_the_same_for_a_call_that_is_hooked_again() {
+        use crate::agent::hooks::dispatch;
+        use foreign::CALL_BLOCKS;
+        in_child(|| {
+            let all = !0u64;
+            let at = &raw const all as u64;
+            let pair = [at, 8];
+            // SAFETY: the thread's own block.
+            let state = || unsafe { (*thread_block()).masked_call };
+            for (nr, place, size, given, blocked) in [
+                (libc::SYS_ppoll, 3, 4, at, CALL_BLOCKS),
+                (libc::SYS_rt_sigsuspend, 0, 1, at, CALL_BLOCKS),
+                (libc::SYS_rt_sigtimedwait, 0, 3, at, CALL_WAITS),
+                (libc::SYS_pselect6, 5, 5, pair.as_ptr() as u64, CALL_BLOCKS),
+            ] {
+                let mut f = frame(nr, &[]);
+                f.args[size] = 8;
+                f.args[place] = given;
+                let mut copy = given;
+                for _ in 0..3 {
+                    assert_eq!(dispatch(&mut f), Verdict::Forward);
+                    assert_eq!(state(), blocked, "call {nr}");
+                    assert!(copy == given || copy == f.args[place]);
+                    copy = f.args[place];
+                }
+                assert_ne!(copy, given);
+                leave_plain();
+            }
         });
     }
 

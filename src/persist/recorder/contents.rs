@@ -16,7 +16,7 @@ impl Session {
     /// inode needs a record.
     pub(super) fn ensure_row(&mut self, file: &FileRef, which: Which) -> bool {
         let id = file.stat.id;
-        let (old, path_known) = match self.inner.index.nodes.get(&id) {
+        let (old, path_known) = match self.inner.index.node(&id) {
             Some(Node::Born { .. } | Node::Excluded) => return false,
             Some(Node::Row(row)) => (Some((row.row, row.slot, row.which)), row.path_known),
             None => (None, true),
@@ -39,7 +39,7 @@ impl Session {
             Some((row, slot, _)) => (row, slot),
             None => {
                 if !kept && exclude::is_excluded(path) && !inner.strays.contains_key(&id) {
-                    inner.index.set(id, Node::Excluded);
+                    inner.index.set_excluded(id);
                     return false;
                 }
                 let row = inner.writer.next_row;
@@ -47,7 +47,7 @@ impl Session {
                 let slot = inner.writer.take_slot();
                 let mut new = Row::new(row, slot, file.stat.size, file.stat.nlink);
                 new.birth = inner.birth_of_file(file, path);
-                if !inner.index.set(id, Node::Row(new)) {
+                if !inner.index.set_row(id, new) {
                     inner.failed(path, libc::ENOMEM);
                     return false;
                 }
@@ -202,7 +202,7 @@ impl Session {
 
     /// What writes to this inode still need, without recording anything.
     pub fn coverage(&self, id: &Id) -> Coverage {
-        match self.inner.index.nodes.get(id) {
+        match self.inner.index.node(id) {
             Some(Node::Born { .. } | Node::Excluded) => Coverage::Free,
             Some(Node::Row(row)) if row.which & (SIZE | TIMES) == SIZE | TIMES => {
                 if row.all {
@@ -293,7 +293,7 @@ impl Session {
     /// and what was recorded first is undone last.
     fn keep_capability(&mut self, file: &FileRef) {
         const NAME: &[u8] = b"security.capability";
-        let looked = match self.inner.index.nodes.get(&file.stat.id) {
+        let looked = match self.inner.index.node(&file.stat.id) {
             Some(Node::Born { .. } | Node::Excluded) => true,
             Some(Node::Row(row)) => row.capability_known,
             None => false,

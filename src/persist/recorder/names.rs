@@ -14,7 +14,7 @@ use crate::persist::{FileRef, Id, NameRef, Stat, TIMES, exclude};
 impl Session {
     /// A directory's entries are about to change: its times.
     fn directory(&mut self, dir: &Id, path: &[u8]) {
-        match self.inner.index.nodes.get(dir) {
+        match self.inner.index.node(dir) {
             Some(Node::Born { .. } | Node::Excluded) => return,
             Some(Node::Row(row)) if row.which & TIMES != 0 => return,
             _ => {}
@@ -91,17 +91,16 @@ impl Session {
     /// The inode that an operation has just made (also O_TMPFILE, also after mkdir).
     pub fn created(&mut self, id: Id, is_dir: bool) {
         let inner = &mut *self.inner;
-        let was_dir = match inner.index.nodes.get(&id) {
+        let was_dir = match inner.index.node(&id) {
             // A number that is used again: a program that makes and removes a file over and
             // over. The record that stands says as much, unless an undo must tell this
             // inode from a directory of this number, whose removal is recorded.
             Some(Node::Born { was_dir: false }) if !is_dir => return,
-            Some(Node::Born { was_dir }) => *was_dir,
+            Some(Node::Born { was_dir }) => was_dir,
             _ => false,
         };
         let was_dir = was_dir || is_dir;
-        // Without memory for it, the worst is a record too many.
-        inner.index.set(id, Node::Born { was_dir });
+        inner.index.set_born(&id, was_dir);
         inner.scratch.begin(TAG_BORN).id(&id);
         with_room(|| inner.commit());
     }
@@ -298,7 +297,7 @@ impl Session {
             return self.moves_files(name, stat, to);
         }
         let leaves = stat.is_dir() && to_outside;
-        if from_outside == to_outside || !leaves && self.inner.index.nodes.contains_key(&stat.id) {
+        if from_outside == to_outside || !leaves && self.inner.index.node(&stat.id).is_some() {
             return;
         }
         let Ok(path) = CPath::join(name.dir_path, name.name) else {

@@ -5,7 +5,7 @@
 //! signals anyway. A stop request waits like any other signal and is served when the mask goes
 //! back, when the operation is over.
 
-use crate::agent::state::{InHook, is_agents_process};
+use crate::agent::state::{InHook, is_agents_thread};
 use crate::persist::recorder::{self, Session};
 use ckpt_sys::syscall;
 
@@ -58,7 +58,7 @@ impl Drop for Blocked {
 impl Unlocked {
     /// The extent alone. `None` as for [`Recording::begin`].
     pub fn begin() -> Option<Unlocked> {
-        if !recorder::active() || !is_agents_process() {
+        if !recorder::active() || !is_agents_thread() {
             return None;
         }
         let _mask = Blocked::enter();
@@ -70,7 +70,7 @@ impl Unlocked {
 impl Recording {
     /// `None`: nothing to record (no table, or not the agent's process).
     pub fn begin() -> Option<Recording> {
-        if !recorder::active() || !is_agents_process() {
+        if !recorder::active() || !is_agents_thread() {
             return None;
         }
         let mask = Blocked::enter();

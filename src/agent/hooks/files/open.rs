@@ -8,9 +8,10 @@ use super::guard::Recording;
 use super::paths::{self, CWD, Name, NoName, Path};
 use super::{cache, execute, saved};
 use crate::agent::hooks::frame::{CallFrame, Verdict};
-use crate::agent::hooks::user;
+use crate::agent::hooks::{pinned, user};
 use crate::persist::recorder::with_room;
 use crate::persist::{Coverage, Stat};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// The flags of `open_how` that matter to a path's meaning.
 const RESOLVE_IN_ROOT: u64 = 0x10;
@@ -64,7 +65,16 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
         let path = own.insert(Path::of(&[&real.path])?);
         (dir, at) = (CWD, path.pointer());
     }
+    if MADE_AGAIN.load(Relaxed)
+        && resolve == 0
+        && let Some(verdict) = make_again(f, &mut recording, dir, at, flags)
+    {
+        return Some(verdict);
+    }
     let found = paths::stat_raw(dir, at, if stay { libc::AT_SYMLINK_NOFOLLOW } else { 0 });
+    if found.is_ok() {
+        MADE_AGAIN.store(false, Relaxed);
+    }
     let whole = || own.or_else(|| Path::read_known(at));
     match found {
         Ok(_) if exclusive || flags & libc::O_TRUNC == 0 => None,
@@ -87,6 +97,57 @@ pub fn dispatch(f: &mut CallFrame) -> Option<Verdict> {
         }
         Err(_) => None,
     }
+}
+
+/// The open with O_CREAT before this one made a file under a name that is recorded already: a
+/// program that makes and removes the same file over and over (a journal of sqlite) does that next.
+static MADE_AGAIN: AtomicBool = AtomicBool::new(false);
+
+/// Such an open with O_EXCL, which saves the question whether the name is there. `None`: it is, or
+/// the name would have to be recorded, or the call will fail.
+fn make_again(
+    f: &mut CallFrame,
+    recording: &mut Recording,
+    dir: i32,
+    at: u64,
+    flags: i32,
+) -> Option<Verdict> {
+    let place = match f.rax {
+        libc::SYS_open => 1,
+        libc::SYS_openat => 2,
+        _ => return None,
+    };
+    if flags & libc::O_CREAT == 0 {
+        return None;
+    }
+    let path = Path::read(at).filter(|path| !path.is_empty())?;
+    if path.text().last() == Some(&b'/') || !leads_back(recording, dir, &path) {
+        return None;
+    }
+    let args = f.args;
+    f.args[place] |= libc::O_EXCL as u64;
+    let result = execute(f);
+    f.args = args;
+    if result == -i64::from(libc::EEXIST) {
+        recording.session.made_nothing();
+        return None;
+    }
+    f.rax = result;
+    made(f, recording);
+    Some(Verdict::Done)
+}
+
+/// Is nothing to be recorded of what is about to be made under the name `path`? Then it is told.
+fn leads_back(recording: &mut Recording, dir: i32, path: &Path) -> bool {
+    paths::parent_of(dir, path).is_ok_and(|parent| is_led_back(recording, &parent))
+}
+
+fn is_led_back(recording: &mut Recording, parent: &paths::Parent) -> bool {
+    let is_led_back = recording.session.is_led_back(&parent.id, parent.name);
+    if is_led_back {
+        recording.session.making(&parent.id, parent.name);
+    }
+    is_led_back
 }
 
 /// open_by_handle_at with O_TRUNC: which file that is shows when it is open, so it is opened as it
@@ -130,6 +191,9 @@ fn cut_off(
     follow: bool,
 ) -> Option<Verdict> {
     let found = paths::find(dir, path, follow)?;
+    if pinned::is_memory(path.text()) {
+        return None;
+    }
     if !paths::writable(dir, path) || !of_interest(&mut recording, &found) {
         return None;
     }
@@ -161,20 +225,27 @@ fn create(f: &mut CallFrame, mut recording: Recording, dir: i32, path: &Path) ->
     if path.text().last() == Some(&b'/') {
         return None;
     }
-    before_create(&mut recording, dir, path)?;
+    let new = before_create(&mut recording, dir, path)?;
+    MADE_AGAIN.store(matches!(new, Recorded::Already), Relaxed);
     f.rax = execute(f);
     made(f, &mut recording);
     Some(Verdict::Done)
 }
 
+/// What leads a name back.
+pub enum Recorded {
+    Now,
+    /// A record from before, or of its directory.
+    Already,
+}
+
 /// Tells of the name `path`, which is not there, before something is made under it. `None`:
 /// the call will fail, the name is left alone, or it cannot be told, which the table then knows.
-pub fn before_create(recording: &mut Recording, dir: i32, path: &Path) -> Option<()> {
+pub fn before_create(recording: &mut Recording, dir: i32, path: &Path) -> Option<Recorded> {
     let name = match paths::parent_of(dir, path) {
         Ok(parent) => {
-            if recording.session.is_led_back(&parent.id, parent.name) {
-                recording.session.making(&parent.id, parent.name);
-                return Some(());
+            if is_led_back(recording, &parent) {
+                return Some(Recorded::Already);
             }
             // Where the program has changed names before it may do so, or its call fails and
             // the name stays as absent as the record says.
@@ -187,7 +258,7 @@ pub fn before_create(recording: &mut Recording, dir: i32, path: &Path) -> Option
     let name = name.as_ref();
     recording.session.before_create(&name);
     recording.session.making(&name.dir, name.name);
-    Some(())
+    Some(Recorded::Now)
 }
 
 fn told(recording: &mut Recording, name: Result<Name, NoName>) -> Option<Name> {
