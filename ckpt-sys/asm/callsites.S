@@ -72,6 +72,8 @@ ckpt_stage1:
     test $2, %cl
     jnz ckpt_stage2
     shr $3, %ecx
+    cmp $9, %ecx                        # the one with the longest way first
+    je 30f
     cmp $2, %ecx
     je 22f
     ja 23f
