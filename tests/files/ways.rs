@@ -229,6 +229,13 @@ fn a_mapped_file_without_its_name_but_with_another() {
     let _ = std::fs::remove_dir_all(&case.root);
 }
 
+/// A name that is made and removed over and over is made with O_EXCL at once, in the hope that it is
+/// not there: the program must not notice where it is.
+#[test]
+fn a_name_that_was_made_again_and_again() {
+    is_taken_back(&["made-again"]);
+}
+
 /// A server opens what its clients name with openat2, in a root of its own.
 #[test]
 fn roots_of_openat2_are_roots() {

@@ -53,6 +53,90 @@ static void empty(const char *name)
     close(fd);
 }
 
+/* A program that makes and removes one name again and again, as sqlite does with its journal. */
+static void again_and_again(const char *name)
+{
+    for (int i = 0; i < 3; i++) {
+        int fd = open(name, O_RDWR | O_CREAT, 0640);
+        struct stat st;
+        CHECK(fd >= 0 && fstat(fd, &st) == 0);
+        CHECK(st.st_size == 0 && st.st_nlink == 1 && (st.st_mode & 0777) == 0640);
+        CHECK((fcntl(fd, F_GETFL) & (O_ACCMODE | O_EXCL | O_CREAT)) == O_RDWR);
+        CHECK_EQ(write(fd, "x", 1), 1);
+        close(fd);
+        CHECK(unlink(name) == 0);
+    }
+}
+
+static void fails(const char *name, int flags, int with)
+{
+    int fd = open(name, flags | O_CREAT, 0640);
+    CHECK(fd == -1);
+    CHECK_EQ(errno, with);
+}
+
+/* Then the name stands for something else. */
+static void made_again(void)
+{
+    umask(0);
+    again_and_again("j");
+    int fd = open("j", O_WRONLY | O_CREAT, 0640);
+    CHECK_EQ(write(fd, "yyyy", 4), 4);
+    close(fd);
+    fails("j", O_WRONLY | O_EXCL, EEXIST);
+    CHECK((fd = open("j", O_RDWR | O_CREAT | O_TRUNC, 0600)) >= 0);
+    struct stat st;
+    CHECK(fstat(fd, &st) == 0 && st.st_size == 0 && (st.st_mode & 0777) == 0640);
+    close(fd);
+    CHECK(unlink("j") == 0);
+
+    again_and_again("j");
+    CHECK(symlink("nowhere", "j") == 0);
+    fails("j", O_RDWR | O_NOFOLLOW, ELOOP);
+    again_and_again("k");
+    CHECK((fd = open("j", O_RDWR | O_CREAT, 0640)) >= 0);
+    CHECK(access("nowhere", F_OK) == 0);
+    close(fd);
+    CHECK(unlink("j") == 0);
+
+    again_and_again("j");
+    CHECK(symlink("f", "j") == 0);
+    CHECK((fd = open("j", O_RDWR | O_CREAT | O_TRUNC, 0640)) >= 0);
+    close(fd);
+    CHECK(stat("f", &st) == 0 && st.st_size == 0);
+    CHECK(unlink("j") == 0);
+
+    again_and_again("j");
+    CHECK(mkdir("j", 0755) == 0);
+    fails("j", O_RDWR, EISDIR);
+    again_and_again("k");
+    CHECK((fd = open("j/in", O_RDWR | O_CREAT, 0640)) >= 0);
+    close(fd);
+    CHECK(unlink("j/in") == 0 && rmdir("j") == 0);
+
+    again_and_again("j");
+    CHECK(mkfifo("j", 0600) == 0);
+    CHECK((fd = open("j", O_RDWR | O_CREAT, 0640)) >= 0);
+    CHECK(fstat(fd, &st) == 0 && S_ISFIFO(st.st_mode));
+    close(fd);
+    CHECK(unlink("j") == 0);
+
+    again_and_again("j");
+    CHECK((fd = open("g", O_RDWR | O_CREAT, 0640)) >= 0);
+    CHECK_EQ(write(fd, "ZZZZ", 4), 4);
+    close(fd);
+    again_and_again("j");
+    fails("no/such", O_RDWR, ENOENT);
+    fails("f/j", O_RDWR, ENOTDIR);
+    fails("j/", O_RDWR, EISDIR);
+    fails("", O_RDWR, ENOENT);
+    fails((const char *)8, O_RDWR, EFAULT);
+    CHECK(rename("d/g", "j") == 0);
+    CHECK((fd = open("j", O_RDWR | O_CREAT, 0640)) >= 0);
+    CHECK_EQ(pwrite(fd, "ZZZZ", 4, 6000), 4);
+    close(fd);
+}
+
 static int in_root(int dir, const char *path, int flags)
 {
     struct open_how how = {.flags = flags, .mode = flags & O_CREAT ? 0644 : 0, .resolve = RESOLVE_IN_ROOT};
@@ -230,6 +314,10 @@ int main(int argc, char **argv)
         make("ex/new");
         OK(rename("ex/new", "d/f"));
         OK(rename("ex", "ex2"));
+    }
+    CASE("made-again")
+    {
+        made_again();
     }
     CASE("exchanged")
     {
