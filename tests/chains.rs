@@ -138,7 +138,9 @@ mod killed {
             snapshot: "auto",
         };
         // A hundred rounds a second, and each life is killed within some 200 ms.
-        let program = Program::guest(guest).seconds(8.0 + kills as f64 / 2.0);
+        // More where many merges are waited for.
+        let each = if kills > 15 { 1.0 } else { 0.5 };
+        let program = Program::guest(guest).seconds(8.0 + kills as f64 * each);
         let mut trial = Trial::new(program, setting)
             .ckpt("CKPT_INTERVAL", "20ms")
             .ckpt("CKPT_CHAIN", "6")

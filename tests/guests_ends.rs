@@ -4,6 +4,9 @@
 
 mod common;
 
+#[path = "ends/again.rs"]
+mod again;
+
 use common::run::{Life, Started, members};
 use common::*;
 use std::path::PathBuf;

@@ -4,11 +4,13 @@
 //! the descriptor holds it too: the restored process of a recovery takes it over
 //! from the starter that way. A forked writer child may outlive its parent by
 //! moments and still hold it; so an owner that is dead, with the lock busy, is
-//! waited for. An owner whose helper ends before it does lets the lock go and says so in
+//! waited for. So is one that was killed and has threads that have not ended, whoever
+//! holds the lock: they may be in the midst of a write to a file that a recovery would take back. An owner whose helper ends before it does lets the lock go and says so in
 //! the text: the job is its until it is dead.
 //!
 //! Used in the target (constructor, helper thread) and in the command (`prune`).
 
+use super::owner::{Life, Owner, UNTIL_ITS_END, boot_id};
 use super::{Context, StoreError};
 use crate::errno::Errno;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,103 +20,16 @@ use std::path::{Path, PathBuf};
 pub const NAME: &str = "lock";
 /// How long a dead owner's children may take to let go.
 const PATIENCE_MS: u64 = 10_000;
-const POLL_MS: u64 = 20;
-/// The fourth word of an owner who keeps the job without the lock.
-const UNTIL_ITS_END: &str = "asleep";
-
-/// A process, told apart from a later one with the same number.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Owner {
-    pub pid: i32,
-    /// Field 22 of /proc/PID/stat: clock ticks since boot.
-    pub start_time: u64,
-    /// /proc/sys/kernel/random/boot_id.
-    pub boot_id: String,
-}
-
-impl Owner {
-    /// The calling process (the helper thread's, too).
-    pub fn current() -> Result<Owner, StoreError> {
-        let pid = rustix::process::getpid().as_raw_nonzero().get();
-        let (_, start_time) = stat_of(pid)?;
-        Ok(Owner {
-            pid,
-            start_time,
-            boot_id: boot_id(),
-        })
-    }
-
-    /// What the lock file holds: one line; a fourth word where the job is the owner's until
-    /// its end ([`JobLock::outlive`]).
-    pub fn to_text(&self, until_its_end: bool) -> Vec<u8> {
-        let word = if until_its_end {
-            format!(" {UNTIL_ITS_END}")
-        } else {
-            String::new()
-        };
-        format!("{} {} {}{word}\n", self.pid, self.start_time, self.boot_id).into_bytes()
-    }
-
-    fn from_text(text: &[u8]) -> Option<Owner> {
-        let text = std::str::from_utf8(text).ok()?;
-        let mut words = text.lines().next()?.split(' ');
-        Some(Owner {
-            pid: words.next()?.parse().ok()?,
-            start_time: words.next()?.parse().ok()?,
-            boot_id: words.next()?.to_owned(),
-        })
-    }
-
-    /// False only when it is certain: not of this boot of this machine, not visible
-    /// here, and so on, count as alive.
-    pub fn is_alive(&self) -> bool {
-        if self.boot_id != boot_id() {
-            return true;
-        }
-        match stat_of(self.pid) {
-            Ok((state, start)) => start == self.start_time && !matches!(state, b'Z' | b'X'),
-            Err(error) => error.errno != Errno::ENOENT && error.errno != Errno::ESRCH,
-        }
-    }
-}
-
-/// State letter and start time of a process.
-fn stat_of(pid: i32) -> Result<(u8, u64), StoreError> {
-    let path = PathBuf::from(format!("/proc/{pid}/stat"));
-    let text = read_small(&path).on("read", &path)?;
-    parse_stat(&text).ok_or(Errno::EINVAL).on("read", &path)
-}
-
-/// The command name may hold anything, so fields count from the last `)`.
-fn parse_stat(text: &[u8]) -> Option<(u8, u64)> {
-    let close = text.iter().rposition(|&b| b == b')')?;
-    let rest = std::str::from_utf8(text.get(close + 2..)?).ok()?;
-    let mut fields = rest.split_ascii_whitespace();
-    let state = *fields.next()?.as_bytes().first()?;
-    // `state` is field 3; 22 is the start time.
-    Some((state, fields.nth(22 - 4)?.parse().ok()?))
-}
-
-pub fn boot_id() -> String {
-    let path = Path::new("/proc/sys/kernel/random/boot_id");
-    let text = read_small(path).unwrap_or_default();
-    String::from_utf8_lossy(&text).trim().to_owned()
-}
-
-fn read_small(path: &Path) -> Result<Vec<u8>, Errno> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let file = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
-    let mut bytes = vec![0u8; 1024];
-    let got = rustix::io::pread(&file, &mut bytes, 0)?;
-    bytes.truncate(got);
-    Ok(bytes)
-}
-
+const POLL_MS: u64 = 5;
+const SHORT_MS: u64 = 2;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LockError {
     /// A live process has it.
     #[error("the job in {} is in use by process {pid}", dir.display())]
     Busy { dir: PathBuf, pid: i32 },
+    /// Its process was killed, but is not gone: it may still be in the midst of a write.
+    #[error("process {pid}, which has the job in {}, was killed and has not ended yet: start again when it has", dir.display())]
+    Dying { dir: PathBuf, pid: i32 },
     /// There is no such job (and it was not to be created).
     #[error("no job in {}", .0.display())]
     NoJob(PathBuf),
@@ -143,6 +58,7 @@ impl JobLock {
     fn wait(dir: &Path, create: bool, patience_ms: u64) -> Result<JobLock, LockError> {
         let path = dir.join(NAME);
         let mut waited = 0;
+        let mut seen_alive = false;
         loop {
             check_dir(dir)?;
             let mut flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -154,7 +70,7 @@ impl JobLock {
                 Err(rustix::io::Errno::NOENT) => return Err(LockError::NoJob(dir.to_owned())),
                 other => other.map_err(Errno::from).on("open", &path)?,
             };
-            match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            let busy = match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {
                     if let Some(pid) = owned_without_lock(&fd) {
                         let dir = dir.to_owned();
@@ -162,29 +78,39 @@ impl JobLock {
                     }
                     // The job may have been removed, or removed and made again, between
                     // the two calls: then this is a lock on nothing.
-                    if same_file(fd.as_fd(), &path) {
-                        return Ok(JobLock {
-                            fd,
-                            dir: dir.to_owned(),
-                        });
+                    if !same_file(fd.as_fd(), &path) {
+                        continue;
                     }
-                    continue;
+                    false
                 }
                 Err(rustix::io::Errno::INTR) => continue,
-                Err(rustix::io::Errno::WOULDBLOCK) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => true,
                 Err(errno) => {
                     return Err(Errno::from(errno))
                         .on("lock", &path)
                         .map_err(Into::into);
                 }
-            }
-            let owner = read_owner(&fd).map(|(owner, _)| owner);
+            };
             // No text yet: its owner is just writing it.
-            let alive = owner.as_ref().is_some_and(Owner::is_alive);
-            if alive || waited >= patience_ms {
-                let pid = owner.map_or(0, |o| o.pid);
+            let owner = read_owner(&fd).map(|(owner, _)| owner);
+            let life = owner.as_ref().map_or(Life::Dead, Owner::life);
+            // The helper, whose the lock was, may end before threads that are in a call.
+            if !busy && life != Life::Dying {
                 let dir = dir.to_owned();
-                return Err(LockError::Busy { dir, pid });
+                return Ok(JobLock { fd, dir });
+            }
+            let (pid, dir) = (owner.map_or(0, |o| o.pid), dir.to_owned());
+            if life == Life::Alive {
+                // A thread that has taken the signal that kills it looks alive for an instant.
+                if seen_alive {
+                    return Err(LockError::Busy { dir, pid });
+                }
+                seen_alive = true;
+                pause(SHORT_MS);
+                continue;
+            }
+            if waited >= patience_ms {
+                return Err(LockError::Dying { dir, pid });
             }
             pause(POLL_MS);
             waited += POLL_MS;
@@ -328,15 +254,6 @@ mod tests {
     }
 
     #[test]
-    fn stat_fields() {
-        let text = b"12 (a) b (c)) S 1 12 12 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 777 9 9";
-        assert_eq!(parse_stat(text), Some((b'S', 777)));
-        assert_eq!(parse_stat(b"12 (x"), None);
-        assert!(Owner::current().unwrap().is_alive());
-        assert!(!dead().is_alive());
-    }
-
-    #[test]
     fn a_live_owner_keeps_it() {
         let dir = TempDir::new("lock");
         let me = Owner::current().unwrap();
@@ -370,11 +287,7 @@ mod tests {
             .spawn()
             .unwrap();
         let pid = child.id() as i32;
-        let owner = Owner {
-            pid,
-            start_time: stat_of(pid).unwrap().1,
-            boot_id: boot_id(),
-        };
+        let owner = Owner::of(pid).unwrap();
         let me = Owner::current().unwrap();
         let asleep = |owner: &Owner| {
             let lock = JobLock::take(&dir.0, true, &me).unwrap();

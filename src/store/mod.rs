@@ -42,6 +42,7 @@ pub mod job;
 pub mod journal;
 pub mod lock;
 pub mod merge;
+pub mod owner;
 pub mod publish;
 pub mod report;
 pub mod retention;
@@ -63,8 +64,9 @@ pub use find::{FindError, Found, Skipped};
 pub use fs::{Fs, RawFs};
 pub use generation::{GenerationKind, GenerationRecord, MemberRecord};
 pub use job::{Job, JobKey, store_root};
-pub use lock::{JobLock, LockError, Owner};
+pub use lock::{JobLock, LockError};
 pub use merge::{Merge, MergeError};
+pub use owner::Owner;
 pub use publish::{Pending, PublishError};
 pub use start::{Claimed, Start, StartError};
 

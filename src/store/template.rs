@@ -9,7 +9,8 @@
 use super::fs::{Fs, RawFs};
 use super::generation::{self, FilesRecord, GenerationRecord, MANIFEST_NAME};
 use super::journal::{Journal, JournalError, Record};
-use super::lock::{JobLock, LockError, Owner};
+use super::lock::{JobLock, LockError};
+use super::owner::Owner;
 use super::{Context, Job, JobKey, StoreError};
 use crate::errno::Errno;
 use crate::image::codec::CodecError;
