@@ -21,6 +21,28 @@ fn undisturbed(program: Program, setting: Setting, interval: &str, least: u64) {
     }
 }
 
+/// The hooks use a part of the vector registers and save no other: nobody else's code behind a
+/// call may see that, also while what a call does is recorded anew after each checkpoint.
+mod registers {
+    use super::*;
+
+    fn survive(tracker: &str) {
+        let guest = build::guest("net_vector");
+        let program = Program::at(guest, &["written", "1000000"]).env("CKPT_TRACKER", tracker);
+        undisturbed(program, LAZY_FORK, "5ms", 20);
+    }
+
+    #[test]
+    fn hooks_with_uffd() {
+        survive("uffd");
+    }
+
+    #[test]
+    fn hooks_with_mprotect() {
+        survive("mprotect");
+    }
+}
+
 mod calls {
     use super::*;
 

@@ -5,7 +5,8 @@
 //! from the starter that way. A forked writer child may outlive its parent by
 //! moments and still hold it; so an owner that is dead, with the lock busy, is
 //! waited for. So is one that was killed and has threads that have not ended, whoever
-//! holds the lock: they may be in the midst of a write to a file that a recovery would take back. An owner whose helper ends before it does lets the lock go and says so in
+//! holds the lock: they may be in the midst of a write to a file that a recovery would
+//! take back. An owner whose helper ends before it does lets the lock go and says so in
 //! the text: the job is its until it is dead.
 //!
 //! Used in the target (constructor, helper thread) and in the command (`prune`).

@@ -1,8 +1,10 @@
 /* Vector registers must survive a hooked call, with the upper halves in use and with
- * them clean; so must mask registers where there are any. */
+ * them clean; so must mask registers where there are any. Arguments: what is written to
+ * (/dev/null), how often (1000). */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -71,12 +73,13 @@ __attribute__((target("avx512f"))) static int avx512(int fd)
 	       mask != 0x5a5a;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
-	int fd = open("/dev/null", O_WRONLY), bad = 0;
+	int fd = open(argc > 1 ? argv[1] : "/dev/null", O_WRONLY | O_CREAT, 0644), bad = 0;
+	long rounds = argc > 2 ? atol(argv[2]) : 1000;
 	for (int i = 0; i < 128; i++)
 		((unsigned long *)pattern)[i] = 0x0123456789abcdefUL * (i + 1);
-	for (int i = 0; i < 1000; i++) {
+	for (long i = 0; i < rounds; i++) {
 		bad += sse(fd);
 		if (__builtin_cpu_supports("avx"))
 			bad += avx(fd) + upper_stay_zero(fd);
@@ -84,6 +87,8 @@ int main(void)
 			bad += avx512(fd);
 		bad += sse(fd);
 	}
+	if (fd < 0)
+		bad++;
 	printf("vector: %d bad, avx %d, avx512 %d\n", bad, !!__builtin_cpu_supports("avx"), !!__builtin_cpu_supports("avx512f"));
 	return bad != 0;
 }

@@ -11,8 +11,8 @@
 //! stopped and no longer before (every thread is out of the kernel then), and what relies on
 //! faults takes all memory for written.
 //!
-//! Called by `hooks::handle` (paths after `files` has had its look), in any thread and context; from the program's start, long before
-//! a table of files is open.
+//! Called by `hooks::handle` (paths after `files` has had its look), in any thread and context;
+//! from the program's start, long before a table of files is open.
 
 use super::frame::CallFrame;
 use super::user;
