@@ -229,6 +229,12 @@ fn a_mapped_file_without_its_name_but_with_another() {
     let _ = std::fs::remove_dir_all(&case.root);
 }
 
+/// A file of the program's that is called as a process's memory is in /proc.
+#[test]
+fn a_file_called_mem_is_cut_off() {
+    is_taken_back(&["called-mem"]);
+}
+
 /// A name that is made and removed over and over is made with O_EXCL at once, in the hope that it is
 /// not there: the program must not notice where it is.
 #[test]

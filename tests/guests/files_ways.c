@@ -26,8 +26,8 @@ static void setup(void)
     const char *dirs[] = {"d", "d2", "ex", "r"};
     for (int i = 0; i < 4; i++)
         CHECK(mkdir(dirs[i], 0755) == 0);
-    const char *files[] = {"f", "g", "d/f", "d/g", "d2/f", "ex/have", "r/real", "f (deleted)", "a\\012b", "c\nd"};
-    for (int i = 0; i < 10; i++)
+    const char *files[] = {"f", "g", "d/f", "d/g", "d2/f", "ex/have", "r/real", "f (deleted)", "a\\012b", "c\nd", "mem"};
+    for (int i = 0; i < 11; i++)
         make(files[i]);
     CHECK(link("g", "second") == 0);
     CHECK(symlink("d", "old") == 0);
@@ -337,6 +337,10 @@ int main(int argc, char **argv)
         modify("f (deleted)");
         OK(chmod("f (deleted)", 0600));
         OK(rename("f (deleted)", "h"));
+    }
+    CASE("called-mem")
+    {
+        empty("mem");
     }
     CASE("odd-mapped")
     {

@@ -57,8 +57,7 @@ pub fn look(f: &CallFrame) {
     }
 }
 
-/// Looks at the path of an open that is about to be made, and was not made by [`super::files`]: what
-/// is cut off there or made, is no such file.
+/// Looks at the path of an open that is about to be made, unless [`super::files`] has made the file.
 pub fn look_at_path(f: &CallFrame) {
     if let libc::SYS_open | libc::SYS_openat | libc::SYS_openat2 = f.rax
         && let Some((_, path, flags, _)) = super::files::open::arguments(f)
@@ -101,8 +100,7 @@ fn names_memory(at: u64) -> bool {
     }
 }
 
-/// Is this the path of a process's memory?
-pub fn is_memory(path: &[u8]) -> bool {
+fn is_memory(path: &[u8]) -> bool {
     path == b"mem" || (path.ends_with(b"/mem") && !path.starts_with(b"/dev/"))
 }
 

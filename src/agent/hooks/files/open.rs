@@ -190,10 +190,8 @@ fn cut_off(
     path: &Path,
     follow: bool,
 ) -> Option<Verdict> {
+    pinned::look_at_path(f);
     let found = paths::find(dir, path, follow)?;
-    if pinned::is_memory(path.text()) {
-        return None;
-    }
     if !paths::writable(dir, path) || !of_interest(&mut recording, &found) {
         return None;
     }
